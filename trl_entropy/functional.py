@@ -1,0 +1,69 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Reductions over tokens, in plain torch. B sequences, T completion tokens."""
+
+import torch
+from torch import Tensor
+
+from .tokens import SINGLE_PROCESS, Collectives
+
+
+def accumulator_dtype(device: torch.device) -> torch.dtype:
+    """float64 where the device has it, so that a sum does not depend on its order in any digit that matters."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def masked_mean(values: Tensor, mask: Tensor, world: Collectives = SINGLE_PROCESS) -> Tensor:
+    """Scalar mean of `values` (B, T) over `mask` (B, T) and over all processes; 0 where nothing is valid."""
+    dtype = accumulator_dtype(values.device)
+    total, count = world.sum(torch.stack([values[mask].to(dtype).sum(), mask.sum().to(dtype)]))
+    return total / count.clamp(min=1)
+
+
+def masked_mean_and_std(values: Tensor, mask: Tensor, world: Collectives = SINGLE_PROCESS) -> tuple[Tensor, Tensor]:
+    """Scalar mean and population standard deviation of `values` (B, T) over `mask` (B, T) and over all processes."""
+    mean = masked_mean(values, mask, world)
+    return mean, masked_mean((values.to(mean.dtype) - mean).square(), mask, world).sqrt()
+
+
+def masked_max(values: Tensor, mask: Tensor, world: Collectives = SINGLE_PROCESS) -> Tensor:
+    """Scalar maximum of `values` (B, T) over `mask` (B, T) and over all processes; -inf where nothing is valid."""
+    return world.gather(values.masked_fill(~mask, -torch.inf).amax().reshape(1)).amax()
+
+
+def top_count_mask(values: Tensor, mask: Tensor, share: float, world: Collectives = SINGLE_PROCESS) -> Tensor:
+    """(B, T) -> (B, T) bool: the `max(1, floor(share * N))` largest of the N valid values of all processes.
+
+    Ties go to the earlier token, in the order process, sequence, position.
+    """
+    local = values[mask]
+    gathered = world.gather(local)
+    count = share_of(share, gathered.numel())
+    order = gathered.argsort(descending=True, stable=True)
+    chosen = torch.zeros_like(gathered, dtype=torch.bool)
+    chosen[order[:count]] = True
+    return scatter_valid(world.own(chosen, local.numel()), mask)
+
+
+def scatter_valid(flags: Tensor, mask: Tensor) -> Tensor:
+    """(N,) bool for the N valid tokens -> (B, T) bool, False elsewhere."""
+    return torch.zeros_like(mask).masked_scatter(mask, flags)
+
+
+def share_of(share: float, count: int) -> int:
+    """`floor(share * count)`, at least 1 and at most `count`. The nudge keeps 0.29 of 100 at 29, not 28."""
+    return min(count, max(1, int(share * count * (1 + 1e-12))))
+
+
+def quantiles(values: Tensor, probabilities: tuple[float, ...]) -> list[Tensor]:
+    """Quantiles of a 1-D tensor with linear interpolation, of any length (`torch.quantile` stops at 16 million)."""
+    if values.numel() == 0:
+        return [values.new_full((), torch.nan) for _ in probabilities]
+    ordered = values.sort().values
+    found = []
+    for probability in probabilities:
+        position = probability * (ordered.numel() - 1)
+        low = int(position)
+        high = min(low + 1, ordered.numel() - 1)
+        found.append(torch.lerp(ordered[low], ordered[high], position - low))
+    return found

@@ -1,0 +1,106 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What a method sees: the completion tokens of one forward, or those of a whole generation batch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+@dataclass(frozen=True)
+class Collectives:
+    """What a statistic over all processes needs. The defaults are those of a single process.
+
+    Every process must make every call, also with nothing valid of its own.
+
+    Attributes:
+        sum: elementwise sum over processes, same shape.
+        gather: 1-D tensors of any length, concatenated in the order of processes.
+        rank: index of this process.
+    """
+
+    sum: Callable[[Tensor], Tensor] = _itself
+    gather: Callable[[Tensor], Tensor] = _itself
+    rank: int = 0
+
+    def own(self, gathered: Tensor, length: int) -> Tensor:
+        """The `length` entries of a gathered 1-D tensor that came from this process."""
+        lengths = self.gather(torch.tensor([length], device=gathered.device))
+        start = int(lengths[: self.rank].sum())
+        return gathered[start : start + length]
+
+
+SINGLE_PROCESS = Collectives()
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """The completion tokens of one forward. B sequences, T tokens; entropies in nats at the sampling temperature.
+
+    Attributes:
+        logps: (B, T) log-probability of each sampled token under the current policy, with gradient.
+        old_logps: (B, T) the same under the policy that generated, without gradient.
+        entropy: (B, T) entropy of the current policy at each token, with gradient.
+        old_entropy: (B, T) entropy of the policy that generated, without gradient.
+        advantages: (B, T) as the rewards and the methods listed before left them.
+        mask: (B, T) bool, the tokens that the loss counts: no padding, no tool results.
+        ratio: (B, T) importance ratio of the loss, without gradient; one value per row if it is sequence-level.
+        clip_low, clip_high: the ratio below which a negative, and above which a positive advantage is clipped;
+            -inf and inf where the loss does not clip.
+        on_policy: the current policy is the one that generated, and the ratio is 1 by construction.
+        training: False during evaluation, which must not move the state of a method.
+        draw: integers that identify this forward in the run (seed, optimizer step, micro-batch).
+        world: collectives over all processes.
+    """
+
+    logps: Tensor
+    old_logps: Tensor
+    entropy: Tensor
+    old_entropy: Tensor
+    advantages: Tensor
+    mask: Tensor
+    ratio: Tensor
+    clip_low: float = -torch.inf
+    clip_high: float = torch.inf
+    on_policy: bool = False
+    training: bool = True
+    draw: tuple[int, int, int] = (0, 0, 0)
+    world: Collectives = SINGLE_PROCESS
+
+    @cached_property
+    def clipped(self) -> Tensor:
+        """(B, T) bool: tokens whose policy gradient the loss already cuts."""
+        high = (self.ratio > self.clip_high) & (self.advantages > 0)
+        low = (self.ratio < self.clip_low) & (self.advantages < 0)
+        return high | low
+
+    def scope(self, name: str) -> Collectives:
+        """The processes that a statistic runs over: `micro_batch` is this process alone, `world` all of them."""
+        return self.world if name == "world" else SINGLE_PROCESS
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """The completions of one generation batch, before it is shuffled and split into micro-batches.
+
+    Attributes:
+        advantages: (B, T) from the rewards, each sequence's value at all its tokens.
+        mask: (B, T) bool, as in [`TokenBatch`].
+        logps: (B, T) log-probabilities under the policy that generated, or `None` where no pass over the whole
+            generation batch was made.
+        entropy: (B, T) entropies of that policy in nats, or `None` likewise.
+        world: collectives over all processes.
+    """
+
+    advantages: Tensor
+    mask: Tensor
+    logps: Tensor | None = None
+    entropy: Tensor | None = None
+    world: Collectives = SINGLE_PROCESS
