@@ -5,7 +5,9 @@
 import os
 
 
-os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false", WANDB_MODE="offline")
+os.environ.update(
+    HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false", WANDB_MODE="offline"
+)
 
 import pytest
 import torch
@@ -58,7 +60,9 @@ def count_reward(completion_ids, **kwargs) -> list[float]:
     return [sum(token % 2 == 0 for token in ids) / max(len(ids), 1) for ids in completion_ids]
 
 
-def build_trainer(trainer_class, config_class, output_dir, *, model=None, eval_dataset=None, callbacks=None, **settings):
+def build_trainer(
+    trainer_class, config_class, output_dir, *, model=None, eval_dataset=None, callbacks=None, **settings
+):
     defaults = dict(
         per_device_train_batch_size=4,
         num_generations=4,
@@ -118,6 +122,56 @@ def make_loss_batch(rows: int = 4, length: int = 6, seed: int = 3, **extra) -> d
 
 def loss_and_gradients(trainer, batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     trainer.model.zero_grad()
+    trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps  # set when training starts
     loss = trainer.compute_loss(trainer.model, batch)
     loss.backward()
     return loss.detach(), {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
+
+
+def make_tokens(logps, old_logps, advantages, entropy=None, mask=None, epsilon=0.2, **extra):
+    """A `TokenBatch` from nested lists, in float64; one row where a flat list is given."""
+    from trl_entropy.tokens import TokenBatch
+
+    def tensor(values):
+        return torch.atleast_2d(torch.as_tensor(values, dtype=torch.float64))
+
+    logps, old_logps = tensor(logps), tensor(old_logps)
+    entropy = torch.ones_like(logps) if entropy is None else tensor(entropy)
+    fields = dict(
+        old_entropy=entropy,
+        mask=torch.ones_like(logps, dtype=torch.bool)
+        if mask is None
+        else torch.atleast_2d(torch.as_tensor(mask)).bool(),
+        ratio=(logps - old_logps).exp(),
+        clip_low=1 - epsilon,
+        clip_high=1 + epsilon,
+    )
+    return TokenBatch(
+        logps=logps, old_logps=old_logps, entropy=entropy, advantages=tensor(advantages), **{**fields, **extra}
+    )
+
+
+def random_tokens(rows=4, length=7, seed=0, **extra):
+    """A `TokenBatch` of random values with ragged rows."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal():
+        return torch.randn(rows, length, generator=generator, dtype=torch.float64)
+
+    logps = -normal().abs() - 0.05
+    lengths = torch.randint(1, length + 1, (rows, 1), generator=generator)
+    return make_tokens(
+        logps,
+        logps + 0.2 * normal(),
+        normal()[:, :1].expand(rows, length),
+        entropy=normal().abs(),
+        mask=torch.arange(length) < lengths,
+        **extra,
+    )
+
+
+def config_of(**fields):
+    """The method fields at their defaults, but for those given."""
+    from trl_entropy.methods import MethodsConfig
+
+    return MethodsConfig(**fields)

@@ -120,9 +120,10 @@ class EntropyGRPOTrainer(GRPOTrainer):
         logps, entropy = output.get("old_per_token_logps"), output.get("old_entropies")
         if entropy is None and any("rollout_entropy" in method.needs for method in self.methods):
             logps, entropy = self._score_rollouts(output)
+        loss_mask = self._loss_mask(output).bool()
         rollouts = Rollouts(
             advantages=output["advantages"].unsqueeze(1).expand(output["completion_ids"].shape),
-            mask=self._loss_mask(output).bool(),
+            mask=loss_mask,
             logps=logps,
             entropy=entropy,
             world=self._world,
@@ -134,7 +135,7 @@ class EntropyGRPOTrainer(GRPOTrainer):
             self._log_values(named_metrics(method, rollouts), rollouts.mask)
             rollouts = replace(rollouts, advantages=advantages, mask=mask)
         output["advantages"] = rollouts.advantages.contiguous()
-        if any(method.overrides("group_mask") for method in self.methods):
+        if rollouts.mask is not loss_mask:
             # The tool mask takes tokens out of the loss and its denominators, and leaves attention as it is.
             output["tool_mask"] = rollouts.mask.to(output["completion_mask"].dtype)
             output["num_items_in_batch"] = self._world.sum(self._loss_mask(output).sum())
@@ -202,7 +203,7 @@ class EntropyGRPOTrainer(GRPOTrainer):
             clip_high=1 + self.epsilon_high if clips else torch.inf,
             on_policy="old_per_token_logps" not in batch,
             training=self.model.training,
-            draw=(self.args.seed, self.state.global_step, self._step % self.current_gradient_accumulation_steps),
+            draw=(self.args.seed, self.state.global_step, self._step % self.args.gradient_accumulation_steps),
             world=self._world,
         )
 

@@ -30,7 +30,7 @@ class MethodsConfig(ClipCovConfig, KlCovConfig, SteerConfig, ClipBConfig):
 
 def build_methods(config: MethodsConfig) -> list[Method]:
     """The methods that `config.methods` lists. Raises `ValueError` for an unknown or repeated name or a bad field."""
-    if isinstance(config.methods, str) or not all(isinstance(name, str) for name in config.methods):
+    if not isinstance(config.methods, list) or not all(isinstance(name, str) for name in config.methods):
         raise ValueError(f"`methods` must be a list of names, got {config.methods!r}.")
     for position, name in enumerate(config.methods):
         if name not in METHODS:
