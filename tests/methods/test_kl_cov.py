@@ -14,7 +14,7 @@ def selected_by_hand(cov, mask, share):
     places = sorted(mask.nonzero().tolist(), key=lambda place: -cov[tuple(place)].item())
     selected = torch.zeros_like(mask)
     for place in places[: max(1, int(share * len(places)))]:
-        selected[tuple(place)] = cov[tuple(place)] > 0
+        selected[tuple(place)] = True
     return selected
 
 
@@ -78,6 +78,13 @@ def test_constant_advantages_select_nothing():
     tokens = random_tokens()
     tokens = make_tokens(tokens.logps, tokens.old_logps, torch.full_like(tokens.logps, 0.1), mask=tokens.mask)
     assert method.loss(tokens).abs().max() == 0
+
+
+def test_a_share_of_one_selects_everything():
+    tokens = random_tokens()
+    method = cases.build("kl_cov", kl_cov_ratio=1.0)
+    method.loss(tokens)
+    assert torch.equal(method._selected, tokens.mask)
 
 
 def test_ties_go_to_the_earlier_token():

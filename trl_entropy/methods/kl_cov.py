@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..functional import centered_product, top_count_mask
+from ..functional import centered_product, masked_max, top_count_mask
 from ..tokens import SINGLE_PROCESS, Collectives, TokenBatch
 from .base import Method, flag, non_negative, one_of, share
 from .clip_cov import ENTROPY_MECHANISM
@@ -52,9 +52,9 @@ class KlCovConfig:
 def kl_cov_mask(covariance: Tensor, mask: Tensor, ratio: float, world: Collectives = SINGLE_PROCESS) -> Tensor:
     """(B, T) -> (B, T) bool: the `max(1, floor(ratio * N))` tokens of largest covariance.
 
-    Where no covariance is positive (constant advantages, for one) no token drains entropy and none is selected.
+    None where no covariance is positive, as with constant advantages: the largest would be an arbitrary tie.
     """
-    return top_count_mask(covariance, mask, ratio, world) & (covariance > 0)
+    return top_count_mask(covariance, mask, ratio, world) & (masked_max(covariance, mask, world) > 0)
 
 
 def kl_cov_penalty(log_ratio: Tensor, kind: str) -> Tensor:
