@@ -26,7 +26,9 @@ ENTROPY_MECHANISM = Paper(
     "The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models",
     """@article{cui2025entropy,
     title   = {The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models},
-    author  = {Ganqu Cui and others},
+    author  = {Ganqu Cui and Yuchen Zhang and Jiacheng Chen and Lifan Yuan and Zhi Wang and Yuxin Zuo and Haozhan Li
+               and Yuchen Fan and Huayu Chen and Weize Chen and Zhiyuan Liu and Hao Peng and Lei Bai and Wanli Ouyang
+               and Yu Cheng and Bowen Zhou and Ning Ding},
     journal = {arXiv preprint arXiv:2505.22617},
     year    = {2025}
 }""",

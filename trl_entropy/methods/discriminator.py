@@ -61,8 +61,10 @@ class ClipB(Method):
     paper = Paper(
         "2602.03392",
         "On the Entropy Dynamics in Reinforcement Fine-Tuning of Large Language Models",
-        """@article{entropydynamics2026,
+        """@article{wang2026entropy,
     title   = {On the Entropy Dynamics in Reinforcement Fine-Tuning of Large Language Models},
+    author  = {Shumin Wang and Yuexiang Xie and Wenhao Zhang and Yuchang Sun and Yanxi Chen and Yaliang Li
+               and Yanyong Zhang},
     journal = {arXiv preprint arXiv:2602.03392},
     year    = {2026}
 }""",

@@ -95,7 +95,8 @@ class Steer(Method):
         "Rethinking Entropy Interventions in RLVR: An Entropy Change Perspective",
         """@article{hao2025rethinking,
     title   = {Rethinking Entropy Interventions in RLVR: An Entropy Change Perspective},
-    author  = {Zhezheng Hao and others},
+    author  = {Zhezheng Hao and Hong Wang and Haoyang Liu and Jian Luo and Jiarui Yu and Hande Dong and Qiang Lin
+               and Can Wang and Jiawei Chen},
     journal = {arXiv preprint arXiv:2510.10150},
     year    = {2025}
 }""",
