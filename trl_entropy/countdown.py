@@ -16,7 +16,7 @@ import math
 import operator
 from collections import defaultdict
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from itertools import combinations, permutations, product
 from typing import NamedTuple
 from zlib import crc32
@@ -60,7 +60,7 @@ def running_totals(numbers: Sequence[int], operators: Sequence[str]) -> list[int
     return totals[1:]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _answers_by_target(numbers: tuple[int, ...]) -> dict[int, tuple[str, ...]]:
     found = defaultdict(list)
     for order in sorted(set(permutations(numbers))):

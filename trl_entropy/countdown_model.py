@@ -16,7 +16,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    get_cosine_schedule_with_warmup,
+)
 
 from . import countdown
 from .countdown import END_OF_THOUGHT, OPERATIONS, TOTALS, Prompt, chain, countdown_dataset, prompts, solutions
@@ -39,9 +46,9 @@ class WarmStart:
     hidden_size: int = 96
     layers: int = 2
     heads: int = 4
-    steps: int = 500
+    steps: int = 600
     batch_size: int = 128
-    learning_rate: float = 2e-3
+    learning_rate: float = 6e-3
     seed: int = 0
 
 
@@ -68,6 +75,7 @@ def build_model(settings: WarmStart) -> Qwen3ForCausalLM:
         pad_token_id=WORDS.index(PAD),
         eos_token_id=WORDS.index(END),
         bos_token_id=None,
+        initializer_range=0.08,  # the usual 0.02 is for wide models and learns this task half as fast
     )
     return Qwen3ForCausalLM(config)
 
@@ -78,15 +86,21 @@ def supervised_batch(rows: Sequence[Prompt], tokenizer: PreTrainedTokenizerFast,
     return tokenizer(texts, return_tensors="pt").input_ids
 
 
+def progress_bar(label: str, total: int) -> tqdm:
+    """A bar of optimizer steps; in a log file, where nothing overwrites the line, it is drawn seldom."""
+    return tqdm(total=total, desc=f"{label:<10}", unit="step", mininterval=0.2 if sys.stderr.isatty() else 15)
+
+
 def train_warm_start(settings: WarmStart, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
     """Supervised training from scratch on right answers to the prompts that are not held out."""
     model, draw, rows = build_model(settings), random.Random(settings.seed), prompts(held_out=False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, settings.steps, pct_start=0.05)
+    steps = settings.steps
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98))
+    schedule = get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
     prompt_length = len(rows[0].text.split())
     model.train()
-    progress = tqdm(range(settings.steps), desc="warm start", mininterval=1, disable=not sys.stderr.isatty())
-    for _ in progress:
+    bar = progress_bar("warm start", steps)
+    for _ in range(steps):
         tokens = supervised_batch(draw.choices(rows, k=settings.batch_size), tokenizer, draw)
         logits = model(tokens).logits[:, prompt_length - 1 : -1]
         loss = cross_entropy(logits.flatten(0, 1), tokens[:, prompt_length:].flatten())
@@ -94,7 +108,9 @@ def train_warm_start(settings: WarmStart, tokenizer: PreTrainedTokenizerFast) ->
         loss.backward()
         optimizer.step()
         schedule.step()
-        progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+        bar.update()
+    bar.close()
     return model.eval()
 
 
