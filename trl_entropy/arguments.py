@@ -47,7 +47,8 @@ class StrictParser(TrlParser):
     def __init__(self, dataclass_types: Iterable[type], prog: str):
         super().__init__(dataclass_types, prog=prog, allow_abbrev=False)
         self.hints = {name: hint for kind in self.dataclass_types for name, hint in get_type_hints(kind).items()}
-        self.fields = {action.dest: action for action in self._actions if action.dest in self.hints}
+        # The first of a name: the second is the switch `--no_<name>`, which takes no value.
+        self.fields = {action.dest: action for action in reversed(self._actions) if action.dest in self.hints}
         self.launch_options = LaunchOptions({flag for action in self._actions for flag in action.option_strings})
         self.epilog = "The options of `accelerate launch` and `accelerate_config` are accepted too."
         self.path = None
@@ -117,7 +118,7 @@ class StrictParser(TrlParser):
     def _checked(self, action: Action, value: Any) -> Any:
         """A value of the YAML file, if the command line would take it: text in the type of the field, others as is."""
         kinds = kinds_of(self.hints[action.dest])
-        if action.nargs == "+" and not isinstance(value, list | NoneType):
+        if action.nargs == "+" and not isinstance(value, list | NoneType) and type(value) not in kinds:
             value = [value]
         if type(value) in (NoneType, dict, list) and type(value) not in kinds:
             raise self._wrong(action, value)

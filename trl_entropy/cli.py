@@ -110,19 +110,25 @@ def load_dataset(script_args, dataset_args):
     """The mixture `datasets`, or else `dataset_name`, with splits and in TRL's columns."""
     from trl import get_dataset
 
-    from .data import load_problems, to_trl_columns
+    from .data import data_file, load_problems, to_trl_columns
 
     if bool(dataset_args.datasets) == bool(script_args.dataset_name):
         raise ValueError("Either `dataset_name` or `datasets` must be given, and not both.")
     if dataset_args.datasets:
+        for entry in dataset_args.datasets:
+            if entry.data_files is None and (builder := data_file(entry.path)) is not None:
+                entry.path, entry.data_files = builder, entry.path
         return to_trl_columns(get_dataset(dataset_args))
     return load_problems(script_args.dataset_name, script_args.dataset_config, script_args.dataset_streaming)
 
 
 def check_arguments(script_args, training_args, model_args) -> None:
     """What no single dataclass can check. Raises `ValueError`."""
-    if not model_args.model_name_or_path:
+    model = model_args.model_name_or_path
+    if not model:
         raise ValueError("`model_name_or_path` must be given.")
+    if model.startswith(("/", ".")) and not os.path.exists(model):
+        raise ValueError(f"`model_name_or_path` must exist, got {model!r}, which is no folder.")
     if not (script_args.reward_funcs or script_args.reward_model_name_or_path):
         raise ValueError("One of `reward_funcs` and `reward_model_name_or_path` must be given.")
     launched = int(os.environ.get("WORLD_SIZE", 1))

@@ -6,8 +6,8 @@ A file in verl's layout has the columns `prompt` (a list of messages) and `rewar
 answer. TRL reads the messages as they are, and its math rewards want the answer in a column `solution`.
 """
 
+import os
 import re
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, Value, load_dataset
@@ -54,24 +54,32 @@ def to_trl_columns(dataset: DatasetDict | IterableDatasetDict) -> DatasetDict | 
     return dataset
 
 
-def load_problems(path: str, config: str | None = None, streaming: bool = False) -> DatasetDict | IterableDatasetDict:
-    """Loads a data file, a local folder or a dataset of the Hub, in TRL's columns.
+def data_file(path: str) -> str | None:
+    """The name of the builder in `datasets` that reads a data file, or None where `path` is something else.
 
     Raises:
         `FileNotFoundError`: `path` names a file or folder that does not exist.
         `ValueError`: `path` is a file of another type.
     """
-    local = Path(path).expanduser()
-    builder = BUILDERS.get(local.suffix.lower())
-    remote = "://" in path
-    if not remote and not local.exists() and (builder or path.startswith(("/", ".", "~")) or path.count("/") > 1):
-        raise FileNotFoundError(f"`dataset_name` must exist, got {path!r}, which is no file or folder.")
-    if local.is_file() and builder is None:
-        raise ValueError(f"`dataset_name` must be a {', '.join(BUILDERS)} file, a folder or a Hub id, got {path!r}.")
-    if builder is not None and not local.is_dir():
-        dataset = load_dataset(builder, data_files=path if remote else str(local), streaming=streaming)
+    builder = BUILDERS.get(os.path.splitext(path)[1].lower())
+    if "://" in path:
+        return builder
+    if os.path.isdir(path):
+        return None
+    if not os.path.exists(path) and (builder or path.startswith(("/", ".")) or path.count("/") > 1):
+        raise FileNotFoundError(f"The dataset must exist, got {path!r}, which is no file or folder.")
+    if os.path.exists(path) and builder is None:
+        raise ValueError(f"The dataset must be a {', '.join(BUILDERS)} file, a folder or a Hub id, got {path!r}.")
+    return builder
+
+
+def load_problems(path: str, config: str | None = None, streaming: bool = False) -> DatasetDict | IterableDatasetDict:
+    """Loads a data file, a local folder or a dataset of the Hub, in TRL's columns. Raises as `data_file` does."""
+    builder = data_file(path)
+    if builder is not None:
+        dataset = load_dataset(builder, data_files=path, streaming=streaming)
     else:
-        dataset = load_dataset(str(local) if local.is_dir() else path, name=config, streaming=streaming)
+        dataset = load_dataset(path, name=config, streaming=streaming)
     return to_trl_columns(dataset)
 
 
