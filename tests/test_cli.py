@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +16,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from trl_entropy import cli, launch
+from trl_entropy import METHODS, cli, launch
 
 
 ROOT = Path(__file__).parents[1]
@@ -198,6 +197,33 @@ def test_real_files_mix_with_a_dataset_of_trl(run):
     assert run(datasets=mixture, dataset_name=..., reward_funcs=["accuracy_reward"], max_steps=1)[0] == 0
 
 
+@needs_data
+@pytest.mark.parametrize("name", METHODS)
+def test_recipe_of_each_method_runs_scaled_down(run, tiny, name):
+    changes = dict(
+        model_name_or_path=tiny,
+        dataset_name=SHARED / "DAPO-Math-17k.parquet",
+        output_dir="out",
+        use_vllm="false",
+        use_cpu="true",
+        bf16="false",
+        report_to="none",
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=1,
+        num_generations=2,
+        steps_per_generation=2 if METHODS[name].acts_on_ratio else 1,
+        max_completion_length=8,
+        learning_rate=1e-2,
+        save_steps=2,
+        max_steps=2,
+        reward_funcs="probe_rewards.even",
+    )
+    flags = [f"--{key}={value}" for key, value in changes.items()]
+    assert run(*flags, recipe=(ROOT / "recipes" / f"{name}.yaml").read_text())[0] == 0
+    history = logged("out/checkpoint-2")
+    assert len(history) == 2 and all(any(key.startswith(f"{name}/") for key in entry) for entry in history)
+
+
 # Errors
 
 
@@ -375,11 +401,9 @@ def test_two_processes_on_cpu_from_the_command(run, tiny):
     assert done.stdout.count("Model saved to out.") == 1
 
 
-def test_help_is_quick_and_lists_the_commands():
+def test_help_lists_the_commands_and_imports_nothing_slow():
     command = [sys.executable, "-X", "importtime", "-m", "trl_entropy.cli", "--help"]
-    start = time.perf_counter()
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert time.perf_counter() - start < 2
     assert done.returncode == 0 and "grpo" in done.stdout and "torch" not in done.stderr
 
 
