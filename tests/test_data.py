@@ -144,6 +144,12 @@ def test_file_of_unknown_type_is_refused(tmp_path):
         load_problems(str(tmp_path / "problems.txt"))
 
 
+def test_empty_split_is_refused():
+    dataset = DatasetDict(train=Dataset.from_dict({"prompt": [], "solution": []}))
+    with pytest.raises(ValueError, match="The split 'train' of the dataset must have rows, got none"):
+        pick_split(dataset, "dataset_train_split", "train")
+
+
 def test_missing_split_and_missing_prompts_are_named():
     dataset = DatasetDict(train=Dataset.from_list([{"question": "1 + 1?"}]))
     with pytest.raises(ValueError, match=r"`dataset_test_split` must be one of the splits \['train'\].*'test'"):

@@ -84,12 +84,14 @@ def load_problems(path: str, config: str | None = None, streaming: bool = False)
 
 
 def pick_split(dataset: DatasetDict | IterableDatasetDict, field: str, name: str) -> Dataset | IterableDataset:
-    """The split that the argument `field` names. Raises `ValueError` where it is missing or has no prompts."""
+    """The split that the argument `field` names. Raises `ValueError` where it is missing or empty."""
     if name not in dataset:
         raise ValueError(f"`{field}` must be one of the splits {list(dataset)} of the dataset, got {name!r}.")
     columns = dataset[name].column_names
     if columns is not None and "prompt" not in columns:  # a streamed dataset may not know its columns
         raise ValueError(f"The dataset must have the column `prompt`, got {columns}.")
+    if isinstance(dataset[name], Dataset) and not len(dataset[name]):
+        raise ValueError(f"The split {name!r} of the dataset must have rows, got none.")
     return dataset[name]
 
 
