@@ -4,9 +4,11 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from trl_entropy.countdown_model import WarmStart, load_warm_start
 from trl_entropy.quickstart import RECIPE, build_parser, config_for, main, read_recipe, run
@@ -57,33 +59,50 @@ def test_the_method_ran_in_its_run_alone(quick):
     assert history["stock"][0]["reward"] == history["clip_cov"][0]["reward"]
 
 
-def test_settings_reach_the_trainer():
-    settings = read_recipe(RECIPE, {"learning_rate": "2e-4"})
-    config = config_for(settings, ["clip_cov"], Path("out"))
-    assert (config.learning_rate, config.clip_cov_ratio, config.methods) == (2e-4, 0.02, ["clip_cov"])
+def test_settings_reach_the_trainer(tmp_path):
+    settings = read_recipe(RECIPE, {"learning_rate": "3e-4"})
+    config = config_for(settings, ["clip_cov"], tmp_path / "method")
+    assert (config.learning_rate, config.clip_cov_ratio, config.methods) == (3e-4, 0.02, ["clip_cov"])
     assert (config.generation_batch_size, config.steps_per_generation, config.loss_type) == (512, 4, "dapo")
-    stock = config_for(settings, [], Path("out"))
-    assert stock.methods == [] and stock.clip_cov_ratio == 2e-4 and stock.output_dir == "out"
+    stock = config_for(settings, [], tmp_path / "stock")
+    assert stock.methods == [] and stock.clip_cov_ratio == 2e-4 and stock.output_dir == str(tmp_path / "stock")
     assert stock.bf16 is stock.gradient_checkpointing is False and stock.use_cpu
 
 
-def test_bad_input_names_the_field(tmp_path, capsys):
+def test_each_run_leaves_a_recipe_of_its_own(quick):
+    arguments = quick[0]
+    recipe = yaml.safe_load((arguments.output / "stock" / "recipe.yaml").read_text())
+    assert recipe["methods"] == [] and not any(key.startswith("clip_cov") for key in recipe)
+    assert (recipe["seed"], recipe["max_steps"], recipe["per_device_train_batch_size"]) == (3, 8, 32)
+    assert Path(recipe["model_name_or_path"], "model.safetensors").exists()
+    assert Path(recipe["dataset_name"], "train.parquet").exists()
+    assert recipe["reward_funcs"] == ["trl_entropy.countdown.countdown_reward"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--set", "learning_rat=1"], "Unknown key `learning_rat` in .*: did you mean `learning_rate`"),
+        (["--set", "clip_cov_share=1"], "Unknown key `clip_cov_share` in "),
+        (["--steps", "3"], "max_steps=3 logs nothing: give at least logging_steps=4"),
+        (["--set", "learning_rate"], "'learning_rate' is not name=value"),
+        (["--method", "clip_cow"], "invalid choice: 'clip_cow'"),
+    ],
+)
+def test_bad_settings_end_the_command(words, message, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main([*words, f"--output={tmp_path}"])
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_bad_recipes_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="config='nothing.yaml' does not exist"):
-        main(["--config", "nothing.yaml"])
-    with pytest.raises(ValueError, match="unknown settings .*: learning_rat, beta_"):
-        main(["--set", "learning_rat=1", "--set", "beta_=1"])
-    with pytest.raises(ValueError, match="unknown settings .*: clip_cov_share"):
-        main(["--set", "clip_cov_share=1"])
-    with pytest.raises(ValueError, match="max_steps=3 logs nothing: give at least logging_steps=4"):
-        main(["--steps", "3"])
+        read_recipe(Path("nothing.yaml"), {})
     with pytest.raises(ValueError, match=r"methods=\[\]: the quickstart compares"):
-        main(["--set", "methods=[]"])
+        read_recipe(RECIPE, {"methods": []})
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(ValueError, match="must hold a mapping of settings, got list"):
         read_recipe(tmp_path / "list.yaml", {})
-    with pytest.raises(SystemExit):
-        main(["--set", "learning_rate"])
-    assert "'learning_rate' is not name=value" in capsys.readouterr().err
 
 
 def test_running_mean():

@@ -18,8 +18,10 @@ import datasets
 import yaml
 from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import logging
-from trl import TrlParser
+from trl import ModelConfig
+from trl.scripts.grpo import GRPOScriptArguments
 
+from .arguments import StrictParser
 from .config import EntropyGRPOConfig
 from .countdown import countdown_dataset, countdown_reward, prompts
 from .countdown_evaluation import evaluate
@@ -30,8 +32,6 @@ from .quickstart_report import plot, table
 
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart.yaml"
-# Keys of the recipe that say to `trl-entropy grpo` what the quickstart knows by itself.
-TASK_KEYS = ("model_name_or_path", "dataset_name", "reward_funcs")
 
 
 class Progress(TrainerCallback):
@@ -66,26 +66,31 @@ def read_recipe(path: Path, changes: dict) -> dict:
     settings = yaml.safe_load(path.read_text())
     if not isinstance(settings, dict):
         raise ValueError(f"config={str(path)!r} must hold a mapping of settings, got {type(settings).__name__}")
-    return {key: value for key, value in settings.items() if key not in TASK_KEYS} | changes
-
-
-def config_for(settings: dict, methods: list[str], output_dir: Path) -> EntropyGRPOConfig:
-    """The trainer's config for one run: fields of methods that it does not use are left out."""
-    idle = tuple(f"{name}_" for name in METHODS if name not in methods)
-    values = {key: value for key, value in settings.items() if not key.startswith(idle)}
-    parser = TrlParser(EntropyGRPOConfig)
-    own = {"methods": methods, "output_dir": str(output_dir), "disable_tqdm": True}
-    unknown = parser.set_defaults_with_config(**values | own)
-    if unknown:
-        names = ", ".join(flag.removeprefix("--") for flag in unknown[::2])
+    settings |= changes
+    if not settings.get("methods"):
         raise ValueError(
-            f"unknown settings in the recipe or in --set: {names}. Fields of EntropyGRPOConfig are accepted"
+            f"methods={settings.get('methods')!r}: the quickstart compares stock GRPO with one method or more"
         )
-    config = parser.parse_args_into_dataclasses(args=[])[0]
+    return settings
+
+
+def config_for(settings: dict, methods: list[str], folder: Path) -> EntropyGRPOConfig:
+    """The trainer's config for one run, read from a recipe in `folder` that `trl-entropy grpo` can run by itself.
+
+    Fields of methods that the run does not use are left out. Exits with one line where a setting is unknown or wrong.
+    """
+    idle = tuple(f"{name}_" for name in METHODS if name not in methods)
+    own = {key: value for key, value in settings.items() if not key.startswith(idle)}
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(own | {"methods": methods, "output_dir": str(folder)}, sort_keys=False))
+    parser = StrictParser((GRPOScriptArguments, EntropyGRPOConfig, ModelConfig), prog="quickstart")
+    config = parser.parse(["--config", str(recipe)])[1]
     if config.max_steps < config.logging_steps:
-        raise ValueError(
+        parser.error(
             f"max_steps={config.max_steps} logs nothing: give at least logging_steps={config.logging_steps:g}"
         )
+    config.disable_tqdm = True  # the run has a bar of its own
     return config
 
 
@@ -117,14 +122,10 @@ def train(label: str, model_path: Path, config: EntropyGRPOConfig) -> tuple[dict
 
 def run(arguments: argparse.Namespace, start: WarmStart | None = None) -> dict:
     """Warm start, stock run, run with the method. Writes `results.json` and `quickstart.png`, returns the results."""
-    settings = read_recipe(arguments.config, dict(arguments.set))
-    settings |= {"seed": arguments.seed} if arguments.seed is not None else {}
-    settings |= {"max_steps": arguments.steps} if arguments.steps is not None else {}
-    settings |= {"methods": [arguments.method]} if arguments.method else {}
-    if not settings.get("methods"):
-        raise ValueError(
-            f"methods={settings.get('methods')!r}: the quickstart compares stock GRPO with one method or more"
-        )
+    changes = {"model_name_or_path": str(arguments.cache / "model"), "dataset_name": str(arguments.cache / "data")}
+    named = {"seed": arguments.seed, "max_steps": arguments.steps, "methods": arguments.method and [arguments.method]}
+    changes |= {key: value for key, value in named.items() if value is not None}
+    settings = read_recipe(arguments.config, changes | dict(arguments.set))
     chosen = {"stock": [], "+".join(settings["methods"]): settings["methods"]}
     # Both before anything is trained, so that a bad setting shows at once.
     configs = {label: config_for(settings, methods, arguments.output / label) for label, methods in chosen.items()}
@@ -147,7 +148,7 @@ def setting(text: str) -> tuple[str, object]:
     """`name=value` -> (name, value), the value read as YAML."""
     name, separator, value = text.partition("=")
     if not separator or not name:
-        raise argparse.ArgumentTypeError(f"{text!r} is not name=value, as in learning_rate=2e-4")
+        raise argparse.ArgumentTypeError(f"{text!r} is not name=value, as in learning_rate=1e-4")
     return name, yaml.safe_load(value)
 
 
