@@ -6,11 +6,13 @@
     python recipes/benchmarks/head.py --preset gpu         # 8192 tokens, 151,936 words, bf16, hidden 1536 and 3584
 
 All variants run in turn in every round, so that a slow spell of the machine hits all of them; the table has medians
-over the rounds, and their ratios to TRL's head. Tokens are drawn so that a share `--open-share` of them leaves the model
-undecided (no word of probability 0.8), as in training with verifiable rewards, where most tokens are near-certain.
+over the rounds, and their ratios to TRL's head. Only the nucleus entropy depends on the data: most tokens are drawn
+near-certain, as in training with verifiable rewards, and a share `--open-share` has several likely continuations. The
+more mass these leave to the bulk of the vocabulary (`--bulk`), the more work is the nucleus.
 """
 
 import argparse
+import math
 import statistics
 import sys
 import time
@@ -28,6 +30,7 @@ from trl_entropy.head.function import token_statistics
 from trl_entropy.head.spec import HeadSpec
 
 
+CHOICES = 8
 LIVE_SHARES = (1.0, 0.5, 0.2, 0.1)
 STATISTICS = {
     "second moments": HeadSpec(second_moments=True),
@@ -89,22 +92,28 @@ def variants() -> list[Variant]:
     return [*heads, Variant("full logits", full_logits)]
 
 
-def example(
-    tokens: int, width: int, vocab: int, open_share: float, dtype: torch.dtype, device: str
-) -> tuple[Tensor, ...]:
-    """Hidden states (N, H), weight (V, H), labels (N,), row order (N,): logits of spread 2, the label's raised."""
-    generator = torch.Generator(device).manual_seed(0)
-    options = {"generator": generator, "device": device}
-    weight = torch.randn(vocab, width, **options) / width**0.5
-    targets = torch.randint(vocab, (tokens,), **options)
-    is_open = torch.rand(tokens, 1, **options) < open_share
-    log_rest = torch.log(torch.tensor(float(vocab))) + 2  # log Σ exp of normal logits of spread 2
-    boost = log_rest + torch.where(is_open, -1.0, 5.0)
-    hidden = 2 * torch.randn(tokens, width, **options) + boost * weight[targets] / weight[targets].square().sum(
-        -1, keepdim=True
-    )
-    order = torch.randperm(tokens, **options)
-    return hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), targets, order
+def example(args: argparse.Namespace, width: int) -> tuple[Tensor, ...]:
+    """Hidden states (N, H), weight (V, H), labels (N,), and an order of the rows (N,).
+
+    Logits have spread 2 over the vocabulary. A few words are raised above that bulk: one to probability 0.99 for
+    most tokens, `CHOICES` of geometrically falling probability for the open ones, which leave the bulk `--bulk` mass.
+    """
+    dtype, options = getattr(torch, args.dtype), {"device": args.device, "generator": torch.Generator(args.device)}
+    options["generator"].manual_seed(0)
+    weight = torch.randn(args.vocab, width, **options) / width**0.5
+    words = torch.randint(args.vocab, (args.tokens, CHOICES), **options)
+    is_open = torch.rand(args.tokens, 1, **options) < args.open_share
+    choice = 0.6 ** torch.arange(CHOICES, device=args.device)
+    share = torch.where(is_open, choice / choice.sum() * (1 - args.bulk), 0.99 * (choice == 1))
+    bulk = torch.where(is_open, args.bulk, 0.01)
+    log_bulk = math.log(args.vocab) + 2  # log Σ exp of normal logits of spread 2
+    hidden = 2 * torch.randn(args.tokens, width, **options)
+    logits = (weight[words] @ hidden.unsqueeze(-1)).squeeze(-1)
+    raised = torch.where(share > 0, log_bulk + torch.log(share / bulk) - logits, 0.0)
+    directions = weight[words] / weight[words].square().sum(-1, keepdim=True)
+    hidden = hidden + (raised.unsqueeze(-1) * directions).sum(1)
+    order = torch.randperm(args.tokens, **options)
+    return hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), words[:, 0], order
 
 
 def run(variant: Variant, data: tuple[Tensor, ...], grads: Tensor) -> tuple[float, float]:
@@ -143,7 +152,7 @@ def peak_bytes(variant: Variant, data: tuple[Tensor, ...], grads: Tensor) -> int
 
 
 def measure(args: argparse.Namespace, width: int) -> list[str]:
-    data = example(args.tokens, width, args.vocab, args.open_share, getattr(torch, args.dtype), args.device)
+    data = example(args, width)
     grads = torch.randn(args.tokens, device=args.device)
     heads = variants()
     peaks = {head.name: peak_bytes(head, data, grads) for head in heads}  # also the warm-up
@@ -182,6 +191,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--open-share", type=float, default=0.2)
+    parser.add_argument("--bulk", type=float, default=0.02)
     presets = {
         "cpu": dict(tokens=512, hidden=[256], vocab=32768, dtype="float32", device="cpu", rounds=5),
         "gpu": dict(tokens=8192, hidden=[1536, 3584], vocab=151936, dtype="bfloat16", device="cuda", rounds=9),
@@ -201,7 +211,7 @@ def main() -> None:
         print(
             f"\n{args.tokens} tokens, hidden {width}, vocabulary {args.vocab}, {args.dtype}, {args.device}, "
             f"{torch.get_num_threads()} threads, torch {torch.__version__}, median of {args.rounds} rounds, "
-            f"{args.open_share:.0%} open tokens ({time.perf_counter() - started:.0f} s)\n"
+            f"{args.open_share:.0%} open tokens with {args.bulk:.0%} bulk ({time.perf_counter() - started:.0f} s)\n"
         )
         print("\n".join(lines))
 

@@ -13,8 +13,9 @@ from torch.nn.functional import pad
 from trl.kernels.chunked_logprob import _addmm_fp32, _use_triton
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
+from ..functional import accumulator_dtype
 from . import torch_tiles
-from .nucleus import Histogram, Nucleus, Refinement
+from .nucleus import Histogram, Nucleus, undecided
 from .spec import (
     MAX,
     SECOND,
@@ -30,8 +31,8 @@ from .spec import (
 
 
 # A matrix product of fewer rows per thread than a few is rounded differently from one of many
-ROW_MULTIPLE = 32
-# The bins of a row take 48 KiB, so that fewer rows are in flight while the nucleus is searched
+ROW_MULTIPLE = 16
+# The bins of a row take 24 KiB, so that fewer rows are in flight while the nucleus is searched
 NUCLEUS_TOKEN_TILE = 1024
 # Devices on which a shape that depends on the data costs a synchronisation, and not a compilation
 DYNAMIC_DEVICES = ("cpu", "cuda", "xpu", "mps")
@@ -84,11 +85,11 @@ class HeadFunction(torch.autograd.Function):
             len(hidden), spec.token_tile if spec.top_p is None else min(spec.token_tile, NUCLEUS_TOKEN_TILE)
         )
         projection = _Projection(weight, bias, dtype, spec, slices)
-        nucleus = None if spec.top_p is None else Nucleus(*state.new_zeros((3, len(hidden))))
+        nucleus = None if spec.top_p is None else Nucleus.empty(state[MAX])
         for rows in slices:
-            found = _sweep(projection, hidden[rows], targets[rows], state[:, rows])
+            _sweep(projection, hidden[rows], targets[rows], state[:, rows])
             if nucleus is not None:
-                nucleus.put(rows, found)
+                nucleus.put(rows, _find_nuclei(projection, hidden[rows], state[MAX, rows], state[SUM, rows]))
         statistics, log_z = _statistics(state, nucleus, spec)
 
         saved_nucleus = () if nucleus is None else (nucleus.threshold, nucleus.log_share, nucleus.entropy)
@@ -110,9 +111,10 @@ class HeadFunction(torch.autograd.Function):
             chosen = None
             if ctx.spec.live_rows and hidden.device.type in DYNAMIC_DEVICES:
                 chosen = _with_company(rows.live())
-            slices = _token_slices(len(hidden) if chosen is None else len(chosen), ctx.spec.token_tile)
+            count = len(hidden) if chosen is None else len(chosen)
+            slices = _token_slices(count, ctx.spec.token_tile)
             projection = _Projection(weight, bias, ctx.dtype, ctx.spec, slices)
-            picks = slices if chosen is None else [chosen[part] for part in slices]
+            picks = slices if count == len(hidden) else [chosen[part] for part in slices]
             grad_hidden, grad_weight, grad_bias = _backward_sweep(
                 projection, hidden, rows, picks, ctx.needs_input_grad[:3]
             )
@@ -152,27 +154,44 @@ class _Projection:
                 tile.add_(self.bias[start:stop].to(self.dtype))
             yield start, columns, tile
 
+    def tiles_of(self, hidden: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Tile, and the rows (r,) of it, that hold the raw logits of some of the rows that were just swept."""
+        if len(self.weight) <= self.spec.vocab_tile:  # all of their logits are still there
+            yield self._buffer[: len(hidden)], rows
+        else:
+            every = torch.arange(len(rows), device=rows.device)
+            for _, _, tile in self.tiles(hidden[rows].to(self.dtype)):
+                yield tile, every
 
-def _sweep(projection: _Projection, hidden: Tensor, targets: Tensor, state: Tensor) -> Nucleus | None:
-    """Fold the logits of the whole vocabulary into `state`, and find the nuclei where the spec asks for them."""
-    spec, backend = projection.spec, projection.backend
-    hidden = hidden.to(projection.dtype)
-    histogram = None
-    if spec.top_p is not None:
-        histogram = Histogram(len(hidden), len(projection.weight), spec.top_p, spec.include_crossing, hidden.device)
-    for start, _, tile in projection.tiles(hidden):
-        backend.fold(tile, start, targets, state, spec, histogram)
-    if histogram is None:
-        return None
-    cut = histogram.cut(state[MAX], state[SUM])
-    rows = _with_company(cut.unresolved)
-    if rows is None or len(rows):
-        rows = torch.arange(len(hidden), device=hidden.device) if rows is None else rows
-        refinement = Refinement(histogram, cut, rows, state[MAX], state[SUM])
-        for _, _, tile in projection.tiles(hidden[rows]):
-            backend.refine(tile, refinement, spec)
-        refinement.resolve(cut)
-    return cut.nucleus(state[MAX], state[SUM])
+
+def _sweep(projection: _Projection, hidden: Tensor, targets: Tensor, state: Tensor) -> None:
+    """Fold the logits of the whole vocabulary into `state`."""
+    for start, _, tile in projection.tiles(hidden.to(projection.dtype)):
+        projection.backend.fold(tile, start, targets, state, projection.spec)
+
+
+def _find_nuclei(projection: _Projection, hidden: Tensor, row_max: Tensor, sum_exp: Tensor) -> Nucleus:
+    """The nuclei of rows whose maximum and Σ exp(z - maximum) are known, by sweeps over those that need them."""
+    spec = projection.spec
+
+    def counted(histogram: Histogram, rows: Tensor) -> Histogram:
+        for tile, at in projection.tiles_of(hidden, rows):
+            projection.backend.count(tile, at, histogram, spec)
+        return histogram
+
+    found = Nucleus.empty(row_max)
+    rows = _with_company(undecided(sum_exp, spec.top_p, spec.include_crossing))
+    if len(rows):
+        row_max, sum_exp = row_max[rows], sum_exp[rows]
+        target = spec.top_p * sum_exp.to(accumulator_dtype(sum_exp.device))
+        coarse = counted(Histogram.of_window(row_max, sum_exp, spec.top_p, len(projection.weight)), rows)
+        cut = coarse.cut(target, None, spec.include_crossing)
+        again = _with_company(cut.unresolved)
+        if len(again):
+            fine = counted(coarse.refined(again, cut), rows[again])
+            cut.put(again, fine.cut(target[again], cut.of(again), spec.include_crossing))
+        found.put(rows, cut.nucleus(row_max, sum_exp))
+    return found
 
 
 def _statistics(state: Tensor, nucleus: Nucleus | None, spec: HeadSpec) -> tuple[TokenStatistics, Tensor]:
@@ -198,7 +217,7 @@ def _row_gradients(saved: list[Tensor], grads: TokenStatistics) -> RowGradients:
     targets, log_z, entropy, *nucleus = saved
 
     def incoming(grad: Tensor | None) -> Tensor | None:
-        return None if grad is None else pad(grad.to(log_z.dtype), (0, len(log_z) - len(grad)))
+        return None if grad is None else pad(grad.to(log_z.dtype), (0, len(log_z) - len(grad))).contiguous()
 
     nucleus_grad = incoming(grads.nucleus_entropy)
     if nucleus_grad is None:
@@ -247,14 +266,9 @@ def _accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
         _addmm_fp32(total, a, b)
 
 
-def _with_company(wanted: Tensor) -> Tensor | None:
-    """(N,) bool -> indices of the wanted rows, in order, and of as many others as make a multiple of `ROW_MULTIPLE`.
-
-    `None` stands for all rows.
-    """
-    count = -(-int(wanted.sum()) // ROW_MULTIPLE) * ROW_MULTIPLE
-    if count >= len(wanted):
-        return None
+def _with_company(wanted: Tensor) -> Tensor:
+    """(N,) bool -> indices of the wanted rows, in order, and of as many others as make a multiple of `ROW_MULTIPLE`."""
+    count = min(len(wanted), -(-int(wanted.sum()) // ROW_MULTIPLE) * ROW_MULTIPLE)
     return wanted.to(torch.int8).argsort(descending=True, stable=True)[:count].sort().values
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from .nucleus import Histogram, Refinement
+from .nucleus import Histogram
 from .spec import (
     MAX,
     SECOND,
@@ -25,14 +25,12 @@ from .spec import (
 )
 
 
-# Elements of a tile worked on at once: 1 MiB of float32 on a CPU; elsewhere only so that scratch memory stays small
-CPU_BLOCK = 2**18
+# Elements of a tile worked on at once: 2 MiB of float32 on a CPU; elsewhere only so that scratch memory stays small
+CPU_BLOCK = 2**19
 DEVICE_BLOCK = 2**25
 
 
-def fold(
-    tile: Tensor, start: int, targets: Tensor, state: Tensor, spec: HeadSpec, histogram: Histogram | None = None
-) -> None:
+def fold(tile: Tensor, start: int, targets: Tensor, state: Tensor, spec: HeadSpec) -> None:
     """Fold the raw logits `tile` (n, w) of the vocabulary from `start` on into `state` (STATE_ROWS, n)."""
     scratch = _Scratch(tile, state.dtype)
     for rows in _blocks(tile):
@@ -53,9 +51,6 @@ def fold(
             squares = x.sum(-1)
             block[SQUARES_SHIFTED].add_(shift * block[SQUARES]).mul_(rescale.square()).add_(x.mul_(d).sum(-1))
             block[SQUARES].mul_(rescale.square()).add_(squares)
-        if histogram is not None:
-            histogram.advance(rows, block[MAX], new_max)
-            histogram.add(rows, z, e, (rescale * block[SUM] + total) * histogram.negligible)
         block[SHIFTED].add_(shift * block[SUM]).mul_(rescale).add_(e.mul_(d).sum(-1))
         block[SUM].mul_(rescale).add_(total)
         block[MAX] = new_max
@@ -63,11 +58,12 @@ def fold(
         block[TARGET] = torch.where(inside, z.gather(-1, local.unsqueeze(-1)).squeeze(-1), block[TARGET])
 
 
-def refine(tile: Tensor, refinement: Refinement, spec: HeadSpec) -> None:
-    """Count the part of the raw logits `tile` (n, w) that lies in the boundary bins into `refinement`."""
-    scratch = _Scratch(tile, refinement.row_max.dtype)
-    for rows in _blocks(tile):
-        refinement.add(rows, _final_logits(tile[rows], spec, refinement.row_max.dtype, scratch.of(rows)))
+def count(tile: Tensor, rows: Tensor, histogram: Histogram, spec: HeadSpec) -> None:
+    """Count some `rows` (r,) of the raw logits `tile` (n, w) into a histogram of as many."""
+    scratch = _Scratch(tile[: len(rows)], histogram.row_max.dtype)
+    for part in _blocks(tile[: len(rows)]):
+        z = _final_logits(tile[rows[part]], spec, histogram.row_max.dtype, scratch.of(part))
+        histogram.count(part, z)
 
 
 def differentiate(tile: Tensor, start: int, rows: RowGradients, spec: HeadSpec) -> None:
