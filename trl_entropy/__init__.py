@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
-    from .config import EntropyGRPOConfig
-    from .grpo import EntropyGRPOTrainer
-    from .methods import METHODS, Method
+    from .config import EntropyGRPOConfig as EntropyGRPOConfig
+    from .grpo import EntropyGRPOTrainer as EntropyGRPOTrainer
+    from .methods import METHODS as METHODS
+    from .methods import Method as Method
 
 __version__ = "0.1.0"
 
@@ -22,7 +23,6 @@ _PUBLIC = {
     "METHODS": ".methods",
     "Method": ".methods",
 }
-__all__ = [*_PUBLIC, "__version__"]
 
 
 def __getattr__(name: str):
@@ -32,4 +32,4 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*globals(), *_PUBLIC])

@@ -16,7 +16,7 @@ def accumulator_dtype(device: torch.device) -> torch.dtype:
 def masked_mean(values: Tensor, mask: Tensor, world: Collectives = SINGLE_PROCESS) -> Tensor:
     """Scalar mean of `values` (B, T) over `mask` (B, T) and over all processes; 0 where nothing is valid."""
     dtype = accumulator_dtype(values.device)
-    total, count = world.sum(torch.stack([values[mask].to(dtype).sum(), mask.sum().to(dtype)]))
+    total, count = world.sum(torch.stack([values.masked_fill(~mask, 0).sum(dtype=dtype), mask.sum().to(dtype)]))
     return total / count.clamp(min=1)
 
 
@@ -67,3 +67,27 @@ def quantiles(values: Tensor, probabilities: tuple[float, ...]) -> list[Tensor]:
         high = min(low + 1, ordered.numel() - 1)
         found.append(torch.lerp(ordered[low], ordered[high], position - low))
     return found
+
+
+def centered_product(x: Tensor, y: Tensor, mask: Tensor, world: Collectives = SINGLE_PROCESS) -> Tensor:
+    """(B, T), (B, T) -> (B, T): (x - mean x)(y - mean y), whose mean is the covariance; 0 outside the mask."""
+    product = (x - masked_mean(x, mask, world)) * (y - masked_mean(y, mask, world))
+    return product.masked_fill(~mask, 0)
+
+
+def aggregate(terms: Tensor, mask: Tensor, loss_type: str, items: Tensor, max_length: int) -> Tensor:
+    """(B, T) -> scalar, by the mean that TRL's `loss_type` takes of its own per-token loss.
+
+    `items` is the number of valid tokens per process and micro-batch, for the types that divide by the tokens of the
+    whole optimizer step.
+    """
+    terms = terms.masked_fill(~mask, 0)
+    if loss_type in ("grpo", "sapo"):
+        return (terms.sum(1) / mask.sum(1).clamp(min=1)).mean()
+    if loss_type == "bnpo":
+        return terms.sum() / mask.sum().clamp(min=1)
+    if loss_type == "dr_grpo":
+        return terms.sum() / (terms.size(0) * max_length)
+    if loss_type == "luspo":
+        return terms.sum(1).mean()
+    return terms.sum() / items

@@ -69,7 +69,7 @@ class Method:
         return None
 
     def metrics(self, tokens: TokenBatch | Rollouts) -> dict[str, Tensor]:
-        """After the other hooks -> values logged as `<method>/<key>`.
+        """After `group_advantages` where overridden, and after `loss` -> values logged as `<method>/<key>`.
 
         A (B, T) tensor is logged as its mean over the valid tokens of all processes (NaN: does not apply to this
         token), or as its extreme where the key ends in `_min` or `_max`. A scalar is averaged over processes.

@@ -1,0 +1,31 @@
+# Every target makes the environment it needs. `make PYTHON=python3.12 test` picks the interpreter.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: quickstart test quality style clean
+
+quickstart: $(VENV)/.installed
+	$(BIN)/python -m trl_entropy.quickstart
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+quality: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+style: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# torch comes first and alone, so that the pinned build is the one that everything else finds installed.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) --editable '.[test,quality]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .cache runs build dist *.egg-info

@@ -1,0 +1,120 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Step time with each method on, against stock TRL: all in one run, interleaved, median of several.
+
+    python recipes/benchmarks/overhead.py
+    python recipes/benchmarks/overhead.py --hidden 512 --layers 8 --vocabulary 32768 --rounds 9
+
+A step is loss, backward and optimizer on the same batch of random tokens; generation is not part of it.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from trl import GRPOConfig, GRPOTrainer
+
+from trl_entropy import METHODS, EntropyGRPOConfig, EntropyGRPOTrainer
+
+
+def build_trainer(trainer_class, config_class, options, folder, **fields):
+    torch.manual_seed(0)
+    model = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=options.vocabulary,
+            hidden_size=options.hidden,
+            intermediate_size=3 * options.hidden,
+            num_hidden_layers=options.layers,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            head_dim=options.hidden // 4,
+            max_position_embeddings=2 * options.length,
+            tie_word_embeddings=True,
+        )
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1}, unk_token="<pad>")),
+        pad_token="<pad>",
+        eos_token="<eos>",
+    )
+    config = config_class(
+        folder,
+        per_device_train_batch_size=options.rows,
+        num_generations=options.rows,
+        max_completion_length=options.length,
+        steps_per_generation=4,
+        gradient_checkpointing=False,
+        bf16=False,
+        use_cpu=True,
+        report_to=[],
+        **fields,
+    )
+    trainer = trainer_class(
+        model=model,
+        reward_funcs=lambda completions, **_: [0.0] * len(completions),
+        args=config,
+        train_dataset=Dataset.from_dict({"prompt": ["<eos>"] * options.rows}),
+        processing_class=tokenizer,
+    )
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.create_optimizer()
+    return trainer
+
+
+def random_batch(options):
+    generator = torch.Generator().manual_seed(1)
+    rows, length = options.rows, options.length
+    mask = (torch.arange(length) < torch.randint(length // 2, length + 1, (rows, 1), generator=generator)).long()
+    return {
+        "prompt_ids": torch.randint(2, options.vocabulary, (rows, 8), generator=generator),
+        "prompt_mask": torch.ones(rows, 8, dtype=torch.long),
+        "completion_ids": torch.randint(2, options.vocabulary, (rows, length), generator=generator),
+        "completion_mask": mask,
+        "advantages": torch.randn(rows, generator=generator),
+        "old_per_token_logps": torch.randn(rows, length, generator=generator) * 0.1 - 8,
+        "old_entropies": torch.rand(rows, length, generator=generator),
+        "num_items_in_batch": mask.sum() * 4,
+    }
+
+
+def step_seconds(trainer, batch) -> float:
+    start = time.perf_counter()
+    loss = trainer.compute_loss(trainer.model, batch)
+    loss.backward()
+    trainer.optimizer.step()
+    trainer.optimizer.zero_grad()
+    return time.perf_counter() - start
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in dict(rows=8, length=128, hidden=256, layers=4, vocabulary=8192, rounds=15).items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    options = parser.parse_args()
+    batch = random_batch(options)
+    with tempfile.TemporaryDirectory() as folder:
+        trainers = {
+            "stock": build_trainer(GRPOTrainer, GRPOConfig, options, folder),
+            "no method": build_trainer(EntropyGRPOTrainer, EntropyGRPOConfig, options, folder),
+        }
+        for name in METHODS:
+            trainers[name] = build_trainer(EntropyGRPOTrainer, EntropyGRPOConfig, options, folder, methods=[name])
+        seconds = {name: [] for name in trainers}
+        for round_index in range(options.rounds + 2):
+            for name, trainer in trainers.items():
+                elapsed = step_seconds(trainer, batch)
+                if round_index >= 2:  # the first two warm up
+                    seconds[name].append(elapsed)
+    print(f"{'':12}{'median ms':>10}{'ratio to stock (median of rounds)':>36}")
+    for name, values in seconds.items():
+        ratios = [value / stock for value, stock in zip(values, seconds["stock"], strict=True)]
+        print(f"{name:12}{1e3 * statistics.median(values):10.1f}{statistics.median(ratios):36.3f}")
+
+
+if __name__ == "__main__":
+    main()

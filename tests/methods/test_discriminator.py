@@ -1,0 +1,168 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+from dataclasses import replace
+
+import cases
+import pytest
+import torch
+from conftest import EXACT, FLOAT32, FLOAT64, LOSS_TYPES, build_model, loss_and_gradients, make_loss_batch
+from reference import dense_logps_and_entropy, policy_terms, reduce_terms
+from test_steer import three_tokens
+
+from trl_entropy.methods.discriminator import clip_b_mask, discriminator
+from trl_entropy.tokens import Rollouts
+
+
+def mask_by_hand(logps, entropy, advantages, mask, mu):
+    scores = logps.exp() * (entropy + logps)
+    valid = scores[mask]
+    deviation = ((valid - valid.mean()) ** 2).mean().sqrt()
+    return mask & ((advantages >= 0) | (scores - valid.mean() >= -mu * deviation))
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_on_policy_loss_and_gradients(make_trainer, loss_type):
+    """One update per generation batch: S comes from the forward of the loss."""
+    batch = make_loss_batch()
+    trainer = make_trainer(model=build_model(), loss_type=loss_type, methods=["clip_b"], clip_b_mu=0.4)
+    loss, gradients = loss_and_gradients(trainer, batch)
+    model = build_model()
+    logps, entropy = dense_logps_and_entropy(model, batch)
+    mask, advantages = batch["completion_mask"].bool(), batch["advantages"][:, None].expand(logps.shape)
+    with torch.no_grad():
+        kept = mask_by_hand(logps, entropy, advantages, mask, 0.4)
+    assert 0 < kept.sum() < mask.sum()
+    terms = policy_terms(loss_type, logps, logps.detach(), advantages, mask) * kept
+    expected = reduce_terms(loss_type, terms, mask)
+    expected.backward()
+    torch.testing.assert_close(loss, expected.detach(), **FLOAT32)
+    torch.testing.assert_close(gradients, {n: p.grad for n, p in model.named_parameters()}, **FLOAT32)
+    assert trainer._metrics["train"]["clip_b/kept_fraction"][0] == pytest.approx((kept.sum() / mask.sum()).item())
+
+
+def rollouts_of(trainer):
+    """One generation batch: the output of the trainer, and what stock TRL would have made of the same rollouts."""
+    found = {}
+    original = trainer._apply_group_hooks
+
+    def spy(output):
+        found["stock"] = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in output.items()}
+        original(output)
+        found["ours"] = output
+
+    trainer._apply_group_hooks = spy
+    trainer._prepare_inputs([{"prompt": row["prompt"]} for row in trainer.train_dataset.select([0] * 4 + [1] * 4)])
+    return found["stock"], found["ours"]
+
+
+@pytest.mark.parametrize("renormalize", [False, True])
+def test_generation_batch(make_trainer, renormalize):
+    """Several updates per generation batch: S and its moments belong to the policy and batch that generated."""
+    trainer = make_trainer(
+        methods=["clip_b"], clip_b_mu=0.4, clip_b_renormalize=renormalize, steps_per_generation=2, mask_truncated_completions=False
+    )  # fmt: skip
+    stock, ours = rollouts_of(trainer)
+    with torch.no_grad():
+        logps, entropy = dense_logps_and_entropy(trainer.model, stock)
+    mask = stock["completion_mask"].bool()
+    torch.testing.assert_close(ours["old_entropies"] * mask, entropy, **FLOAT32)
+    advantages = stock["advantages"][:, None].expand(logps.shape)
+    kept = mask_by_hand(logps, entropy, advantages, mask, 0.4)
+    assert 0 < kept.sum() < mask.sum()
+    torch.testing.assert_close(ours["advantages"] * mask, advantages * kept, **EXACT)
+    if renormalize:
+        assert torch.equal(ours["tool_mask"].bool() & mask, kept)
+        assert ours["num_items_in_batch"] == kept.sum()
+        assert torch.equal(ours["completion_mask"], stock["completion_mask"])
+    else:
+        assert "tool_mask" not in ours
+        assert ours["num_items_in_batch"] == mask.sum()
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_renormalized_loss(make_trainer, loss_type):
+    """The left-out tokens are gone from numerator and denominators, for every way of taking the mean."""
+    trainer = make_trainer(
+        methods=["clip_b"], clip_b_mu=0.4, clip_b_renormalize=True, loss_type=loss_type, per_device_train_batch_size=8
+    )
+    stock, ours = rollouts_of(trainer)
+    batch = {key: ours[key] for key in ours if key != "old_entropies"}
+    loss, gradients = loss_and_gradients(trainer, batch)
+    model = build_model()
+    logps, entropy = dense_logps_and_entropy(model, batch)
+    mask = batch["completion_mask"].bool()
+    advantages = stock["advantages"][:, None].expand(logps.shape)
+    with torch.no_grad():
+        kept = mask_by_hand(logps, entropy, advantages, mask, 0.4)
+    assert 0 < kept.sum() < mask.sum()
+    expected = reduce_terms(loss_type, policy_terms(loss_type, logps, logps.detach(), advantages, kept), kept)
+    expected.backward()
+    torch.testing.assert_close(loss, expected.detach(), **FLOAT32)
+    torch.testing.assert_close(gradients, {n: p.grad for n, p in model.named_parameters()}, **FLOAT32)
+
+
+@pytest.mark.parametrize(
+    "settings, forwards",
+    [
+        (dict(), 1),
+        (dict(clip_b_renormalize=True), 2),
+        (dict(steps_per_generation=2), 1 + 2),
+        (dict(steps_per_generation=2, clip_b_renormalize=True), 1 + 2),
+    ],
+    ids=["on_policy", "on_policy_renormalized", "several_updates", "several_updates_renormalized"],
+)
+def test_number_of_forwards(make_trainer, settings, forwards):
+    """An extra forward only where TRL makes none and the denominators must be known before the loss."""
+    trainer = make_trainer(methods=["clip_b"], max_steps=settings.get("steps_per_generation", 1), **settings)
+    calls = []
+    head = trainer.model.forward
+
+    def count(*args, **kwargs):
+        if kwargs.get("fused_lm_head"):
+            calls.append(kwargs["input_ids"].size(0))
+        return head(*args, **kwargs)
+
+    trainer.model.forward = count
+    trainer.train()
+    scored = 4 * settings.get("steps_per_generation", 1)
+    expected_rows = 4 * trainer.args.max_steps + (scored if forwards > trainer.args.max_steps else 0)
+    assert sum(calls) == expected_rows
+
+
+def test_worked_example():
+    tokens = three_tokens()
+    scores = discriminator(tokens.logps, tokens.entropy)
+    expected = [[0.3266881389, -0.0147621483, -0.0691861858]]
+    torch.testing.assert_close(scores, torch.tensor(expected, dtype=torch.float64), **FLOAT64)
+    assert clip_b_mask(scores, tokens.advantages, tokens.mask, 2.5).tolist() == [[True, True, True]]
+    assert clip_b_mask(scores, tokens.advantages, tokens.mask, 0.5).tolist() == [[True, True, False]]
+    # (S - mean) / std of the third token is -0.8567143743: the bound lies there, and equality keeps.
+    assert clip_b_mask(scores, tokens.advantages, tokens.mask, 0.8567143742).tolist() == [[True, True, False]]
+    assert clip_b_mask(scores, tokens.advantages, tokens.mask, 0.8567143744).tolist() == [[True, True, True]]
+
+
+def test_no_spread_keeps_everything():
+    scores = torch.full((2, 3), 0.3)
+    mask = torch.tensor([[True] * 3, [True, False, False]])
+    assert torch.equal(clip_b_mask(scores, -torch.ones(2, 3), mask, 0.0), mask)
+
+
+def test_rewarded_tokens_are_never_left_out():
+    scores = torch.tensor([[-9.0, 1.0, 1.0, 1.0]])
+    for advantage, kept in ((1.0, True), (0.0, True), (-1e-6, False)):
+        assert clip_b_mask(scores, torch.full((1, 4), advantage), torch.ones(1, 4).bool(), 1.0)[0, 0] == kept
+
+
+def test_without_rollout_entropies_the_group_hook_leaves_advantages_alone():
+    rollouts = Rollouts(advantages=torch.randn(2, 3), mask=torch.ones(2, 3).bool())
+    assert cases.build("clip_b").group_advantages(rollouts) is rollouts.advantages
+
+
+def test_properties(make_trainer):
+    method = cases.build("clip_b", clip_b_mu=0.3)
+    cases.check_padding_does_not_matter(method, on_policy=True)
+    cases.check_rows_permute(method, on_policy=True)
+    cases.check_extremes_stay_finite(method, on_policy=True)
+    cases.check_empty_mask(make_trainer, "clip_b")
+    tokens = replace(three_tokens(), on_policy=True)
+    assert cases.build("clip_b", clip_b_mu=1e6).token_advantages(tokens).equal(tokens.advantages)

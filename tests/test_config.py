@@ -1,0 +1,119 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Bad input: one clear error, or one warning, before anything is computed."""
+
+import logging
+import warnings
+
+import pytest
+import trl
+from conftest import build_dataset, build_model, build_tokenizer, count_reward
+
+from trl_entropy import EntropyGRPOConfig, EntropyGRPOTrainer
+from trl_entropy.config import check_trl_version
+from trl_entropy.grpo import refuse_unsloth
+
+
+def make_config(tmp_path, **fields):
+    return EntropyGRPOConfig(str(tmp_path), use_cpu=True, bf16=False, **fields)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        (dict(methods=["clipcov"]), "unknown name 'clipcov'. Did you mean 'clip_cov'?"),
+        (dict(methods=["zzz"]), "unknown name 'zzz'. Known: clip_cov, kl_cov, steer, clip_b"),
+        (dict(methods=["steer", "steer"]), "`methods` must list each method once, got 'steer' twice."),
+        (dict(methods="clip_cov"), "`methods` must be a list of names, got 'clip_cov'."),
+        (dict(methods=[1]), "`methods` must be a list of names, got [1]."),
+        (dict(methods=None), "`methods` must be a list of names, got None."),
+        (dict(methods=["clip_cov"], clip_cov_ratio=0.0), "`clip_cov_ratio` must be a share in (0, 1], got 0.0."),
+        (dict(methods=["clip_cov"], clip_cov_ratio=1.5), "`clip_cov_ratio` must be a share in (0, 1], got 1.5."),
+        (dict(methods=["clip_cov"], clip_cov_ratio="x"), "`clip_cov_ratio` must be a share in (0, 1], got 'x'."),
+        (dict(methods=["clip_cov"], clip_cov_ratio=float("nan")), "`clip_cov_ratio` must be a share in (0, 1], got nan."),
+        (dict(methods=["clip_cov"], clip_cov_low=5.0), "`clip_cov_low` must be less than `clip_cov_high` (5.0), got 5.0."),
+        (dict(methods=["clip_cov"], clip_cov_scope="rank"), "`clip_cov_scope` must be one of 'micro_batch', 'world', got 'rank'."),
+        (dict(methods=["kl_cov"], kl_cov_ratio=-0.1), "`kl_cov_ratio` must be a share in (0, 1], got -0.1."),
+        (dict(methods=["kl_cov"], kl_cov_ratio=2), "`kl_cov_ratio` must be a share in (0, 1], got 2."),
+        (dict(methods=["kl_cov"], kl_cov_coef=-1.0), "`kl_cov_coef` must be a finite number >= 0, got -1.0."),
+        (dict(methods=["kl_cov"], kl_cov_penalty="k1"), "`kl_cov_penalty` must be one of 'abs', 'k2', 'k3', got 'k1'."),
+        (dict(methods=["kl_cov"], kl_cov_ppo_clip="yes"), "`kl_cov_ppo_clip` must be true or false, got 'yes'."),
+        (dict(methods=["steer"], steer_lambda_min=0.0), "`steer_lambda_min` must be a weight in (0, 1], got 0.0."),
+        (dict(methods=["steer"], steer_lambda_min=1.1), "`steer_lambda_min` must be a weight in (0, 1], got 1.1."),
+        (dict(methods=["steer"], steer_mapping="linear", steer_lambda_min=0.9, steer_lambda_max=0.8), "`steer_lambda_min` must be a weight in (0, 0.8], got 0.9."),
+        (dict(methods=["steer"], steer_omega="exakt"), "`steer_omega` must be one of 'theorem', 'released', got 'exakt'."),
+        (dict(methods=["clip_b"], clip_b_mu=-2.5), "`clip_b_mu` must be a finite number >= 0, got -2.5."),
+        (dict(methods=["clip_b"], clip_b_renormalize=1.0), "`clip_b_renormalize` must be true or false, got 1.0."),
+    ],
+)  # fmt: skip
+def test_errors_name_field_value_and_what_is_accepted(tmp_path, fields, message):
+    with pytest.raises(ValueError) as error:
+        make_config(tmp_path, **fields)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def warnings_of(caplog, tmp_path, **fields):
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="trl_entropy"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        make_config(tmp_path, **fields)
+    return [record.getMessage() for record in caplog.records if record.name.startswith("trl_entropy")]
+
+
+def test_field_of_a_method_that_is_off(caplog, tmp_path):
+    (message,) = warnings_of(caplog, tmp_path, methods=["clip_cov"], steer_lambda_min=0.8)
+    assert "`steer_lambda_min` is set to 0.8, but its method is not in `methods`" in message
+    assert not warnings_of(caplog, tmp_path, methods=["steer"], steer_lambda_min=0.8)
+
+
+def test_ratio_method_with_one_update_per_generation_batch(caplog, tmp_path):
+    (message,) = warnings_of(caplog, tmp_path, methods=["kl_cov"])
+    assert "'kl_cov'" in message and "`num_iterations`" in message and "`steps_per_generation`" in message
+    (message,) = warnings_of(
+        caplog, tmp_path, methods=["kl_cov"], gradient_accumulation_steps=4, steps_per_generation=2
+    )
+    assert "does nothing" in message
+    (message,) = warnings_of(caplog, tmp_path, methods=["kl_cov"], use_vllm=True)
+    assert "numerical noise" in message
+    assert not warnings_of(caplog, tmp_path, methods=["kl_cov"], num_iterations=2)
+    assert not warnings_of(caplog, tmp_path, methods=["kl_cov"], steps_per_generation=4)
+    assert not warnings_of(caplog, tmp_path, methods=["clip_cov", "steer", "clip_b"])
+
+
+def test_thresholds_without_scaled_advantages(caplog, tmp_path):
+    (message,) = warnings_of(caplog, tmp_path, methods=["clip_cov"], scale_rewards="none")
+    assert "'clip_cov'" in message and "`scale_rewards`" in message
+    assert not warnings_of(caplog, tmp_path, methods=["clip_cov"], scale_rewards="batch")
+    assert not warnings_of(caplog, tmp_path, methods=["steer"], scale_rewards="none")
+
+
+@pytest.mark.parametrize("version, fits", [("1.15.0", False), ("1.16.0", True), ("1.16.3", True), ("1.17.0", False)])
+def test_trl_version(version, fits):
+    if fits:
+        check_trl_version(version)
+        return
+    with pytest.raises(ImportError) as error:
+        check_trl_version(version)
+    assert version in str(error.value) and "trl>=1.16,<1.17" in str(error.value)
+
+
+def test_trl_config_is_refused(tmp_path):
+    args = trl.GRPOConfig(str(tmp_path), use_cpu=True, bf16=False)
+    with pytest.raises(TypeError, match="`args` must be an `EntropyGRPOConfig`, got `GRPOConfig`"):
+        EntropyGRPOTrainer(build_model(), count_reward, args, build_dataset(), processing_class=build_tokenizer())
+
+
+def test_unsloth_is_refused(make_trainer, monkeypatch):
+    def forward(self, *args, **kwargs):
+        return None, None, None
+
+    forward.__module__ = "UnslothGRPOTrainer"
+    monkeypatch.setattr(trl.GRPOTrainer, "_get_per_token_logps_and_entropies", forward)
+    with pytest.raises(RuntimeError, match="Unsloth has patched the GRPO trainer"):
+        make_trainer()
+
+
+def test_unsloth_base_class_is_refused():
+    base = type("UnslothGRPOTrainer", (trl.GRPOTrainer,), {})
+    with pytest.raises(RuntimeError, match="UnslothGRPOTrainer"):
+        refuse_unsloth(type("Trainer", (base,), {}))

@@ -1,0 +1,167 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What this package assumes about private parts of TRL, one test per assumption, named after it."""
+
+import inspect
+
+import pytest
+import torch
+from conftest import EXACT, LOSS_TYPES, loss_and_gradients, make_loss_batch
+from trl import GRPOTrainer
+
+from trl_entropy.functional import aggregate
+from trl_entropy.grpo import CLIPPING_LOSSES, FORWARD_KEYS
+
+
+def test_compute_loss_makes_its_forward_before_it_reads_the_advantages(make_trainer):
+    trainer = make_trainer(stock=True)
+    trainer.current_gradient_accumulation_steps = 1
+    batch = make_loss_batch()
+    read = []
+
+    class Recorder(dict):
+        def __getitem__(self, key):
+            read.append(key)
+            return super().__getitem__(key)
+
+        get = None  # a read of the advantages by another way would escape the recorder
+
+    Recorder.get = lambda self, key, default=None: self[key] if key in self else default
+    forward = trainer._get_per_token_logps_and_entropies
+    trainer._get_per_token_logps_and_entropies = lambda *a, **k: (read.append("forward"), forward(*a, **k))[1]
+    trainer._compute_loss(trainer.model, Recorder(batch))
+    assert read.count("forward") == 1
+    assert read.index("forward") < read.index("advantages")
+
+
+def test_compute_loss_asks_for_entropies_with_gradient(make_trainer):
+    trainer = make_trainer(stock=True)
+    trainer.current_gradient_accumulation_steps = 1
+    forward, found = trainer._get_per_token_logps_and_entropies, {}
+
+    def spy(*args, **kwargs):
+        found["logps"], found["entropy"], aux = forward(*args, **kwargs)
+        return found["logps"], found["entropy"], aux
+
+    trainer._get_per_token_logps_and_entropies = spy
+    trainer._compute_loss(trainer.model, make_loss_batch())
+    assert found["logps"].requires_grad and found["entropy"].requires_grad
+    assert found["logps"].shape == found["entropy"].shape == (4, 6)
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_advantages_may_have_one_value_per_token(make_trainer, loss_type):
+    batch = make_loss_batch()
+    trainer = make_trainer(stock=True, loss_type=loss_type)
+    plain = loss_and_gradients(trainer, batch)
+    per_token = loss_and_gradients(trainer, {**batch, "advantages": batch["advantages"][:, None].expand(4, 6)})
+    torch.testing.assert_close(per_token, plain, rtol=1e-6, atol=1e-7)
+
+
+def test_extra_tensors_travel_with_the_rollouts(make_trainer):
+    """Through the shuffle and the split into micro-batches, row by row."""
+    trainer = make_trainer(stock=True, steps_per_generation=2)
+    generate = trainer._generate_and_score_completions
+
+    def tagged(inputs):
+        output = generate(inputs)
+        output["old_entropies"] = output["completion_ids"].float() * 10
+        return output
+
+    trainer._generate_and_score_completions = tagged
+    trainer._prepare_inputs([{"prompt": "w1 w2"}] * 8)
+    assert len(trainer._buffered_inputs) == 2
+    for batch in trainer._buffered_inputs:
+        torch.testing.assert_close(batch["old_entropies"], batch["completion_ids"].float() * 10, **EXACT)
+
+
+def test_tool_mask_takes_tokens_out_of_the_loss_only(make_trainer):
+    """It changes no attention: the loss equals that of a batch whose denominators leave the tokens out."""
+    trainer = make_trainer(stock=True, loss_type="bnpo")
+    batch = make_loss_batch()
+    keep = torch.ones(4, 6, dtype=torch.long)
+    keep[:, 1] = 0
+    per_token = batch["advantages"][:, None].expand(4, 6) * keep
+    loss, gradients = loss_and_gradients(trainer, {**batch, "tool_mask": keep})
+    other_loss, other_gradients = loss_and_gradients(trainer, {**batch, "advantages": per_token})
+    ratio = (batch["completion_mask"].sum() / (batch["completion_mask"] * keep).sum()).item()
+    torch.testing.assert_close(loss, other_loss * ratio, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        gradients["lm_head.weight"], other_gradients["lm_head.weight"] * ratio, rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_loss_is_reduced_as_we_reduce_our_terms(make_trainer, loss_type, accumulation):
+    """At ratio 1 and A = 1 each type's loss is the mean of a constant per-token loss."""
+    trainer = make_trainer(
+        loss_type=loss_type, gradient_accumulation_steps=accumulation, steps_per_generation=2 * accumulation
+    )
+    batch = {**make_loss_batch(), "advantages": torch.ones(4)}
+    batch["num_items_in_batch"] = batch["completion_mask"].sum() * 2 * accumulation
+    loss, _ = loss_and_gradients(trainer, batch)
+    with torch.no_grad():
+        ids, mask = (torch.cat([batch[f"prompt_{k}"], batch[f"completion_{k}"]], 1) for k in ("ids", "mask"))
+        logps, _, _ = GRPOTrainer._get_per_token_logps_and_entropies(trainer, trainer.model, ids, mask, 6)
+    constant = {"sapo": -2.0, "cispo": -0.2 * logps, "vespo": -logps}.get(loss_type, -1.0)
+    trainer._batch = batch
+    expected = trainer._reduce(torch.as_tensor(constant).expand(4, 6), batch["completion_mask"].bool())
+    torch.testing.assert_close(loss, expected)
+    # A scalar term is scaled for accumulation and by nothing else.
+    assert trainer._reduce(torch.tensor(3.0), batch["completion_mask"].bool()).item() == 3.0 / accumulation
+
+
+def test_losses_that_clip():
+    source = inspect.getsource(GRPOTrainer._compute_loss)
+    assert f"self.loss_type in {list(CLIPPING_LOSSES)}".replace("'", '"') in source
+    assert aggregate(torch.ones(1, 1), torch.ones(1, 1).bool(), "dapo", torch.tensor(4.0), 1) == 0.25
+
+
+@pytest.mark.parametrize("infinite", [False, True])
+def test_clip_range_is_read_from_the_trainer(make_trainer, infinite):
+    trainer = make_trainer(stock=True)
+    if infinite:
+        trainer.epsilon_low = trainer.epsilon_high = torch.inf
+    batch = make_loss_batch(old_per_token_logps=torch.full((4, 6), -9.0))
+    loss, _ = loss_and_gradients(trainer, batch)
+    assert loss.isfinite()
+    assert (trainer._metrics["train"]["clip_ratio/region_mean"][0] == 0) == infinite
+
+
+def test_rollouts_are_scored_first_and_stored_as_old_per_token_logps(make_trainer):
+    """The first forward of `_generate_and_score_completions` is the generating policy's, where TRL makes one."""
+    trainer = make_trainer(stock=True, steps_per_generation=2)
+    forward, found = trainer._get_per_token_logps_and_entropies, []
+
+    def spy(*args, **kwargs):
+        assert not torch.is_grad_enabled()
+        found.append(forward(*args, **kwargs)[0])
+        return found[-1], None, None
+
+    trainer._get_per_token_logps_and_entropies = spy
+    output = trainer._generate_and_score_completions([{"prompt": "w1 w2"}] * 4)
+    assert len(found) == 1 and torch.equal(output["old_per_token_logps"], found[0])
+    assert not hasattr(output, "advantages") and output["advantages"].shape == (4,)
+
+
+def test_forward_takes_the_multimodal_inputs_that_trl_stores():
+    parameters = inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters
+    source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
+    for key in FORWARD_KEYS:
+        assert key in parameters and f'output["{key}"]' in source
+    images = set(list(parameters)[list(parameters).index("pixel_values") :])
+    assert images == set(FORWARD_KEYS)
+
+
+def test_trainer_has_hooks_for_optimizer_state():
+    assert list(inspect.signature(GRPOTrainer._save_optimizer_and_scheduler).parameters) == ["self", "output_dir"]
+    assert list(inspect.signature(GRPOTrainer._load_optimizer_and_scheduler).parameters) == ["self", "checkpoint"]
+
+
+def test_constructor_passes_everything_on():
+    from trl_entropy import EntropyGRPOTrainer
+
+    ours = list(inspect.signature(EntropyGRPOTrainer.__init__).parameters)
+    stock = list(inspect.signature(GRPOTrainer.__init__).parameters)
+    assert ours[:4] == stock[:4] == ["self", "model", "reward_funcs", "args"]

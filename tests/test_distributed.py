@@ -1,0 +1,72 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Two processes are one: statistics over `world` do not depend on how the batch is spread."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import EXACT
+from two_processes import METHODS, results
+
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = dict(
+        WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port, OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="1"
+    )
+    shared["PYTHONPATH"] = f"{HERE.parent}:{HERE}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(HERE / "two_processes.py"), str(folder)],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors[-3000:]
+    finally:
+        for process in processes:
+            process.kill()
+    return folder
+
+
+@pytest.mark.parametrize("name", ["off_policy", "on_policy", "half_empty"])
+def test_two_processes_equal_one(two, tmp_path, name):
+    ranks = [torch.load(two / f"rank{rank}.pt")[name] for rank in (0, 1)]
+    assert ranks[0]["metrics"] == pytest.approx(ranks[1]["metrics"], nan_ok=True, abs=0, rel=0)
+    one = results(tmp_path, 0, 1)[0][name]
+    torch.testing.assert_close(ranks[0]["loss"], one["loss"], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ranks[0]["gradients"], one["gradients"], rtol=1e-5, atol=3e-6)
+    assert ranks[0]["metrics"] == pytest.approx(one["metrics"], rel=1e-5, abs=1e-6, nan_ok=True)
+    acted = set(METHODS) if name == "on_policy" else set(METHODS) - {"clip_b"}  # which acts on generation batches
+    assert {key.split("/")[0] for key in one["metrics"]} == {*acted, "entropy"}
+    assert one["metrics"]["clip_cov/kept_fraction"] < 1 and one["metrics"]["kl_cov/selected_fraction"] > 0
+
+
+def test_generation_batch_of_two_processes_equals_one(two, tmp_path):
+    one = results(tmp_path, 0, 1)[0]["group_advantages"]
+    found = torch.load(two / "rank0.pt")["group_advantages"]
+    torch.testing.assert_close(found, one, **EXACT)
+    assert (one == 0).any(1).any() and (one != 0).any()
+
+
+def test_run_of_two_processes_stays_in_step(two):
+    runs = [torch.load(two / f"run{rank}.pt") for rank in (0, 1)]
+    torch.testing.assert_close(runs[0]["weights"], runs[1]["weights"], **EXACT)
+    assert len(runs[0]["rows"]) == 4 and all(row["loss"] == row["loss"] for row in runs[0]["rows"])

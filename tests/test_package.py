@@ -1,0 +1,94 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The rules of the house: who imports what, and what belongs to a method."""
+
+import ast
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+import pytest
+
+from trl_entropy.methods import METHODS, Method, MethodsConfig
+
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "trl_entropy"
+TENSOR_MODULES = [PACKAGE / "functional.py", PACKAGE / "tokens.py", *sorted((PACKAGE / "methods").glob("*.py"))]
+HOSTS = {"trl", "transformers", "accelerate", "datasets", "peft"}
+
+
+def imported(path):
+    """Top-level packages that a module imports, anywhere in it; relative imports by their module's name."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield ("." if node.level else "") + (node.module or "").split(".")[0]
+
+
+@pytest.mark.parametrize("path", TENSOR_MODULES, ids=lambda path: path.stem)
+def test_methods_know_tensors_and_nothing_of_the_host(path):
+    names = set(imported(path))
+    assert names and not names & HOSTS
+    ours = {name for name in names if name.startswith(".")}
+    siblings = {f".{other.stem}" for other in (PACKAGE / "methods").glob("*.py")}
+    assert ours <= {".functional", ".tokens", *siblings}
+
+
+def test_trainer_names_no_method():
+    source = (PACKAGE / "grpo.py").read_text().split('"""', 2)[2]
+    code = ast.unparse(ast.parse(source))
+    quoted = {node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)}
+    assert not quoted & set(METHODS)
+
+
+def test_importing_the_package_loads_nothing():
+    code = "import sys, trl_entropy; print(sorted({'torch', 'trl', 'transformers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_public_names_exist():
+    import trl_entropy
+
+    for name in trl_entropy._PUBLIC:
+        assert getattr(trl_entropy, name).__name__ if name != "METHODS" else trl_entropy.METHODS
+    with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
+        trl_entropy.Nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_method_has_its_parts(name):
+    method = METHODS[name]
+    module = sys.modules[method.__module__].__name__.rsplit(".", 1)[1]
+    assert (ROOT / "tests" / "methods" / f"test_{module}.py").exists()
+    assert (ROOT / "recipes" / f"{name}.yaml").exists()
+    assert method.name == name and issubclass(method, Method) and method.__doc__
+    assert any(field.name.startswith(f"{name}_") for field in fields(MethodsConfig))
+    assert method.paper.arxiv in method.paper.bibtex and method.paper.url.endswith(method.paper.arxiv)
+    hooks = ("group_advantages", "token_advantages", "loss")
+    assert any(method.overrides(hook) for hook in hooks)
+
+
+def test_fields_have_one_owner_help_and_default():
+    owners = Counter(field for base in MethodsConfig.__mro__[1:-1] for field in getattr(base, "__annotations__", {}))
+    assert owners and max(owners.values()) == 1
+    for field in fields(MethodsConfig):
+        assert field.metadata["help"] and "%" not in field.metadata["help"]
+        assert field.default is not MISSING or field.default_factory is not MISSING
+        assert field.name == "methods" or field.name.startswith(tuple(f"{name}_" for name in METHODS))
+
+
+def test_no_field_hides_one_of_trl():
+    from trl import GRPOConfig
+
+    assert not {field.name for field in fields(MethodsConfig)} & {field.name for field in fields(GRPOConfig)}
+
+
+def test_source_files_carry_the_licence():
+    files = [*PACKAGE.rglob("*.py"), *(ROOT / "tests").rglob("*.py"), *(ROOT / "recipes").rglob("*.py")]
+    assert len(files) > 20
+    for path in files:
+        assert path.read_text().startswith("# Copyright 2026 The trl-entropy Authors.\n# SPDX-License-Identifier: Apache-2.0\n")  # fmt: skip

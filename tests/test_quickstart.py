@@ -1,0 +1,90 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The quickstart from its recipe to its table and plot, with a handful of steps of a smaller model."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from trl_entropy.countdown_model import WarmStart, load_warm_start
+from trl_entropy.quickstart import RECIPE, build_parser, config_for, main, read_recipe, run
+from trl_entropy.quickstart_report import COLUMNS, running_mean, table
+
+
+TINY = WarmStart(hidden_size=32, layers=1, steps=20, batch_size=32)
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """Arguments and results of one run of eight optimizer steps."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    words = ["--steps=8", "--seed=3", f"--output={folder / 'out'}", f"--cache={folder / 'cache'}"]
+    arguments = build_parser().parse_args([*words, "--set", "per_device_train_batch_size=32"])
+    return arguments, run(arguments, TINY)
+
+
+def test_table_has_a_number_in_every_cell(quick):
+    rows = quick[1]["rows"]
+    assert list(rows) == ["before", "stock", "clip_cov"]
+    for scores in rows.values():
+        assert set(scores) == set(COLUMNS)
+        assert all(math.isfinite(value) and value >= 0 for value in scores.values())
+        assert 0 < scores["entropy"] < math.log(43)
+    lines = table(rows).splitlines()
+    assert lines[0].split() == list(COLUMNS)
+    assert [line.split()[0] for line in lines[1:]] == ["before", "stock", "clip_cov"]
+    assert {len(line.split()) for line in lines[1:]} == {1 + len(COLUMNS)}
+
+
+def test_results_are_written(quick):
+    arguments, results = quick
+    assert json.loads((arguments.output / "results.json").read_text()) == results
+    image = (arguments.output / "quickstart.png").read_bytes()
+    assert image.startswith(b"\x89PNG") and 10_000 < len(image) < 120_000
+    for label in ("stock", "clip_cov"):
+        assert load_warm_start(arguments.output / label)[0].config.hidden_size == 32
+
+
+def test_the_method_ran_in_its_run_alone(quick):
+    history = quick[1]["history"]
+    assert [point["step"] for point in history["stock"]] == [4, 8]
+    assert not any(key.startswith("clip_cov/") for key in history["stock"][0])
+    kept = history["clip_cov"][0]["clip_cov/kept_fraction"]
+    assert 0.98 - 1e-3 < kept <= 1
+    # The first completions of both runs are those of the warm start, from the same seed.
+    assert history["stock"][0]["reward"] == history["clip_cov"][0]["reward"]
+
+
+def test_settings_reach_the_trainer():
+    settings = read_recipe(RECIPE, {"learning_rate": "2e-4"})
+    config = config_for(settings, ["clip_cov"], Path("out"))
+    assert (config.learning_rate, config.clip_cov_ratio, config.methods) == (2e-4, 0.02, ["clip_cov"])
+    assert (config.generation_batch_size, config.steps_per_generation, config.loss_type) == (512, 4, "dapo")
+    stock = config_for(settings, [], Path("out"))
+    assert stock.methods == [] and stock.clip_cov_ratio == 2e-4 and stock.output_dir == "out"
+    assert stock.bf16 is stock.gradient_checkpointing is False and stock.use_cpu
+
+
+def test_bad_input_names_the_field(tmp_path, capsys):
+    with pytest.raises(FileNotFoundError, match="config='nothing.yaml' does not exist"):
+        main(["--config", "nothing.yaml"])
+    with pytest.raises(ValueError, match="unknown settings .*: learning_rat, beta_"):
+        main(["--set", "learning_rat=1", "--set", "beta_=1"])
+    with pytest.raises(ValueError, match="unknown settings .*: clip_cov_share"):
+        main(["--set", "clip_cov_share=1"])
+    with pytest.raises(ValueError, match="max_steps=3 logs nothing: give at least logging_steps=4"):
+        main(["--steps", "3"])
+    with pytest.raises(ValueError, match=r"methods=\[\]: the quickstart compares"):
+        main(["--set", "methods=[]"])
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(ValueError, match="must hold a mapping of settings, got list"):
+        read_recipe(tmp_path / "list.yaml", {})
+    with pytest.raises(SystemExit):
+        main(["--set", "learning_rate"])
+    assert "'learning_rate' is not name=value" in capsys.readouterr().err
+
+
+def test_running_mean():
+    assert running_mean([1.0, 3.0, 5.0, 1.0], width=2) == [1.0, 2.0, 4.0, 3.0]

@@ -1,0 +1,102 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A resumed run is the uninterrupted one."""
+
+import json
+
+import pytest
+import torch
+from conftest import EXACT, build_model
+
+from trl_entropy.grpo import STATE_FILE
+from trl_entropy.methods import METHODS, Method
+
+
+STRONG = dict(clip_cov_ratio=0.2, clip_cov_low=0.02, clip_cov_high=2.0, kl_cov_ratio=0.3, clip_b_mu=0.5)
+
+
+def losses(trainer):
+    return [(row["step"], row["loss"], row["grad_norm"]) for row in trainer.state.log_history if "loss" in row]
+
+
+@pytest.mark.parametrize("methods", [[name] for name in METHODS] + [list(METHODS)], ids="+".join)
+def test_resumed_run_equals_uninterrupted_run(make_trainer, tmp_path, methods):
+    settings = dict(
+        methods=methods,
+        max_steps=6,
+        save_strategy="steps",
+        save_steps=2,
+        steps_per_generation=2,
+        **{key: value for key, value in STRONG.items() if key.startswith(tuple(methods))},
+    )
+    whole = make_trainer(output_dir=tmp_path / "whole", **settings)
+    whole.train()
+    # Other initial weights: what the resumed run knows comes from the checkpoint.
+    resumed = make_trainer(output_dir=tmp_path / "resumed", model=build_model(seed=1), **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    assert losses(resumed) == losses(whole) and len(losses(whole)) == 6
+    torch.testing.assert_close(resumed.model.state_dict(), whole.model.state_dict(), **EXACT)
+
+
+class Counter(Method):
+    """Counts the forwards of training."""
+
+    name = "clip_b"  # stands in for a method of the registry
+    paper = METHODS["clip_b"].paper
+
+    def __init__(self, config):
+        self.count = 0
+
+    def token_advantages(self, tokens):
+        self.count += tokens.training
+        return tokens.advantages
+
+    def state_dict(self):
+        return {"count": self.count}
+
+    def load_state_dict(self, state):
+        self.count = state["count"]
+
+
+def test_state_of_methods_is_saved_and_restored(make_trainer, tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, "clip_b", Counter)
+    settings = dict(methods=["clip_b"], save_strategy="steps", save_steps=2)
+    first = make_trainer(max_steps=2, **settings)
+    first.train()
+    checkpoint = tmp_path / "checkpoint-2"
+    assert json.loads((checkpoint / STATE_FILE).read_text()) == {"clip_b": {"count": 2}}
+    second = make_trainer(max_steps=5, **settings)
+    second.train(resume_from_checkpoint=str(checkpoint))
+    assert second.methods[0].count == 5
+    # A checkpoint written without the method is resumed with the method at its start.
+    (checkpoint / STATE_FILE).write_text("{}")
+    third = make_trainer(max_steps=4, **settings)
+    third.train(resume_from_checkpoint=str(checkpoint))
+    assert third.methods[0].count == 2
+
+
+def test_without_methods_no_state_is_written(make_trainer, tmp_path):
+    make_trainer(max_steps=2, save_strategy="steps", save_steps=2).train()
+    assert (tmp_path / "checkpoint-2").exists() and not (tmp_path / "checkpoint-2" / STATE_FILE).exists()
+
+
+def test_evaluation_does_not_move_training(make_trainer, tmp_path):
+    from conftest import build_dataset
+
+    weights = []
+    for strategy in ("no", "steps"):
+        torch.manual_seed(0)
+        trainer = make_trainer(
+            output_dir=tmp_path / strategy,
+            methods=list(METHODS),
+            steps_per_generation=2,
+            max_steps=2,
+            eval_strategy=strategy,
+            eval_steps=2,
+            per_device_eval_batch_size=4,
+            eval_dataset=build_dataset(4),
+            **STRONG,
+        )
+        trainer.train()
+        weights.append(trainer.model.state_dict())
+    torch.testing.assert_close(*weights, **EXACT)

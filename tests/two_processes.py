@@ -1,0 +1,99 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""One of two processes, started by test_distributed.py: each holds half of a batch and writes what it found."""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from cases import off_policy_batch
+from conftest import build_model, build_trainer, loss_and_gradients
+
+from trl_entropy import EntropyGRPOConfig, EntropyGRPOTrainer
+
+
+METHODS = ["clip_cov", "steer", "clip_b", "kl_cov"]
+WORLD = dict(
+    methods=METHODS,
+    clip_cov_ratio=0.2,
+    clip_cov_low=0.02,
+    clip_cov_high=2.0,
+    clip_cov_scope="world",
+    kl_cov_ratio=0.3,
+    kl_cov_scope="world",
+    clip_b_mu=0.4,
+)
+
+
+def batches():
+    """A batch off policy, one on policy, and one whose second half has no valid token. Ragged by construction."""
+    off_policy = off_policy_batch(build_model(), rows=8)
+    on_policy = {key: value for key, value in off_policy.items() if key != "old_per_token_logps"}
+    half_empty = {key: value.clone() for key, value in off_policy.items()}
+    half_empty["completion_mask"][4:] = 0
+    half_empty["num_items_in_batch"] = half_empty["completion_mask"].sum()
+    return {"off_policy": off_policy, "on_policy": on_policy, "half_empty": half_empty}
+
+
+def rollouts():
+    """A generation batch as TRL leaves it, with entropies, for the hook that acts before the loss."""
+    batch = off_policy_batch(build_model(), rows=8)
+    return {**batch, "old_entropies": torch.rand(8, 6, generator=torch.Generator().manual_seed(2)) * 3}
+
+
+def part(batch, rank, processes):
+    rows = 8 // processes
+    return {k: v if v.dim() == 0 else v[rank * rows : (rank + 1) * rows] for k, v in batch.items()}
+
+
+def results(output_dir, rank, processes):
+    trainer = build_trainer(
+        EntropyGRPOTrainer,
+        EntropyGRPOConfig,
+        output_dir,
+        per_device_train_batch_size=8 // processes,
+        clip_b_renormalize=False,
+        **WORLD,
+    )
+    found = {}
+    for name, batch in batches().items():
+        trainer._metrics["train"].clear()
+        loss, gradients = loss_and_gradients(trainer, part(batch, rank, processes))
+        reduce = trainer.accelerator.reduce
+        logged = {k: v[-1] for k, v in trainer._metrics["train"].items() if k.split("/")[0] in (*METHODS, "entropy")}
+        found[name] = {
+            "loss": reduce(loss, "mean"),
+            "gradients": {k: reduce(v, "mean") for k, v in gradients.items()},
+            "metrics": logged,
+        }
+    output = part(rollouts(), rank, processes)
+    trainer._apply_group_hooks(output)
+    found["group_advantages"] = trainer.accelerator.gather(output["advantages"])
+    return found, trainer
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    rank = int(os.environ["RANK"])
+    found, trainer = results(folder / "out", rank, 2)
+    assert trainer.accelerator.num_processes == 2
+    torch.save(found, folder / f"rank{rank}.pt")
+    # And a run of its own, with one process whose completions are all masked.
+    trainer = build_trainer(
+        EntropyGRPOTrainer,
+        EntropyGRPOConfig,
+        folder / "run",
+        **WORLD,
+        max_steps=4,
+        steps_per_generation=2,
+        mask_truncated_completions=True,
+        ddp_backend="gloo",
+    )
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    torch.save(
+        {"rows": rows, "weights": trainer.accelerator.unwrap_model(trainer.model).state_dict()},
+        folder / f"run{rank}.pt",
+    )
+    trainer.accelerator.end_training()

@@ -1,0 +1,147 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Countdown with a running total: a verifiable task with many right answers per prompt, all of which can be listed.
+
+Four different numbers from 1 to 9 and a target. An answer takes every number once and works from left to right with
+`+`, `-` and `*`, as on a pocket calculator without precedence; the running total stays between 0 and 30:
+
+    prompt      n 2 4 6 9 t 17 :
+    completion  <think> 4 * 6 = 24 - 9 = 15 + 2 = 17 </think> 4 * 6 - 9 + 2
+
+Only what follows `</think>` is verified. A prompt has about twelve right answers (four at least), so pass@k and the
+share of the right answers that a policy still finds say how much of its diversity is left.
+"""
+
+import math
+import operator
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import cache
+from itertools import combinations, permutations, product
+from typing import NamedTuple
+from zlib import crc32
+
+from datasets import Dataset
+
+
+NUMBERS = range(1, 10)
+NUMBERS_PER_PROMPT = 4
+TOTALS = range(31)
+OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+MIN_SOLUTIONS = 4
+HELD_OUT_ONE_IN = 8
+END_OF_THOUGHT = "</think>"
+
+
+class Prompt(NamedTuple):
+    """One problem: the numbers in rising order, and the value that an answer must reach."""
+
+    numbers: tuple[int, ...]
+    target: int
+
+    @property
+    def text(self) -> str:
+        return f"n {' '.join(map(str, self.numbers))} t {self.target} :"
+
+    @property
+    def held_out(self) -> bool:
+        """Whether the prompt is kept for evaluation: a hash of its text, the same on every machine and in every run."""
+        return crc32(self.text.encode()) % HELD_OUT_ONE_IN == 0
+
+
+def running_totals(numbers: Sequence[int], operators: Sequence[str]) -> list[int] | None:
+    """The totals after each of the operators, one fewer than `numbers`; `None` if one of them leaves `TOTALS`."""
+    totals = [numbers[0]]
+    for symbol, number in zip(operators, numbers[1:], strict=True):
+        total = OPERATIONS[symbol](totals[-1], number)
+        if total not in TOTALS:
+            return None
+        totals.append(total)
+    return totals[1:]
+
+
+@cache
+def _answers_by_target(numbers: tuple[int, ...]) -> dict[int, tuple[str, ...]]:
+    found = defaultdict(list)
+    for order in sorted(set(permutations(numbers))):
+        for operators in product(OPERATIONS, repeat=len(numbers) - 1):
+            totals = running_totals(order, operators)
+            if totals:
+                words = [str(order[0])]
+                for symbol, number in zip(operators, order[1:], strict=True):
+                    words += [symbol, str(number)]
+                found[totals[-1]].append(" ".join(words))
+    return {target: tuple(answers) for target, answers in found.items()}
+
+
+def solutions(numbers: Sequence[int], target: int) -> tuple[str, ...]:
+    """Every right answer to a prompt, as the text that stands after `</think>`, in a fixed order."""
+    return _answers_by_target(tuple(sorted(numbers))).get(target, ())
+
+
+def chain(answer: str) -> str:
+    """The completion that works an answer out with its running totals and then states it."""
+    words = answer.split()
+    thought = [words[0]]
+    totals = running_totals([int(word) for word in words[::2]], words[1::2])
+    if totals is None:
+        raise ValueError(f"answer={answer!r} leaves the totals {TOTALS[0]} to {TOTALS[-1]} that a chain can write")
+    for symbol, number, total in zip(words[1::2], words[2::2], totals, strict=True):
+        thought += [symbol, number, "=", str(total)]
+    return f"<think> {' '.join(thought)} {END_OF_THOUGHT} {answer}"
+
+
+def read_answer(completion: str, numbers: Sequence[int], target: int) -> str | None:
+    """The answer after the first `</think>`, words separated by one space, or `None` if it is not right."""
+    _, marker, rest = completion.partition(END_OF_THOUGHT)
+    words = rest.split()
+    operands, operators = words[::2], words[1::2]
+    if not marker or sorted(operands) != sorted(map(str, numbers)) or len(operators) != len(operands) - 1:
+        return None
+    if any(symbol not in OPERATIONS for symbol in operators):
+        return None
+    totals = running_totals([int(word) for word in operands], operators)
+    return " ".join(words) if totals and totals[-1] == target else None
+
+
+def verify(completion: str, numbers: Sequence[int], target: int) -> bool:
+    """Whether a completion answers rightly: each number once, the totals within bounds, the target reached."""
+    return read_answer(completion, numbers, target) is not None
+
+
+def countdown_reward(completions: list[str], numbers: list[Sequence[int]], target: list[int], **kwargs) -> list[float]:
+    """TRL reward function: 1.0 for each right completion and 0.0 for each other one."""
+    return [float(verify(*row)) for row in zip(completions, numbers, target, strict=True)]
+
+
+def prompts(held_out: bool) -> list[Prompt]:
+    """All prompts with at least `MIN_SOLUTIONS` right answers, of the held-out part or of the part to train on."""
+    every = (
+        Prompt(numbers, target)
+        for numbers in combinations(NUMBERS, NUMBERS_PER_PROMPT)
+        for target in TOTALS
+        if len(solutions(numbers, target)) >= MIN_SOLUTIONS
+    )
+    return [prompt for prompt in every if prompt.held_out is held_out]
+
+
+def countdown_dataset(held_out: bool = False) -> Dataset:
+    """The prompts as TRL takes them: `prompt` (plain text) and the columns `numbers` and `target` of the reward."""
+    rows = prompts(held_out)
+    return Dataset.from_dict(
+        {
+            "prompt": [row.text for row in rows],
+            "numbers": [list(row.numbers) for row in rows],
+            "target": [row.target for row in rows],
+        }
+    )
+
+
+def pass_at_k(samples: int, right: int, k: int) -> float:
+    """Unbiased estimate of the chance that one of k samples is right, when `right` of `samples` were.
+
+    1 − C(n − c, k) / C(n, k), equation 1 of [Codex](https://huggingface.co/papers/2107.03374).
+    """
+    if not 0 < k <= samples or not 0 <= right <= samples:
+        raise ValueError(f"pass@k takes 0 < k <= samples and 0 <= right <= samples, got {k=}, {samples=}, {right=}")
+    return 1 - math.comb(samples - right, k) / math.comb(samples, k)

@@ -1,0 +1,113 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Clip-Cov: hold back a few tokens that drain entropy most.
+
+How it departs from GRPO:
+1. Each token gets the covariance of its log-probability with its advantage, both centred over the batch (eq. 10).
+2. Tokens with a covariance inside a band, and not already cut by the PPO clip, are eligible.
+3. A small share of all tokens is drawn at random among the eligible ones.
+4. The drawn tokens lose their policy gradient. They stay in the denominator of the loss.
+"""
+
+import random
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..functional import centered_product, scatter_valid, share_of
+from ..tokens import SINGLE_PROCESS, Collectives, TokenBatch
+from .base import Method, Paper, checked, one_of, share
+
+
+ENTROPY_MECHANISM = Paper(
+    "2505.22617",
+    "The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models",
+    """@article{cui2025entropy,
+    title   = {The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models},
+    author  = {Ganqu Cui and Yuchen Zhang and Jiacheng Chen and Lifan Yuan and Zhi Wang and Yuxin Zuo and Haozhan Li
+               and Yuchen Fan and Huayu Chen and Weize Chen and Zhiyuan Liu and Hao Peng and Lei Bai and Wanli Ouyang
+               and Yu Cheng and Bowen Zhou and Ning Ding},
+    journal = {arXiv preprint arXiv:2505.22617},
+    year    = {2025}
+}""",
+)
+
+
+@dataclass
+class ClipCovConfig:
+    clip_cov_ratio: float = field(
+        default=2e-4, metadata={"help": "Clip-Cov: share of all tokens whose policy gradient is dropped, in (0, 1]."}
+    )
+    clip_cov_low: float = field(
+        default=1.0,
+        metadata={"help": "Clip-Cov: covariance above which a token is eligible. Presupposes scaled advantages."},
+    )
+    clip_cov_high: float = field(
+        default=5.0, metadata={"help": "Clip-Cov: covariance below which a token is eligible."}
+    )
+    clip_cov_scope: Literal["micro_batch", "world"] = field(
+        default="micro_batch",
+        metadata={
+            "help": "Clip-Cov: tokens that means, share and draw run over: one process' micro-batch, as in the "
+            "released code, or the micro-batches of all processes."
+        },
+    )
+
+
+def clip_cov_mask(
+    eligible: Tensor, mask: Tensor, ratio: float, seed: tuple[int, ...], world: Collectives = SINGLE_PROCESS
+) -> Tensor:
+    """(B, T) bool, (B, T) bool -> (B, T) bool: True for tokens that keep their gradient.
+
+    Draws `min(|E|, max(1, floor(ratio * N)))` of the |E| eligible among the N valid tokens, uniformly and without
+    replacement. The draw depends on `seed` alone, so that a resumed run repeats it.
+    """
+    local = eligible[mask]
+    flags = world.gather(local)
+    candidates = flags.nonzero().flatten()
+    count = min(candidates.numel(), share_of(ratio, flags.numel()))
+    picks = random.Random(repr(seed)).sample(range(candidates.numel()), count)
+    drawn = torch.zeros_like(flags)
+    drawn[candidates[torch.tensor(picks, dtype=torch.long, device=flags.device)]] = True
+    return mask & ~scatter_valid(world.own(drawn, local.numel()), mask)
+
+
+class ClipCov(Method):
+    """Drops the policy gradient of randomly drawn high-covariance tokens.
+
+        L_t = max(-A_t r_t, -A_t clip(r_t)) · 1[t not drawn from E]
+        E   = {t : ω_low < (ℓ_t - mean ℓ)(A_t - mean A) < ω_high, not clipped by PPO}                    (eq. 10-12)
+
+    The PPO range is the user's `epsilon`; the released code runs with 1 on both sides.
+    """
+
+    name = "clip_cov"
+    paper = ENTROPY_MECHANISM
+    assumes_unit_advantages = True
+
+    def __init__(self, config):
+        self.ratio = share(config, "clip_cov_ratio")
+        self.high = config.clip_cov_high
+        self.low = checked(
+            config, "clip_cov_low", lambda low: low < self.high, f"less than `clip_cov_high` ({self.high!r})"
+        )
+        self.scope = one_of(config, "clip_cov_scope", "micro_batch", "world")
+
+    @torch.no_grad()
+    def token_advantages(self, tokens: TokenBatch) -> Tensor:
+        world = tokens.scope(self.scope)
+        self._covariance = centered_product(tokens.logps, tokens.advantages, tokens.mask, world)
+        inside = (self._covariance > self.low) & (self._covariance < self.high)
+        self._eligible = inside & ~tokens.clipped & tokens.mask
+        seed = tokens.draw if self.scope == "world" else (*tokens.draw, tokens.world.rank)
+        self._kept = clip_cov_mask(self._eligible, tokens.mask, self.ratio, seed, world)
+        return tokens.advantages * self._kept
+
+    def metrics(self, tokens: TokenBatch) -> dict[str, Tensor]:
+        return {
+            "kept_fraction": self._kept,
+            "eligible_fraction": self._eligible,
+            "covariance_mean": self._covariance,
+        }

@@ -1,0 +1,106 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""KL-Cov: tie the tokens that drain entropy most to the policy that generated them.
+
+How it departs from GRPO:
+1. Each token gets the covariance of its log-probability with its advantage, both centred over the batch (eq. 10).
+2. A small share of all tokens, those with the largest covariance, pays a penalty on its log-ratio.
+3. There is no PPO clipping, for any token.
+
+With one optimizer step per generation batch the log-ratio is 0 and the penalty does nothing.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..functional import centered_product, masked_max, top_count_mask
+from ..tokens import SINGLE_PROCESS, Collectives, TokenBatch
+from .base import Method, flag, non_negative, one_of, share
+from .clip_cov import ENTROPY_MECHANISM
+
+
+@dataclass
+class KlCovConfig:
+    kl_cov_ratio: float = field(
+        default=2e-3,
+        metadata={
+            "help": "KL-Cov: share of all tokens that is penalised, a fraction in (0, 1]. The paper takes 2e-3 at 7B "
+            "and 2e-4 at 32B."
+        },
+    )
+    kl_cov_coef: float = field(default=1.0, metadata={"help": "KL-Cov: coefficient of the penalty."})
+    kl_cov_penalty: Literal["abs", "k2", "k3"] = field(
+        default="abs",
+        metadata={
+            "help": "KL-Cov: penalty on the log-ratio d of a selected token: `abs` |d| as in the released code, `k2` "
+            "d²/2, `k3` exp(-d) - 1 + d."
+        },
+    )
+    kl_cov_scope: Literal["micro_batch", "world"] = field(
+        default="micro_batch",
+        metadata={"help": "KL-Cov: tokens that means and share run over: one process' micro-batch or all processes'."},
+    )
+    kl_cov_ppo_clip: bool = field(
+        default=False,
+        metadata={"help": "KL-Cov: keep the PPO clip range `epsilon`, which the method of the paper does without."},
+    )
+
+
+def kl_cov_mask(covariance: Tensor, mask: Tensor, ratio: float, world: Collectives = SINGLE_PROCESS) -> Tensor:
+    """(B, T) -> (B, T) bool: the `max(1, floor(ratio * N))` tokens of largest covariance.
+
+    None where no covariance is positive, as with constant advantages: the largest would be an arbitrary tie.
+    """
+    return top_count_mask(covariance, mask, ratio, world) & (masked_max(covariance, mask, world) > 0)
+
+
+def kl_cov_penalty(log_ratio: Tensor, kind: str) -> Tensor:
+    """(B, T) log-ratio d -> (B, T) penalty in nats, with gradient: |d|, d²/2 or exp(-d) - 1 + d."""
+    if kind == "abs":
+        return log_ratio.abs()
+    if kind == "k2":
+        return log_ratio.square() / 2
+    return torch.exp(-log_ratio.clamp(min=-20)) - 1 + log_ratio  # the bound keeps the exponential finite
+
+
+class KlCov(Method):
+    """Penalises the log-ratio of the tokens of largest covariance.
+
+        L_t = -A_t r_t + β |ℓ_t - ℓ_old,t| · 1[t in the top share by (ℓ_t - mean ℓ)(A_t - mean A)]       (eq. 10, 13-14)
+
+    Departs from the paper, as its released code does: the divergence is estimated by the absolute log-ratio of the
+    sampled token. Selection carries no gradient.
+    """
+
+    name = "kl_cov"
+    paper = ENTROPY_MECHANISM
+    acts_on_ratio = True
+
+    def __init__(self, config):
+        self.ratio = share(config, "kl_cov_ratio")
+        self.coef = non_negative(config, "kl_cov_coef")
+        self.penalty = one_of(config, "kl_cov_penalty", "abs", "k2", "k3")
+        self.scope = one_of(config, "kl_cov_scope", "micro_batch", "world")
+        self.ppo_clip = flag(config, "kl_cov_ppo_clip")
+
+    def clip_range(self, low: float, high: float) -> tuple[float, float]:
+        return (low, high) if self.ppo_clip else (-torch.inf, torch.inf)
+
+    def loss(self, tokens: TokenBatch) -> Tensor:
+        with torch.no_grad():
+            world = tokens.scope(self.scope)
+            self._covariance = centered_product(tokens.logps, tokens.advantages, tokens.mask, world)
+            self._selected = kl_cov_mask(self._covariance, tokens.mask, self.ratio, world)
+        term = kl_cov_penalty(tokens.logps - tokens.old_logps, self.penalty)
+        self._penalty = term.detach().masked_fill(~self._selected, torch.nan)
+        return self.coef * term.masked_fill(~self._selected, 0)
+
+    def metrics(self, tokens: TokenBatch) -> dict[str, Tensor]:
+        return {
+            "selected_fraction": self._selected,
+            "covariance_mean": self._covariance,
+            "penalty_mean": self._penalty,
+        }

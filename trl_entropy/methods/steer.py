@@ -1,0 +1,131 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""STEER: give each token a weight that falls with the entropy change it is about to cause.
+
+How it departs from GRPO:
+1. Each token gets an estimate Ω of the change of entropy that its own policy gradient causes.
+2. Its loss is weighted by exp(-α |Ω| / max |Ω|), from 1 for no change down to `steer_lambda_min`.
+3. The weighted loss is not renormalised: the mean weight, which is logged, lowers the effective learning rate.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..functional import masked_max
+from ..tokens import TokenBatch
+from .base import Method, Paper, checked, one_of
+
+
+RELEASED_FLOOR = 0.02  # the released code divides by at least this much
+
+
+@dataclass
+class SteerConfig:
+    steer_omega: Literal["theorem", "released"] = field(
+        default="theorem",
+        metadata={
+            "help": "STEER: estimate of a token's entropy change: `theorem` of the paper, or the metric of the "
+            "`released` code, which divides it by the token's probability."
+        },
+    )
+    steer_mapping: Literal["exp", "linear"] = field(
+        default="exp", metadata={"help": "STEER: mapping of the entropy change to a weight. `linear` is only in code."}
+    )
+    steer_lambda_min: float = field(
+        default=0.7, metadata={"help": "STEER: weight of the token that moves entropy most, in (0, 1]."}
+    )
+    steer_lambda_max: float = field(
+        default=1.0, metadata={"help": "STEER: weight of the token that moves entropy least. `linear` mapping only."}
+    )
+    steer_scope: Literal["world", "micro_batch"] = field(
+        default="world",
+        metadata={"help": "STEER: tokens that the extremes run over: all processes' micro-batch or one process'."},
+    )
+
+
+def theorem_omega(tokens: TokenBatch) -> Tensor:
+    """(B, T) first-order entropy change, up to the factor -η/L: 1[not clipped] r A π (1 - π)(log π + H).
+
+    π is the current probability of the sampled token and H the current entropy. Clipped tokens have no gradient
+    and move nothing.
+    """
+    probability = tokens.logps.exp()
+    omega = tokens.ratio * tokens.advantages * probability * (1 - probability) * (tokens.logps + tokens.entropy)
+    return omega.masked_fill(tokens.clipped, 0)
+
+
+def released_omega(tokens: TokenBatch) -> Tensor:
+    """(B, T) the metric of the released code: A / π_old · π (1 - π)(log π + H_old), with its clamps."""
+    probability = tokens.logps.exp().clamp(1e-8, 1 - 1e-8)
+    old_probability = tokens.old_logps.exp().clamp(1e-8, 1)
+    slope = probability * (1 - probability) * (probability.log() + tokens.old_entropy)
+    return tokens.advantages / old_probability * slope
+
+
+def exp_weights(size: Tensor, largest: Tensor, lambda_min: float) -> Tensor:
+    """(B, T) |Ω| -> (B, T) weights λ_min^(|Ω| / max |Ω|); all 1 where nothing moves entropy."""
+    share_of_largest = (size / largest.clamp(min=torch.finfo(size.dtype).tiny)).clamp(0, 1)
+    return torch.exp(math.log(lambda_min) * share_of_largest)
+
+
+def linear_weights(size: Tensor, smallest: Tensor, largest: Tensor, lambda_min: float, lambda_max: float) -> Tensor:
+    """(B, T) |Ω| -> (B, T) weights, λ_max at the smallest and λ_min at the largest; their mean where all are equal."""
+    width = largest - smallest
+    position = torch.where(width > 0, (size - smallest) / width, 0.5)
+    return lambda_max - position.clamp(0, 1) * (lambda_max - lambda_min)
+
+
+class Steer(Method):
+    """Weights each token's policy loss by how little it moves entropy.
+
+        λ_t = exp(-α |Ω_t| / max |Ω|),  α = -ln λ_min,  Ω_t = -(η/L) 1[not clipped] r A π (1 - π)(log π + H)
+
+    The formula is that of the paper's fourth version as three independent sources give it; η/L cancels. Weights
+    carry no gradient. Parity with the released code: `steer_omega: released`, `steer_lambda_min: 0.8`,
+    `steer_scope: micro_batch`.
+    """
+
+    name = "steer"
+    paper = Paper(
+        "2510.10150",
+        "Rethinking Entropy Interventions in RLVR: An Entropy Change Perspective",
+        """@article{hao2025rethinking,
+    title   = {Rethinking Entropy Interventions in RLVR: An Entropy Change Perspective},
+    author  = {Zhezheng Hao and Hong Wang and Haoyang Liu and Jian Luo and Jiarui Yu and Hande Dong and Qiang Lin
+               and Can Wang and Jiawei Chen},
+    journal = {arXiv preprint arXiv:2510.10150},
+    year    = {2025}
+}""",
+    )
+
+    def __init__(self, config):
+        self.omega = {"theorem": theorem_omega, "released": released_omega}[
+            one_of(config, "steer_omega", "theorem", "released")
+        ]
+        self.mapping = one_of(config, "steer_mapping", "exp", "linear")
+        self.lambda_max = checked(config, "steer_lambda_max", lambda value: 0 < value < math.inf, "a number > 0")
+        below = self.lambda_max if self.mapping == "linear" else 1
+        self.lambda_min = checked(
+            config, "steer_lambda_min", lambda value: 0 < value <= below, f"a weight in (0, {below}]"
+        )
+        self.floor = RELEASED_FLOOR if self.omega is released_omega else 0.0
+        self.scope = one_of(config, "steer_scope", "world", "micro_batch")
+
+    @torch.no_grad()
+    def token_advantages(self, tokens: TokenBatch) -> Tensor:
+        world = tokens.scope(self.scope)
+        size = self.omega(tokens).abs().nan_to_num(nan=0.0, posinf=torch.finfo(tokens.logps.dtype).max)
+        largest = masked_max(size, tokens.mask, world)
+        if self.mapping == "exp":
+            self._weights = exp_weights(size, largest.clamp(min=self.floor), self.lambda_min)
+        else:
+            smallest = -masked_max(-size, tokens.mask, world)
+            self._weights = linear_weights(size, smallest, largest, self.lambda_min, self.lambda_max)
+        return tokens.advantages * self._weights
+
+    def metrics(self, tokens: TokenBatch) -> dict[str, Tensor]:
+        return {"weight_mean": self._weights, "weight_min": self._weights, "weight_max": self._weights}

@@ -1,0 +1,51 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What the quickstart shows: a table and a plot."""
+
+from pathlib import Path
+from statistics import fmean
+
+
+COLUMNS = ("entropy", "reward", "pass@1", "pass@8", "pass@16", "distinct", "coverage", "seconds")
+
+
+def table(rows: dict[str, dict[str, float]]) -> str:
+    """The scores of each row in aligned columns."""
+    lines = [" " * 10 + "".join(f"{column:>10}" for column in COLUMNS)]
+    for label, scores in rows.items():
+        digits = [0 if column == "seconds" else 2 if column == "distinct" else 3 for column in COLUMNS]
+        cells = (f"{scores[column]:>10.{n}f}" for column, n in zip(COLUMNS, digits, strict=True))
+        lines.append(f"{label:<10}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def running_mean(values: list[float], width: int = 7) -> list[float]:
+    """The mean of each value and up to `width - 1` before it."""
+    return [fmean(values[max(0, index - width + 1) : index + 1]) for index in range(len(values))]
+
+
+def plot(results: dict, path: Path) -> None:
+    """Draws entropy and reward over optimizer steps, one line per run, and pass@1 against pass@16 of every row."""
+    from matplotlib.figure import Figure  # an extra of the package
+
+    figure = Figure(figsize=(9.5, 2.9), layout="constrained")
+    entropy, reward, found = figure.subplots(1, 3)
+    for label, history in results["history"].items():
+        steps = [point["step"] for point in history]
+        (line,) = entropy.plot(steps, [point["entropy"] for point in history], label=label)
+        rewards = [point["reward"] for point in history]
+        reward.plot(steps, rewards, color=line.get_color(), alpha=0.3)
+        reward.plot(steps, running_mean(rewards), color=line.get_color())
+    for offset, (label, scores) in enumerate(results["rows"].items()):
+        color = "0.6" if label == "before" else f"C{offset - 1}"
+        positions = [group + 0.27 * (offset - 1) for group in range(3)]
+        heights = [scores[key] for key in ("pass@1", "pass@8", "pass@16")]
+        found.bar(positions, heights, 0.25, color=color, label=label)
+    found.set_xticks(range(3), ["pass@1", "pass@8", "pass@16"])
+    entropy.set(title="token entropy (nats)", xlabel="optimizer step", ylim=(0, None))
+    reward.set(title="reward", xlabel="optimizer step", ylim=(0, None))
+    found.set(title="held-out prompts")
+    found.legend(fontsize="small")
+    for axes in (entropy, reward):
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
