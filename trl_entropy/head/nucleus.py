@@ -49,7 +49,7 @@ def undecided(sum_exp: Tensor, top_p: float, include_crossing: bool) -> Tensor:
 class Nucleus:
     """All (N,): the smallest final logit inside, logarithm of its probability, and its entropy in nats.
 
-    An empty nucleus has threshold inf, log-probability 0 and entropy 0.
+    A nucleus of one token or none, on which nothing depends, has threshold inf, log-probability 0 and entropy 0.
     """
 
     threshold: Tensor
@@ -95,12 +95,11 @@ class Cut:
             getattr(self, name)[rows] = getattr(values, name)
 
     def nucleus(self, row_max: Tensor, sum_exp: Tensor) -> Nucleus:
-        empty = self.mass == 0
-        mass = self.mass.masked_fill(empty, 1.0)
-        log_share = torch.log(mass / sum_exp).masked_fill(empty, 0.0)
-        entropy = (torch.log(mass) - self.shifted / mass).clamp(min=0).masked_fill(empty, 0.0)
-        values = (self.threshold + row_max, log_share, entropy)
-        return Nucleus(*(value.to(row_max.dtype) for value in values))
+        entropy = (torch.log(self.mass) - self.shifted / self.mass).nan_to_num(nan=0.0).clamp(min=0)
+        trivial = entropy == 0
+        threshold = (self.threshold + row_max).masked_fill(trivial, torch.inf)
+        log_share = torch.log(self.mass / sum_exp).masked_fill(trivial, 0.0)
+        return Nucleus(*(value.to(row_max.dtype) for value in (threshold, log_share, entropy)))
 
 
 class Histogram:
