@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fused LM head: extra statistics of the next-token distribution, and a backward on live rows only."""
 
-from .patch import EntropyCausalLMOutput, EntropyHead, add_entropy_head
+from .patch import EXTRA_OUTPUTS, EntropyCausalLMOutput, EntropyHead, add_entropy_head
 
 
-__all__ = ["EntropyCausalLMOutput", "EntropyHead", "add_entropy_head"]
+__all__ = ["EXTRA_OUTPUTS", "EntropyCausalLMOutput", "EntropyHead", "add_entropy_head"]

@@ -30,6 +30,8 @@ from .spec import HeadSpec
 _ADAPTER_LAYERS = (import_module("peft.tuners.tuners_utils").BaseTunerLayer,) if is_peft_available() else ()
 STATISTICS = ("second_moments", "nucleus_entropy", "second_temperature")
 NUCLEUS_RULES = ("exclude", "include")
+# Fields of the outputs that TRL's do not have.
+EXTRA_OUTPUTS = ("sum_sq_probs", "sum_sq_probs_log_probs", "nucleus_entropy", "second_log_probs")
 # The names in TRL's module that its fused forward looks up, and that this one replaces
 KERNEL, SCORES_LABELLED_ONLY = "_ChunkedLogProbFunction", "_use_triton"
 
@@ -78,6 +80,8 @@ class EntropyHead:
 
     def __post_init__(self):
         self._computed: TokenStatistics | None = None
+        # A list to which every forward appends its outputs, for callers who do not get to see them.
+        self.record: list[EntropyCausalLMOutput] | None = None
         self.check()
 
     def check(self) -> None:
@@ -129,13 +133,16 @@ class EntropyHead:
         mask = outputs.label_mask
         compact = len(computed.log_probs) != mask.numel()
         extra = {}
-        for name in ("sum_sq_probs", "sum_sq_probs_log_probs", "nucleus_entropy", "second_log_probs"):
+        for name in EXTRA_OUTPUTS:
             values = getattr(computed, name)
             if values is not None and compact:
                 extra[name] = values.new_zeros(mask.shape).masked_scatter(mask, values)
             elif values is not None:
                 extra[name] = values.view(mask.shape).masked_fill(~mask, 0)
-        return EntropyCausalLMOutput(**outputs, **extra)
+        extended = EntropyCausalLMOutput(**outputs, **extra)
+        if self.record is not None:
+            self.record.append(extended)
+        return extended
 
 
 def add_entropy_head(
