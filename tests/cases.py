@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every method is held to, whatever it does: called with the method's name from its own test."""
 
+from copy import deepcopy
 from dataclasses import fields, replace
 
 import torch
 from conftest import FLOAT32, build_model, config_of, loss_and_gradients, make_loss_batch, random_tokens
-from reference import dense_logps_and_entropy, reduce_terms
+from reference import dense_log_policy, dense_logps_and_entropy, reduce_terms
 
 from trl_entropy.methods import METHODS
 
@@ -25,22 +26,32 @@ def off_policy_batch(model, spread=0.35, **extra):
     return batch
 
 
-def check_against_reference(make_trainer, name, loss_type, reference, settings, batch_keys=(), **trainer_settings):
+def check_against_reference(
+    make_trainer, name, loss_type, reference, settings, batch_keys=(), prepare=None, scalar=None, policy=False
+):
     """Loss and every gradient of the trainer, against `reference(logps, old_logps, entropy, advantages, mask)`.
 
-    The reference gives the (B, T) loss of each token, method included, from dense logits and with gradient.
+    The reference gives the (B, T) loss of each token, method included, from dense logits and with gradient; with
+    `policy` it is given the whole log-softmax (B, T, V) too. `scalar(entropy, policy, mask)` is a term that is no token
+    mean. `prepare(method)` sets a state.
     """
     model = build_model()
     batch = {**off_policy_batch(model), **dict(batch_keys)}
-    trainer = make_trainer(model=model, loss_type=loss_type, methods=[name], **settings, **trainer_settings)
+    trainer = make_trainer(model=model, loss_type=loss_type, methods=[name], **settings)
+    if prepare is not None:
+        prepare(trainer.methods[0])
     loss, gradients = loss_and_gradients(trainer, batch)
 
     other = build_model()
     logps, entropy = dense_logps_and_entropy(other, batch)
+    log_policy = dense_log_policy(other, batch)
     mask = batch["completion_mask"].bool()
     advantages = batch["advantages"][:, None].expand(logps.shape)
-    terms = reference(logps, batch["old_per_token_logps"], entropy, advantages, mask)
+    extra = (log_policy,) if policy else ()
+    terms = reference(logps, batch["old_per_token_logps"], entropy, advantages, mask, *extra)
     expected = reduce_terms(loss_type, terms, mask)
+    if scalar is not None:
+        expected = expected + scalar(entropy, log_policy, mask)
     expected.backward()
     torch.testing.assert_close(loss, expected.detach(), **FLOAT32)
     for parameter_name, parameter in other.named_parameters():
@@ -49,14 +60,20 @@ def check_against_reference(make_trainer, name, loss_type, reference, settings, 
 
 
 def outcome(method, tokens):
-    """What a method does to a batch: its advantages, and its term and that term's gradient where it has one."""
-    logps, entropy = tokens.logps.detach().requires_grad_(), tokens.entropy.detach().requires_grad_()
-    tokens = replace(tokens, logps=logps, entropy=entropy)
+    """What a method does to a batch: its advantages, and its term and that term's gradient where it has one.
+
+    The method itself stays as it is, state included.
+    """
+    method = deepcopy(method)
+    names = ("logps", "entropy", "nucleus_entropy")
+    leaves = {name: getattr(tokens, name).detach().requires_grad_() for name in names}
+    tokens = replace(tokens, **leaves)
     results = [method.token_advantages(tokens).detach()]
     term = method.loss(tokens)
     if term is not None:
-        gradient = torch.autograd.grad(term.sum(), [logps, entropy], allow_unused=True)
-        results += [term.detach(), *(g for g in gradient if g is not None)]
+        gradient = torch.autograd.grad(term.sum(), [*leaves.values()], allow_unused=True)
+        scalar_or_tokens = [term.detach()] if term.dim() else [term.detach().expand_as(tokens.logps)]
+        results += scalar_or_tokens + [g for g in gradient if g is not None]
     return results
 
 
@@ -71,7 +88,7 @@ def check_padding_does_not_matter(method, **extra):
     garbage = torch.tensor([[37.0]], dtype=torch.float64)
     wider = map_rows(
         tokens,
-        lambda value: torch.cat([value, (garbage > 99 if value.dtype == torch.bool else garbage).expand(len(value), 3)], 1),
+        lambda value: value if value.dim() == 1 else torch.cat([value, (garbage > 99 if value.dtype == torch.bool else garbage).expand(len(value), 3)], 1),
     )  # fmt: skip
     for narrow, wide in zip(outcome(method, tokens), outcome(method, wider), strict=True):
         torch.testing.assert_close(wide[:, :-3][tokens.mask], narrow[tokens.mask])

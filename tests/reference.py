@@ -5,16 +5,37 @@
 import torch
 
 
-def dense_logps_and_entropy(model, batch, temperature=1.0):
-    """(B, T) log-probabilities of the completion tokens and entropies, from the whole softmax, with gradient."""
+def dense_log_policy(model, batch, temperature=1.0):
+    """(B, T, V) log-softmax at each completion token, with gradient."""
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
     attention = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
     logits = model(input_ids=ids, attention_mask=attention).logits[:, :-1] / temperature
-    logps = logits.log_softmax(-1)[:, -batch["completion_ids"].size(1) :]
+    return logits.log_softmax(-1)[:, -batch["completion_ids"].size(1) :]
+
+
+def dense_logps_and_entropy(model, batch, temperature=1.0):
+    """(B, T) log-probabilities of the completion tokens and entropies, from the whole softmax, with gradient."""
+    logps = dense_log_policy(model, batch, temperature)
     chosen = logps.gather(-1, batch["completion_ids"].unsqueeze(-1)).squeeze(-1)
     entropy = -(logps.exp() * logps).sum(-1)
     mask = batch["completion_mask"].bool()
     return chosen.masked_fill(~mask, 0), entropy.masked_fill(~mask, 0)
+
+
+def nucleus_entropy(log_policy, top_p, include=False):
+    """(..., V) -> (...,) entropy renormalised on the longest prefix of mass below `top_p`, with gradient.
+
+    With `include` the token that crosses `top_p` is in. Takes rows without ties.
+    """
+    ordered = log_policy.sort(-1, descending=True).values
+    mass = ordered.exp().cumsum(-1).detach()
+    inside = (mass - ordered.exp().detach() if include else mass) < top_p
+    kept = torch.where(inside, ordered, -torch.inf)
+    empty = ~inside.any(-1)
+    kept = torch.where(empty.unsqueeze(-1), ordered, kept)
+    share = kept.log_softmax(-1)
+    entropy = -(share.exp() * torch.where(share.isinf(), 0.0, share)).sum(-1)
+    return torch.where(empty, 0.0, entropy)
 
 
 def policy_terms(loss_type, logps, old_logps, advantages, mask, low=0.8, high=1.2):

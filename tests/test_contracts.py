@@ -10,7 +10,8 @@ from conftest import EXACT, LOSS_TYPES, loss_and_gradients, make_loss_batch
 from trl import GRPOTrainer
 
 from trl_entropy.functional import aggregate
-from trl_entropy.grpo import CLIPPING_LOSSES, FORWARD_KEYS
+from trl_entropy.grpo import CLIPPING_LOSSES
+from trl_entropy.rollouts import FORWARD_KEYS
 
 
 def test_compute_loss_makes_its_forward_before_it_reads_the_advantages(make_trainer):

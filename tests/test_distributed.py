@@ -54,7 +54,11 @@ def test_two_processes_equal_one(two, tmp_path, name):
     torch.testing.assert_close(ranks[0]["loss"], one["loss"], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(ranks[0]["gradients"], one["gradients"], rtol=1e-5, atol=3e-6)
     assert ranks[0]["metrics"] == pytest.approx(one["metrics"], rel=1e-5, abs=1e-6, nan_ok=True)
-    acted = set(METHODS) if name == "on_policy" else set(METHODS) - {"clip_b"}  # which acts on generation batches
+    for method, state in one["states"].items():
+        flat, expected = ({k: v for k, v in s.items() if not isinstance(v, dict)} for s in (ranks[0]["states"][method], state))  # fmt: skip
+        assert flat == pytest.approx(expected, rel=1e-5)
+    # Which act on generation batches where there is more than one update.
+    acted = set(METHODS) if name == "on_policy" else set(METHODS) - {"clip_b", "clip_v"}
     assert {key.split("/")[0] for key in one["metrics"]} == {*acted, "entropy"}
     assert one["metrics"]["clip_cov/kept_fraction"] < 1 and one["metrics"]["kl_cov/selected_fraction"] > 0
 

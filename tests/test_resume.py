@@ -8,11 +8,24 @@ import pytest
 import torch
 from conftest import EXACT, build_model
 
-from trl_entropy.grpo import STATE_FILE
 from trl_entropy.methods import METHODS, Method
+from trl_entropy.states import STATE_FILE
 
 
-STRONG = dict(clip_cov_ratio=0.2, clip_cov_low=0.02, clip_cov_high=2.0, kl_cov_ratio=0.3, clip_b_mu=0.5)
+STRONG = dict(
+    clip_cov_ratio=0.2,
+    clip_cov_low=0.02,
+    clip_cov_high=2.0,
+    kl_cov_ratio=0.3,
+    clip_b_mu=0.5,
+    clip_v_mu=0.3,
+    clip_v_max_frac=0.3,
+    siren_coef=0.5,
+    epo_coef=0.1,
+    epo_low=0.8,
+    epo_high=1.2,
+    aepo_target_entropy=1.0,
+)
 
 
 def losses(trainer):

@@ -13,7 +13,7 @@ from conftest import build_model, build_trainer, loss_and_gradients
 from trl_entropy import EntropyGRPOConfig, EntropyGRPOTrainer
 
 
-METHODS = ["clip_cov", "steer", "clip_b", "kl_cov"]
+METHODS = ["clip_cov", "steer", "clip_b", "clip_v", "aepo", "kl_cov", "siren", "epo"]
 WORLD = dict(
     methods=METHODS,
     clip_cov_ratio=0.2,
@@ -23,12 +23,31 @@ WORLD = dict(
     kl_cov_ratio=0.3,
     kl_cov_scope="world",
     clip_b_mu=0.4,
+    clip_v_mu=0.3,
+    clip_v_max_frac=0.1,
+    steer_omega="exact",
+    aepo_mode="reweight",
+    aepo_target_entropy=1.0,
+    siren_coef=0.5,
+    siren_quantile=0.5,
+    epo_coef=0.3,
+    epo_low=0.8,
+    epo_high=1.2,
 )
+
+
+def set_states(trainer):
+    """As if a step had been made: what only acts from the second step on must act here."""
+    methods = {method.name: method for method in trainer.methods}
+    methods["aepo"].entropy, methods["siren"].anchor = 0.8, 0.4
+    methods["epo"].history_total, methods["epo"].history_steps = 1.5, 1
 
 
 def batches():
     """A batch off policy, one on policy, and one whose second half has no valid token. Ragged by construction."""
     off_policy = off_policy_batch(build_model(), rows=8)
+    off_policy["rewards"] = torch.tensor([0.0, 1, 0, 1, 1, 1, 0, 1])
+    off_policy["old_second_logps"] = off_policy["old_per_token_logps"] + 0.2
     on_policy = {key: value for key, value in off_policy.items() if key != "old_per_token_logps"}
     half_empty = {key: value.clone() for key, value in off_policy.items()}
     half_empty["completion_mask"][4:] = 0
@@ -59,16 +78,24 @@ def results(output_dir, rank, processes):
     found = {}
     for name, batch in batches().items():
         trainer._metrics["train"].clear()
+        set_states(trainer)
         loss, gradients = loss_and_gradients(trainer, part(batch, rank, processes))
         reduce = trainer.accelerator.reduce
         logged = {k: v[-1] for k, v in trainer._metrics["train"].items() if k.split("/")[0] in (*METHODS, "entropy")}
+        states = {method.name: method.state_dict() for method in trainer.methods}
         found[name] = {
+            "states": states,
             "loss": reduce(loss, "mean"),
             "gradients": {k: reduce(v, "mean") for k, v in gradients.items()},
             "metrics": logged,
         }
     output = part(rollouts(), rank, processes)
-    trainer._apply_group_hooks(output)
+    scores = {"logps": output["old_per_token_logps"], "entropy": output["old_entropies"]}
+    scores |= {
+        "sum_sq_probs": (-output["old_entropies"]).exp(),
+        "sum_sq_probs_log_probs": -output["old_entropies"] / 9,
+    }
+    trainer._apply_group_hooks(output, scores)
     found["group_advantages"] = trainer.accelerator.gather(output["advantages"])
     return found, trainer
 

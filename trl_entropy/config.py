@@ -2,19 +2,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """`EntropyGRPOConfig`: TRL's `GRPOConfig` and the fields of every method."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trl
 from accelerate.logging import get_logger
 from packaging.version import Version
 from trl import GRPOConfig
 
+from .entropy_bonus import EntropyBonusConfig
 from .methods import Method, MethodsConfig, build_methods, idle_fields
+from .methods.base import non_negative, one_of
 
 
 logger = get_logger(__name__)
 
 TRL_FROM, TRL_BELOW = "1.16", "1.17"
+# What only this package's head computes.
+HEAD_STATISTICS = {"second_moments", "nucleus_entropy", "second_temperature"}
 
 
 def check_trl_version(version: str) -> None:
@@ -30,7 +34,7 @@ check_trl_version(trl.__version__)
 
 
 @dataclass
-class EntropyGRPOConfig(MethodsConfig, GRPOConfig):
+class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, GRPOConfig):
     r"""
     [`~trl.GRPOConfig`] with entropy methods. With `methods` empty it is `GRPOConfig`.
 
@@ -38,6 +42,23 @@ class EntropyGRPOConfig(MethodsConfig, GRPOConfig):
 
     methods (`list[str]`, *optional*, defaults to `[]`):
         Entropy methods to apply, in this order, each seeing the advantages that those before it left.
+    fused_head (`bool`, *optional*, defaults to `True`):
+        Use this package's fused LM head, whose backward leaves out tokens without gradient. Without it the head is
+        TRL's, to the bit.
+    entropy_forecast (`bool`, *optional*, defaults to `False`):
+        Log the first-order prediction of each step's entropy change beside the realised change. On by itself where a
+        method needs the same statistics.
+
+    > Parameters that control TRL's entropy bonus
+
+    entropy_coef_schedule (`str`, *optional*, defaults to `"constant"`):
+        How the static `entropy_coef` moves over the run: `"constant"`, or to 0 by `"linear"` or `"cosine"`.
+    entropy_controller (`str`, *optional*, defaults to `"step"`):
+        What moves `entropy_coef` with `use_adaptive_entropy`: TRL's `"step"`, or `"pi"`.
+    entropy_controller_kp (`float`, *optional*, defaults to `0.1`):
+        Proportional gain of `"pi"`: coefficient per nat.
+    entropy_controller_ki (`float`, *optional*, defaults to `0.01`):
+        Integral gain of `"pi"`: coefficient per nat and optimizer step.
 
     The fields of a method start with its name and are described by `--help` and in the method's module under
     `trl_entropy.methods`.
@@ -46,11 +67,50 @@ class EntropyGRPOConfig(MethodsConfig, GRPOConfig):
         `ValueError`: an unknown or repeated method, or a field of a method that is out of range.
     """
 
+    fused_head: bool = field(
+        default=True,
+        metadata={
+            "help": "Use this package's fused LM head, whose backward leaves out tokens without gradient. Without it "
+            "the head is TRL's, to the bit."
+        },
+    )
+    entropy_forecast: bool = field(
+        default=False,
+        metadata={
+            "help": "Log the first-order prediction of each step's entropy change beside the realised change. On by "
+            "itself where a method needs the same statistics."
+        },
+    )
+
     def __post_init__(self):
         super().__post_init__()
         methods = build_methods(self)
+        self._check_head(methods)
+        self._check_bonus()
         for warning in (*self._idle_warnings(), *self._inert_warnings(methods)):
             logger.warning(warning)
+
+    def _check_head(self, methods: list[Method]) -> None:
+        askers = [f"method {method.name!r}" for method in methods if set(method.needs) & HEAD_STATISTICS]
+        if self.entropy_forecast:
+            askers.append("`entropy_forecast`")
+        if askers and not self.fused_head:
+            raise ValueError(f"`fused_head` must be true for {' and '.join(askers)}, got {self.fused_head!r}.")
+
+    def _check_bonus(self) -> None:
+        one_of(self, "entropy_coef_schedule", "constant", "linear", "cosine")
+        one_of(self, "entropy_controller", "step", "pi")
+        non_negative(self, "entropy_controller_kp")
+        non_negative(self, "entropy_controller_ki")
+        if self.entropy_coef_schedule != "constant" and self.use_adaptive_entropy:
+            raise ValueError(
+                f"`entropy_coef_schedule` must be 'constant' with `use_adaptive_entropy`, which sets the coefficient "
+                f"itself, got {self.entropy_coef_schedule!r}."
+            )
+        if self.entropy_controller != "step" and not self.use_adaptive_entropy:
+            raise ValueError(
+                f"`entropy_controller` must be 'step' without `use_adaptive_entropy`, got {self.entropy_controller!r}."
+            )
 
     def _idle_warnings(self) -> list[str]:
         return [

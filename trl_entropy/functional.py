@@ -91,3 +91,24 @@ def aggregate(terms: Tensor, mask: Tensor, loss_type: str, items: Tensor, max_le
     if loss_type == "luspo":
         return terms.sum(1).mean()
     return terms.sum() / items
+
+
+def discriminator(logps: Tensor, entropy: Tensor) -> Tensor:
+    """(B, T) log-probabilities and entropies -> (B, T) S = π (H + log π) of the sampled token, in nats."""
+    return logps.exp() * (entropy + logps)
+
+
+def mean_discriminator(entropy: Tensor, sum_sq_probs: Tensor, sum_sq_probs_log_probs: Tensor) -> Tensor:
+    """(B, T) H, Σp², Σp² log p -> (B, T) N = H Σp² + Σp² log p, the mean of S under the policy itself, in nats."""
+    return entropy * sum_sq_probs + sum_sq_probs_log_probs
+
+
+def row_quantiles(values: Tensor, mask: Tensor, probability: float) -> Tensor:
+    """(B, T) -> (B, 1): the quantile of each row's valid values, with linear interpolation; inf for an empty row."""
+    ordered = values.masked_fill(~mask, torch.inf).sort(dim=1).values
+    position = probability * (mask.sum(1, keepdim=True) - 1).clamp(min=0).to(accumulator_dtype(values.device))
+    low = position.long()
+    high = (low + 1).clamp(max=values.size(1) - 1)
+    below, above = ordered.gather(1, low), ordered.gather(1, high)
+    fraction = (position - low).to(values.dtype)
+    return torch.where(fraction > 0, below + (above - below) * fraction, below)

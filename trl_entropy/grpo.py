@@ -8,8 +8,6 @@ overridden forward puts them back once the methods have seen the tokens. Should 
 that is a `KeyError`, not a method silently ignored.
 """
 
-import json
-import os
 from dataclasses import replace
 from typing import Any
 
@@ -17,24 +15,23 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from trl import GRPOTrainer
-from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id
 
 from .config import EntropyGRPOConfig
+from .entropy_bonus import EntropyBonus
+from .forecast import EntropyForecast
 from .functional import aggregate
+from .head import add_entropy_head
 from .methods import Method, build_methods
 from .metrics import entropy_metrics, named_metrics, reduce_metrics
 from .processes import collectives_of
-from .tokens import Rollouts, TokenBatch
+from .rollouts import RolloutHooks, forward_inputs, loss_mask
+from .states import load_states, save_states
+from .statistics import HeadStatistics
+from .tokens import TokenBatch
 
 
-STATE_FILE = "entropy_methods_state.json"
 CLIPPING_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
-# The inputs of a forward that TRL stores with the rollouts, beside the token ids and masks.
-FORWARD_KEYS = (
-    *("pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles"),
-    *("image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids"),
-)
 
 
 def refuse_unsloth(trainer_class: type) -> None:
@@ -48,7 +45,7 @@ def refuse_unsloth(trainer_class: type) -> None:
             )
 
 
-class EntropyGRPOTrainer(GRPOTrainer):
+class EntropyGRPOTrainer(RolloutHooks, GRPOTrainer):
     """
     [`~trl.GRPOTrainer`] with entropy methods. Same arguments; `args` is an [`EntropyGRPOConfig`], whose `methods`
     lists what to apply. With `methods` empty, losses and gradients are those of `GRPOTrainer` to the bit.
@@ -89,8 +86,11 @@ class EntropyGRPOTrainer(GRPOTrainer):
         if not isinstance(args, EntropyGRPOConfig):
             raise TypeError(f"`args` must be an `EntropyGRPOConfig`, got `{type(args).__name__}`.")
         self.methods: list[Method] = build_methods(args)
+        self._needs = set().union(*(method.needs for method in self.methods))
         self._batch: dict[str, Any] | None = None  # the batch of the loss that is being computed
-        self._old_entropy: list[Tensor] | None = None  # entropies of the passes over a generation batch
+        self._scores: list[dict[str, Tensor]] | None = None  # statistics of each pass over a generation batch
+        self._auxiliary: dict[str, list[dict[str, Any]]] = {}  # extra rollouts by method, in micro-batches
+        self._statistics = HeadStatistics(None, [], set(), 1.0)
         super().__init__(model, reward_funcs, args, *positional, **keywords)
         self._tag_names = [*self._tag_names, *args.methods]
         self.model.add_model_tags(self._tag_names)
@@ -101,102 +101,74 @@ class EntropyGRPOTrainer(GRPOTrainer):
                 low, high = method.clip_range(low, high)
             if (low, high) != (1 - self.epsilon_low, 1 + self.epsilon_high):
                 self.epsilon_low, self.epsilon_high = 1 - low, high - 1
-
-    # Rollouts
-
-    def _generate_and_score_completions(self, inputs):
-        self._old_entropy = [] if self.methods else None
-        try:
-            output = super()._generate_and_score_completions(inputs)
-            if self.methods and "old_per_token_logps" in output:
-                output["old_entropies"] = self._old_entropy[0]  # TRL scores the rollouts before it asks a reference
-        finally:
-            self._old_entropy = None
-        if any(method.overrides("group_advantages") for method in self.methods):
-            self._apply_group_hooks(output)
-        return output
-
-    def _apply_group_hooks(self, output: dict[str, Any]) -> None:
-        logps, entropy = output.get("old_per_token_logps"), output.get("old_entropies")
-        if entropy is None and any("rollout_entropy" in method.needs for method in self.methods):
-            logps, entropy = self._score_rollouts(output)
-        loss_mask = self._loss_mask(output).bool()
-        rollouts = Rollouts(
-            advantages=output["advantages"].unsqueeze(1).expand(output["completion_ids"].shape),
-            mask=loss_mask,
-            logps=logps,
-            entropy=entropy,
-            world=self._world,
-        )
-        for method in self.methods:
-            if not method.overrides("group_advantages"):
-                continue
-            advantages, mask = method.group_advantages(rollouts), method.group_mask(rollouts)
-            self._log_values(named_metrics(method, rollouts), rollouts.mask)
-            rollouts = replace(rollouts, advantages=advantages, mask=mask)
-        output["advantages"] = rollouts.advantages.contiguous()
-        if rollouts.mask is not loss_mask:
-            # The tool mask takes tokens out of the loss and its denominators, and leaves attention as it is.
-            output["tool_mask"] = rollouts.mask.to(output["completion_mask"].dtype)
-            output["num_items_in_batch"] = self._world.sum(self._loss_mask(output).sum())
-
-    def _score_rollouts(self, output: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """(B, T) log-probabilities and entropies of the policy that has just generated, by one forward."""
-        training = self.model.training
-        with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
-            logps, entropy, _ = self._get_per_token_logps_and_entropies(
-                self.model,
-                torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1),
-                torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1),
-                output["completion_ids"].size(1),
-                self.args.per_device_train_batch_size if training else self.args.per_device_eval_batch_size,
-                compute_entropy=True,
-                **{key: output[key] for key in FORWARD_KEYS if key in output},
-            )
-        return logps, entropy
+        if args.entropy_forecast or "second_moments" in self._needs:
+            self._needs.add("second_moments")
+            self._forecast = EntropyForecast()
+        else:
+            self._forecast = None
+        self._bonus = EntropyBonus(args)
+        if args.fused_head:
+            head = add_entropy_head(self.model, self.temperature, args.cast_lm_head_to_fp32)
+            self._statistics = HeadStatistics(head, self.methods, self._needs, self.temperature)
 
     # Loss
 
     def _get_per_token_logps_and_entropies(self, *args, **kwargs):
-        if self._old_entropy is not None:  # the head computes entropies in any case, so that asking costs nothing
+        if self._scores is not None:  # the head computes entropies in any case, so that asking costs nothing
             kwargs["compute_entropy"] = True
+        self._statistics.ask()
         logps, entropy, aux_loss = super()._get_per_token_logps_and_entropies(*args, **kwargs)
-        if self._old_entropy is not None:
-            self._old_entropy.append(entropy)
+        statistics = self._statistics.read(logps.size(1))
+        if self._scores is not None:
+            self._scores.append({"logps": logps, "entropy": entropy, **statistics})
         if self._batch is not None:
-            self._take_turns(self._read_tokens(logps, entropy))
+            advantages = self._advantages if self._advantages.dim() == 2 else self._advantages.unsqueeze(1)
+            tokens = self._tokens_of(self._batch, logps, entropy, advantages.expand_as(logps), statistics)
+            self._take_turns(tokens)
         return logps, entropy, aux_loss
 
     def _compute_loss(self, model, inputs):
         self._advantages = inputs["advantages"]
         self._batch = {key: value for key, value in inputs.items() if key != "advantages"}
+        self._bonus.before_loss(self)
         try:
             loss = super()._compute_loss(model, self._batch)
+            self._bonus.after_loss(self)
             for method, tokens in self._turns:
                 term = method.loss(tokens)
                 if term is not None:
                     loss = loss + self._reduce(term, tokens.mask)
+            self._batch = None
+            for method, _ in self._turns:
+                if self.model.training and "auxiliary_rollouts" in method.needs:
+                    loss = loss + self._auxiliary_loss(model, method) / self.current_gradient_accumulation_steps
             self._log_forward()
         finally:
-            self._batch = self._advantages = self._tokens = self._turns = None
+            self._batch = self._advantages = self._turns = self._acted = None
         return loss
 
-    def _read_tokens(self, logps: Tensor, entropy: Tensor) -> TokenBatch:
-        batch = self._batch
-        mask = self._loss_mask(batch).bool()
+    def _tokens_of(
+        self,
+        batch: dict[str, Any],
+        logps: Tensor,
+        entropy: Tensor,
+        advantages: Tensor,
+        statistics: dict[str, Tensor],
+    ) -> TokenBatch:
+        """What a forward of `batch` knows about its tokens; all (B, T)."""
+        mask = loss_mask(batch).bool()
         old_logps = batch.get("old_per_token_logps", logps.detach())
         log_ratio = logps.detach() - old_logps
         if self.importance_sampling_level == "sequence":
             mean = log_ratio.masked_fill(~mask, 0).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
             log_ratio = mean.expand_as(log_ratio)
         clips = self.loss_type in CLIPPING_LOSSES
-        advantages = self._advantages if self._advantages.dim() == 2 else self._advantages.unsqueeze(1)
         return TokenBatch(
             logps=logps,
             old_logps=old_logps,
             entropy=entropy,
             old_entropy=batch.get("old_entropies", entropy.detach()),
-            advantages=advantages.expand_as(logps),
+            advantages=advantages,
             mask=mask,
             ratio=log_ratio.exp(),
             clip_low=1 - self.epsilon_low if clips else -torch.inf,
@@ -204,17 +176,24 @@ class EntropyGRPOTrainer(GRPOTrainer):
             on_policy="old_per_token_logps" not in batch,
             training=self.model.training,
             draw=(self.args.seed, self.state.global_step, self._step % self.args.gradient_accumulation_steps),
+            total_steps=max(self.state.max_steps, 1),
+            rewards=batch.get("rewards"),
+            sum_sq_probs=statistics.get("sum_sq_probs"),
+            sum_sq_probs_log_probs=statistics.get("sum_sq_probs_log_probs"),
+            nucleus_entropy=statistics.get("nucleus_entropy"),
+            old_second_logps=batch.get("old_second_logps", statistics.get("second_log_probs")),
             world=self._world,
         )
 
     def _take_turns(self, tokens: TokenBatch) -> None:
         """Lets each method change the advantages, and gives the batch of TRL's loss what comes out."""
-        self._tokens, self._turns = tokens, []
+        self._turns = []
         for method in self.methods:
             self._turns.append((method, tokens))
             tokens = replace(tokens, advantages=method.token_advantages(tokens).detach())
-        acted = any(method.overrides("token_advantages") for method in self.methods)
-        self._batch["advantages"] = tokens.advantages if acted else self._advantages
+        self._acted = tokens
+        changed = any(method.overrides("token_advantages") for method in self.methods)
+        self._batch["advantages"] = tokens.advantages if changed else self._advantages
 
     def _reduce(self, term: Tensor, mask: Tensor) -> Tensor:
         """A term of the loss, (B, T) or scalar, reduced and scaled for accumulation as TRL does with its own."""
@@ -227,17 +206,25 @@ class EntropyGRPOTrainer(GRPOTrainer):
             items = items / self.args.steps_per_generation
         return aggregate(term, mask, self.loss_type, items, self.max_completion_length) / steps
 
-    @staticmethod
-    def _loss_mask(batch: dict[str, Any]) -> Tensor:
-        return batch["completion_mask"] * batch["tool_mask"] if "tool_mask" in batch else batch["completion_mask"]
+    def _auxiliary_loss(self, model, method: Method) -> Tensor:
+        """The method's term on its own part of the rollouts that it asked for; one more forward."""
+        part = self._auxiliary[method.name][self._step % self.args.steps_per_generation]
+        logps, entropy, _ = self._get_per_token_logps_and_entropies(
+            model, **forward_inputs(part), compute_entropy=True
+        )
+        advantages = part["advantages"].unsqueeze(1).expand_as(logps)
+        return method.auxiliary_loss(self._tokens_of(part, logps, entropy, advantages, {}))
 
     # Metrics
 
     def _log_forward(self) -> None:
-        values = entropy_metrics(self._tokens)
+        values = entropy_metrics(self._acted, self._advantages)
         for method, tokens in self._turns:
             values |= named_metrics(method, tokens)
-        self._log_values(values, self._tokens.mask)
+        self._log_values(values, self._acted.mask)
+        if self._forecast is not None and self.model.training:
+            for key, value in self._forecast.update(self._acted).items():
+                self._metrics["train"][key].append(value)
 
     def _log_values(self, values: dict[str, Tensor], mask: Tensor) -> None:
         log = self._metrics["train" if self.model.training else "eval"]
@@ -246,19 +233,18 @@ class EntropyGRPOTrainer(GRPOTrainer):
 
     # Checkpoints
 
+    @property
+    def _stateful(self) -> dict[str, Any]:
+        parts = {method.name: method for method in self.methods}
+        parts |= {"entropy_bonus": self._bonus} if self.args.entropy_controller == "pi" else {}
+        return parts | ({"entropy_forecast": self._forecast} if self._forecast is not None else {})
+
     def _save_optimizer_and_scheduler(self, output_dir):
         super()._save_optimizer_and_scheduler(output_dir)
-        if self.methods and self.args.should_save:
-            states = {method.name: method.state_dict() for method in self.methods}
-            with open(os.path.join(output_dir, STATE_FILE), "w") as file:
-                json.dump(states, file)
+        if self.args.should_save:
+            save_states(output_dir, self._stateful)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None or not os.path.exists(path := os.path.join(checkpoint, STATE_FILE)):
-            return
-        with open(path) as file:
-            states = json.load(file)
-        for method in self.methods:
-            if method.name in states:  # a method may join on resume
-                method.load_state_dict(states[method.name])
+        if checkpoint is not None:
+            load_states(checkpoint, self._stateful)

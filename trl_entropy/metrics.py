@@ -12,16 +12,20 @@ from .methods import Method
 from .tokens import Collectives, Rollouts, TokenBatch
 
 
-def entropy_metrics(tokens: TokenBatch) -> dict[str, Tensor]:
-    """Quantiles of the token entropies of all processes, and the entropies of rewarded and of punished tokens."""
+def entropy_metrics(tokens: TokenBatch, advantages: Tensor) -> dict[str, Tensor]:
+    """Quantiles of the token entropies of all processes, and the entropies of rewarded and of punished tokens.
+
+    `advantages` are those of the rewards, (B,) or (B, T).
+    """
     entropy = tokens.entropy.detach()
+    advantages = advantages if advantages.dim() == 2 else advantages.unsqueeze(1)
     q10, q50, q90 = quantiles(tokens.world.gather(entropy[tokens.mask]), (0.1, 0.5, 0.9))
     return {
         "entropy/quantile_10": q10,
         "entropy/quantile_50": q50,
         "entropy/quantile_90": q90,
-        "entropy/positive_advantage_mean": entropy.masked_fill(tokens.advantages <= 0, torch.nan),
-        "entropy/negative_advantage_mean": entropy.masked_fill(tokens.advantages >= 0, torch.nan),
+        "entropy/positive_advantage_mean": entropy.masked_fill(advantages <= 0, torch.nan),
+        "entropy/negative_advantage_mean": entropy.masked_fill(advantages >= 0, torch.nan),
     }
 
 

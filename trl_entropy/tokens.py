@@ -57,6 +57,14 @@ class TokenBatch:
         on_policy: the current policy is the one that generated, and the ratio is 1 by construction.
         training: False during evaluation, which must not move the state of a method.
         draw: integers that identify this forward in the run (seed, optimizer step, micro-batch).
+        total_steps: optimizer steps of the whole run.
+        rewards: (B,) weighted sum of the rewards, where a method needs `rewards`.
+        sum_sq_probs, sum_sq_probs_log_probs: (B, T) Σp² and Σp² log p of the current policy, without gradient, where
+            a method needs `second_moments`.
+        nucleus_entropy: (B, T) entropy of the current policy renormalised on its nucleus, with gradient, where a
+            method needs `nucleus_entropy`.
+        old_second_logps: (B, T) log-probability of each sampled token under the policy that generated, at a second
+            temperature, where a method needs `second_temperature`.
         world: collectives over all processes.
     """
 
@@ -72,7 +80,18 @@ class TokenBatch:
     on_policy: bool = False
     training: bool = True
     draw: tuple[int, int, int] = (0, 0, 0)
+    total_steps: int = 1
+    rewards: Tensor | None = None
+    sum_sq_probs: Tensor | None = None
+    sum_sq_probs_log_probs: Tensor | None = None
+    nucleus_entropy: Tensor | None = None
+    old_second_logps: Tensor | None = None
     world: Collectives = SINGLE_PROCESS
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps made so far."""
+        return self.draw[1]
 
     @cached_property
     def clipped(self) -> Tensor:
@@ -96,6 +115,8 @@ class Rollouts:
         logps: (B, T) log-probabilities under the policy that generated, or `None` where no pass over the whole
             generation batch was made.
         entropy: (B, T) entropies of that policy in nats, or `None` likewise.
+        sum_sq_probs, sum_sq_probs_log_probs: (B, T) Σp² and Σp² log p of that policy, where a method needs
+            `second_moments` and such a pass was made.
         world: collectives over all processes.
     """
 
@@ -103,4 +124,6 @@ class Rollouts:
     mask: Tensor
     logps: Tensor | None = None
     entropy: Tensor | None = None
+    sum_sq_probs: Tensor | None = None
+    sum_sq_probs_log_probs: Tensor | None = None
     world: Collectives = SINGLE_PROCESS

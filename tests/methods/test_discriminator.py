@@ -6,10 +6,11 @@ import cases
 import pytest
 import torch
 from conftest import EXACT, FLOAT32, FLOAT64, LOSS_TYPES, build_model, loss_and_gradients, make_loss_batch
-from reference import dense_logps_and_entropy, policy_terms, reduce_terms
-from test_steer import three_tokens
+from reference import dense_log_policy, dense_logps_and_entropy, policy_terms, reduce_terms
+from test_steer import F1_LOGITS, three_tokens
 
-from trl_entropy.methods.discriminator import clip_b_mask, discriminator
+from trl_entropy.functional import discriminator
+from trl_entropy.methods.discriminator import clip_b_mask, clip_v_mask
 from trl_entropy.tokens import Rollouts
 
 
@@ -45,9 +46,9 @@ def rollouts_of(trainer):
     found = {}
     original = trainer._apply_group_hooks
 
-    def spy(output):
+    def spy(output, scores):
         found["stock"] = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in output.items()}
-        original(output)
+        original(output, scores)
         found["ours"] = output
 
     trainer._apply_group_hooks = spy
@@ -166,3 +167,84 @@ def test_properties(make_trainer):
     cases.check_empty_mask(make_trainer, "clip_b")
     tokens = replace(three_tokens(), on_policy=True)
     assert cases.build("clip_b", clip_b_mu=1e6).token_advantages(tokens).equal(tokens.advantages)
+
+
+# Clip_V
+
+
+def drains_by_hand(log_policy, chosen):
+    """D = N - S of each token, from the whole distribution."""
+    entropy = -(log_policy.exp() * log_policy).sum(-1)
+    scores = log_policy.exp() * (entropy.unsqueeze(-1) + log_policy)
+    mean = (log_policy.exp() * scores).sum(-1)
+    return mean - scores.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
+
+
+@pytest.mark.parametrize("max_fraction", [1.0, 0.1])
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_clip_v_loss_and_gradients(make_trainer, loss_type, max_fraction):
+    batch = make_loss_batch()
+    trainer = make_trainer(
+        model=build_model(), loss_type=loss_type, methods=["clip_v"], clip_v_mu=0.3, clip_v_max_frac=max_fraction
+    )
+    loss, gradients = loss_and_gradients(trainer, batch)
+    model = build_model()
+    logps, _ = dense_logps_and_entropy(model, batch)
+    mask, advantages = batch["completion_mask"].bool(), batch["advantages"][:, None].expand(logps.shape)
+    with torch.no_grad():
+        drains = drains_by_hand(dense_log_policy(model, batch), batch["completion_ids"])
+        valid = drains[mask]
+        bound = 0.3 * ((valid - valid.mean()) ** 2).mean().sqrt()
+        out = mask & (advantages < 0) & (drains > bound)
+        limit = max(int(max_fraction * mask.sum()), 1)
+        worst = sorted(out.nonzero().tolist(), key=lambda place: -drains[tuple(place)].item())[:limit]
+        assert len(worst) == (limit if max_fraction < 1 else out.sum()) > 0
+        kept = mask.clone()
+        for place in worst:
+            kept[tuple(place)] = False
+    terms = policy_terms(loss_type, logps, logps.detach(), advantages, mask) * kept
+    expected = reduce_terms(loss_type, terms, mask)
+    expected.backward()
+    torch.testing.assert_close(loss, expected.detach(), **FLOAT32)
+    torch.testing.assert_close(gradients, {n: p.grad for n, p in model.named_parameters()}, **FLOAT32)
+
+
+def test_clip_v_worked_example():
+    log_policy = torch.tensor(F1_LOGITS, dtype=torch.float64).log_softmax(-1)
+    drains = drains_by_hand(log_policy, torch.tensor([0, 2, 1]))[None]
+    expected = [[-0.1578706782, 0.0178643625, 0.1800009296]]
+    torch.testing.assert_close(drains, torch.tensor(expected, dtype=torch.float64), **FLOAT64)
+    tokens = three_tokens()
+    tokens = replace(
+        tokens,
+        sum_sq_probs=log_policy.exp().square().sum(-1)[None],
+        sum_sq_probs_log_probs=(log_policy.exp().square() * log_policy).sum(-1)[None],
+    )
+    torch.testing.assert_close(cases.build("clip_v").scores(tokens), drains, **FLOAT64)
+    assert clip_v_mask(drains, tokens.advantages, tokens.mask, 8.5, 1e-4).tolist() == [[True, True, True]]
+    assert clip_v_mask(drains, tokens.advantages, tokens.mask, 0.5, 1.0).tolist() == [[True, True, False]]
+
+
+def test_clip_v_generation_batch(make_trainer):
+    """Second moments of the generating policy reach the hook that acts before the loss."""
+    trainer = make_trainer(methods=["clip_v"], clip_v_mu=0.2, clip_v_max_frac=1.0, steps_per_generation=2)
+    stock, ours = rollouts_of(trainer)
+    with torch.no_grad():
+        drains = drains_by_hand(dense_log_policy(trainer.model, stock), stock["completion_ids"])
+    mask = stock["completion_mask"].bool()
+    advantages = stock["advantages"][:, None].expand(mask.shape)
+    valid = drains[mask]
+    out = mask & (advantages < 0) & (drains > 0.2 * valid.std(correction=0))
+    assert 0 < out.sum() < mask.sum()
+    torch.testing.assert_close(ours["advantages"] * mask, advantages * (mask & ~out), **EXACT)
+
+
+def test_clip_v_cap_with_ties_and_properties(make_trainer):
+    drains = torch.tensor([[5.0, 5.0, 5.0, 0.0, 0.0, 0.0]])
+    kept = clip_v_mask(drains, -torch.ones(1, 6), torch.ones(1, 6).bool(), 0.1, 1 / 3)
+    assert kept.tolist() == [[False, False, True, True, True, True]]
+    method = cases.build("clip_v", clip_v_mu=0.2, clip_v_max_frac=1.0)
+    cases.check_padding_does_not_matter(method, on_policy=True)
+    cases.check_rows_permute(method, on_policy=True)
+    cases.check_extremes_stay_finite(method, on_policy=True)
+    cases.check_empty_mask(make_trainer, "clip_v")

@@ -76,7 +76,7 @@ def test_penalty_gradcheck(kind):
 def test_constant_advantages_select_nothing():
     method = cases.build("kl_cov", kl_cov_ratio=0.5)
     tokens = random_tokens()
-    tokens = make_tokens(tokens.logps, tokens.old_logps, torch.full_like(tokens.logps, 0.1), mask=tokens.mask)
+    tokens = make_tokens(tokens.logps, tokens.old_logps, torch.full_like(tokens.logps, 0.25), mask=tokens.mask)
     assert method.loss(tokens).abs().max() == 0
 
 

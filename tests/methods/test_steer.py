@@ -8,7 +8,7 @@ import torch
 from conftest import FLOAT64, LOSS_TYPES, make_tokens, random_tokens
 from reference import policy_terms
 
-from trl_entropy.methods.steer import released_omega, theorem_omega
+from trl_entropy.methods.steer import exact_omega, released_omega, theorem_omega
 
 
 F1_LOGITS = [[2, 1, 0, -1], [0.5, 0.4, 0.3, 0.2], [4, 0, -1, -2]]
@@ -31,15 +31,20 @@ def weights(tokens, **settings):
 
 
 @pytest.mark.parametrize("mapping", ["exp", "linear"])
-@pytest.mark.parametrize("omega", ["theorem", "released"])
+@pytest.mark.parametrize("omega", ["theorem", "exact", "released"])
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_loss_and_gradients(make_trainer, loss_type, omega, mapping):
     old_entropies = torch.rand(4, 6, generator=torch.Generator().manual_seed(1)) * 2
 
-    def reference(logps, old_logps, entropy, advantages, mask):
+    def reference(logps, old_logps, entropy, advantages, mask, log_policy):
         pi, ratio = logps.detach().exp(), (logps - old_logps).detach().exp()
-        if omega == "theorem":
-            size = (ratio * advantages * pi * (1 - pi) * (logps.detach() + entropy.detach())).abs()
+        if omega != "released":
+            change = pi * (1 - pi) * (logps.detach() + entropy.detach())
+            if omega == "exact":
+                whole = log_policy.detach()
+                scores = whole.exp() * (whole + -(whole.exp() * whole).sum(-1, keepdim=True))
+                change = pi * (logps.detach() + entropy.detach()) - (whole.exp() * scores).sum(-1)
+            size = (ratio * advantages * change).abs()
             if loss_type in ("grpo", "bnpo", "dr_grpo", "dapo", "luspo"):
                 cut = ((advantages > 0) & (ratio > 1.2)) | ((advantages < 0) & (ratio < 0.8))
                 assert cut.any()
@@ -61,11 +66,20 @@ def test_loss_and_gradients(make_trainer, loss_type, omega, mapping):
         reference,
         dict(steer_omega=omega, steer_mapping=mapping, steer_lambda_max=1.3 if mapping == "linear" else 1.0),
         batch_keys=dict(old_entropies=old_entropies),
+        policy=True,
     )
 
 
 def test_worked_example_omega():
-    open_range = three_tokens(clip_low=-torch.inf, clip_high=torch.inf)
+    policy = torch.tensor(F1_LOGITS, dtype=torch.float64).log_softmax(-1)
+    open_range = three_tokens(
+        clip_low=-torch.inf,
+        clip_high=torch.inf,
+        sum_sq_probs=policy.exp().square().sum(-1)[None],
+        sum_sq_probs_log_probs=(policy.exp().square() * policy).sum(-1)[None],
+    )
+    exact = [[0.1703169443, 0.0192991586, 0.1341795518]]
+    torch.testing.assert_close(exact_omega(open_range).abs(), torch.tensor(exact, dtype=torch.float64), **FLOAT64)
     expected = {
         theorem_omega: [[0.1255001749, 0.0121788816, 0.0506547186]],
         released_omega: [[0.1949019967, 0.0515338546, 2.8417988434]],
@@ -134,7 +148,7 @@ def test_invalid_tokens_do_not_set_the_scale():
     assert weights(tokens)[0, :2].min().item() == pytest.approx(0.7)
 
 
-@pytest.mark.parametrize("omega", ["theorem", "released"])
+@pytest.mark.parametrize("omega", ["theorem", "exact", "released"])
 @pytest.mark.parametrize("mapping", ["exp", "linear"])
 def test_properties(make_trainer, omega, mapping):
     settings = dict(steer_omega=omega, steer_mapping=mapping)

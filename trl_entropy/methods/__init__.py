@@ -5,20 +5,27 @@
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 
+from .aepo import Aepo, AepoConfig
 from .base import Method, Paper
 from .clip_cov import ClipCov, ClipCovConfig
-from .discriminator import ClipB, ClipBConfig
+from .discriminator import ClipB, ClipBConfig, ClipV, ClipVConfig
+from .epo import Epo, EpoConfig
 from .kl_cov import KlCov, KlCovConfig
+from .siren import Siren, SirenConfig
 from .steer import Steer, SteerConfig
 
 
 __all__ = ["METHODS", "Method", "MethodsConfig", "Paper", "build_methods", "idle_fields"]
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (ClipCov, KlCov, Steer, ClipB)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (ClipCov, KlCov, Steer, ClipB, ClipV, Siren, Aepo, Epo)
+}
 
 
 @dataclass
-class MethodsConfig(ClipCovConfig, KlCovConfig, SteerConfig, ClipBConfig):
+class MethodsConfig(
+    ClipCovConfig, KlCovConfig, SteerConfig, ClipBConfig, ClipVConfig, SirenConfig, AepoConfig, EpoConfig
+):
     methods: list[str] = field(
         default_factory=list,
         metadata={

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
-from ..tokens import Rollouts, TokenBatch
+from ..functional import accumulator_dtype
+from ..tokens import Collectives, Rollouts, TokenBatch
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,9 @@ class Method:
         paper: what to cite.
         needs: what costs extra and is computed only when asked for. `rollout_entropy` is the entropy of the policy
             that generated, over the whole generation batch: free where TRL scores the rollouts anyway, one forward
-            without gradient elsewhere.
+            without gradient elsewhere. `second_moments`, `nucleus_entropy` and `second_temperature` are statistics
+            of the fused head, `rewards` the rewards of the sequences, `auxiliary_rollouts` completions of a share of
+            the prompts at another temperature, with one more forward for each micro-batch.
         acts_on_ratio: does nothing while current and generating policy are the same.
         assumes_unit_advantages: has thresholds that presuppose advantages divided by their standard deviation.
     """
@@ -52,6 +56,10 @@ class Method:
         """The ratios at which the loss clips, for losses that clip."""
         return low, high
 
+    def head_settings(self) -> dict[str, Any]:
+        """What the statistics in `needs` depend on: fields of the fused head, read before each forward."""
+        return {}
+
     def group_advantages(self, rollouts: Rollouts) -> Tensor:
         """Once per generation batch -> (B, T) advantages."""
         return rollouts.advantages
@@ -67,6 +75,17 @@ class Method:
     def loss(self, tokens: TokenBatch) -> Tensor | None:
         """In every forward -> (B, T) per-token term, or a scalar where the paper's term is no token mean."""
         return None
+
+    def auxiliary_rollouts(self) -> tuple[float, float]:
+        """Once per generation batch -> temperature, relative to that of sampling, and share of the prompts."""
+        return 1.0, 1.0
+
+    def auxiliary_loss(self, tokens: TokenBatch) -> Tensor:
+        """In every forward of training -> scalar term on the micro-batch's part of the auxiliary rollouts.
+
+        Their old log-probabilities are those of the ordinary temperature.
+        """
+        return tokens.logps.sum() * 0
 
     def metrics(self, tokens: TokenBatch | Rollouts) -> dict[str, Tensor]:
         """After `group_advantages` where overridden, and after `loss` -> values logged as `<method>/<key>`.
@@ -114,3 +133,35 @@ def non_negative(config: Any, name: str) -> float:
 
 def flag(config: Any, name: str) -> bool:
     return checked(config, name, lambda value: value is True or value is False, "true or false")
+
+
+class StepMean:
+    """Mean over the forwards of one optimizer step and over all processes, weighted by counts."""
+
+    def __init__(self):
+        self.step, self.total, self.count = None, 0.0, 0.0
+
+    def add(self, step: int, total: Tensor, count: Tensor | int, world: Collectives) -> float | None:
+        """Adds a forward. Returns the mean of the step before where this forward opens a new one, else `None`."""
+        finished = None
+        if step != self.step:
+            finished = self.total / self.count if self.count else None
+            self.step, self.total, self.count = step, 0.0, 0.0
+        dtype = accumulator_dtype(total.device)
+        added = torch.stack([total.detach().to(dtype), torch.as_tensor(count, dtype=dtype, device=total.device)])
+        total, count = world.sum(added).tolist()
+        self.total += total
+        self.count += count
+        return finished
+
+    def add_tokens(self, tokens: TokenBatch, values: Tensor) -> float | None:
+        """Adds the mean of (B, T) values over the valid tokens of a forward."""
+        return self.add(
+            tokens.step, values.detach().masked_fill(~tokens.mask, 0).sum(), tokens.mask.sum(), tokens.world
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step, "total": self.total, "count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step, self.total, self.count = state["step"], state["total"], state["count"]

@@ -1,13 +1,14 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Entropy-discriminator clipping: leave out punished tokens that would drain entropy.
+"""Entropy-discriminator clipping, Clip_B and Clip_V: leave out punished tokens that would drain entropy.
 
-How Clip_B departs from GRPO:
+How they depart from GRPO:
 1. Each token gets the discriminator S = π (H + log π), which fixes the sign of the entropy change that raising or
    lowering its logit causes.
-2. S is centred and scaled over the whole generation batch.
-3. Tokens with a negative advantage whose S lies far below the mean lose their policy gradient. Rewarded tokens
-   never do.
+2. Clip_B centres S by its mean over the generation batch, Clip_V by its mean N over the vocabulary under the token's
+   own distribution, which makes N - S the first-order entropy change of a punished token's whole update, reversed.
+3. Tokens with a negative advantage that lie far on the side that drains entropy lose their policy gradient. Rewarded
+   tokens never do.
 """
 
 from dataclasses import dataclass, field
@@ -15,9 +16,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..functional import masked_mean_and_std
+from ..functional import discriminator, masked_mean_and_std, mean_discriminator, top_count_mask
 from ..tokens import SINGLE_PROCESS, Collectives, Rollouts, TokenBatch
-from .base import Method, Paper, flag, non_negative
+from .base import Method, Paper, flag, non_negative, share
 
 
 @dataclass
@@ -35,9 +36,19 @@ class ClipBConfig:
     )
 
 
-def discriminator(logps: Tensor, entropy: Tensor) -> Tensor:
-    """(B, T) log-probabilities and entropies -> (B, T) S = π (H + log π), in nats."""
-    return logps.exp() * (entropy + logps)
+@dataclass
+class ClipVConfig:
+    clip_v_mu: float = field(
+        default=8.5,
+        metadata={"help": "Clip_V: standard deviations of N - S above which a punished token is left out."},
+    )
+    clip_v_max_frac: float = field(
+        default=1e-4, metadata={"help": "Clip_V: share of all tokens that may be left out at most, in (0, 1]."}
+    )
+    clip_v_renormalize: bool = field(
+        default=False,
+        metadata={"help": "Clip_V: also take the left-out tokens out of the denominators of the loss."},
+    )
 
 
 def clip_b_mask(
@@ -49,15 +60,32 @@ def clip_b_mask(
     return mask & kept
 
 
-class ClipB(Method):
-    """Leaves out tokens with A < 0 and S - mean S < -μ σ, S = π (H + log π), once per generation batch (thm. 3.2).
+def clip_v_mask(
+    drains: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    mu: float,
+    max_fraction: float,
+    world: Collectives = SINGLE_PROCESS,
+) -> Tensor:
+    """(B, T) D = N - S and advantages -> (B, T) bool: keep where A >= 0 or D <= μ σ_D, σ_D about the mean of D.
+
+    Of the N valid tokens at most `max(1, floor(max_fraction * N))` are left out, those of largest D.
+    """
+    _, std = masked_mean_and_std(drains, mask, world)
+    out = mask & (advantages < 0) & (drains > mu * std)
+    worst = top_count_mask(drains.masked_fill(~out, -torch.inf), mask, max_fraction, world)
+    return mask & ~(out & worst)
+
+
+class DiscriminatorClip(Method):
+    """What Clip_B and Clip_V share: scores of the policy that generated, and where the mask they give takes effect.
 
     Departs from the released code: log-probabilities are the training model's, as the entropies are, and not the
     inference engine's. By default the left-out tokens stay in the denominators. Where every update is exactly
-    on-policy, S is that of the update's own forward and the moments run over one micro-batch of all processes.
+    on-policy, scores are those of the update's own forward and moments run over one micro-batch of all processes.
     """
 
-    name = "clip_b"
     paper = Paper(
         "2602.03392",
         "On the Entropy Dynamics in Reinforcement Fine-Tuning of Large Language Models",
@@ -69,23 +97,32 @@ class ClipB(Method):
     year    = {2026}
 }""",
     )
+    statistics: tuple[str, ...] = ()
 
     def __init__(self, config):
-        self.mu = non_negative(config, "clip_b_mu")
-        self.renormalize = flag(config, "clip_b_renormalize")
-        self.needs = ("rollout_entropy",) if self.renormalize else ()
+        self.mu = non_negative(config, f"{self.name}_mu")
+        self.renormalize = flag(config, f"{self.name}_renormalize")
+        self.needs = self.statistics + (("rollout_entropy",) if self.renormalize else ())
 
-    def _keep(self, logps: Tensor, entropy: Tensor, batch: TokenBatch | Rollouts) -> Tensor:
-        self._scores = discriminator(logps, entropy)
-        self._kept = clip_b_mask(self._scores, batch.advantages, batch.mask, self.mu, batch.world)
-        return self._kept
+    def scores(self, batch: TokenBatch | Rollouts) -> Tensor:
+        """(B, T) what the mask is a threshold on."""
+        raise NotImplementedError
+
+    def kept(self, scores: Tensor, batch: TokenBatch | Rollouts) -> Tensor:
+        """(B, T) bool: the tokens that keep their gradient."""
+        raise NotImplementedError
+
+    def _advantages(self, batch: TokenBatch | Rollouts) -> Tensor:
+        self._scores = self.scores(batch)
+        self._kept = self.kept(self._scores, batch)
+        return batch.advantages * self._kept
 
     @torch.no_grad()
     def group_advantages(self, rollouts: Rollouts) -> Tensor:
         self._scores = None
         if rollouts.entropy is None:  # each forward of the loss is the generating policy's own
             return rollouts.advantages
-        return rollouts.advantages * self._keep(rollouts.logps, rollouts.entropy, rollouts)
+        return self._advantages(rollouts)
 
     def group_mask(self, rollouts: Rollouts) -> Tensor:
         return self._kept if self.renormalize else rollouts.mask
@@ -95,10 +132,44 @@ class ClipB(Method):
         self._scores = None
         if self.renormalize or not tokens.on_policy:
             return tokens.advantages
-        return tokens.advantages * self._keep(tokens.logps, tokens.entropy, tokens)
+        return self._advantages(tokens)
 
     def metrics(self, tokens: TokenBatch | Rollouts) -> dict[str, Tensor]:
         if self._scores is None:
             return {}
         mean, std = masked_mean_and_std(self._scores, tokens.mask, tokens.world)
         return {"kept_fraction": self._kept, "discriminator_mean": mean, "discriminator_std": std}
+
+
+class ClipB(DiscriminatorClip):
+    """Leaves out tokens with A < 0 and S - mean S < -μ σ, S = π (H + log π), once per generation batch (thm. 3.2)."""
+
+    name = "clip_b"
+
+    def scores(self, batch: TokenBatch | Rollouts) -> Tensor:
+        return discriminator(batch.logps, batch.entropy)
+
+    def kept(self, scores: Tensor, batch: TokenBatch | Rollouts) -> Tensor:
+        return clip_b_mask(scores, batch.advantages, batch.mask, self.mu, batch.world)
+
+
+class ClipV(DiscriminatorClip):
+    """Leaves out tokens with A < 0 and D > μ σ_D, D = N - S, at most a small share of all (thm. 3.3).
+
+    Departs from the released code in one case: a token with A = 0 is never left out. It carries no gradient, so that
+    only denominators could tell.
+    """
+
+    name = "clip_v"
+    statistics = ("second_moments",)
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.max_fraction = share(config, "clip_v_max_frac")
+
+    def scores(self, batch: TokenBatch | Rollouts) -> Tensor:
+        mean = mean_discriminator(batch.entropy, batch.sum_sq_probs, batch.sum_sq_probs_log_probs)
+        return mean - discriminator(batch.logps, batch.entropy)
+
+    def kept(self, scores: Tensor, batch: TokenBatch | Rollouts) -> Tensor:
+        return clip_v_mask(scores, batch.advantages, batch.mask, self.mu, self.max_fraction, batch.world)

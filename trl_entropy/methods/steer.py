@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..functional import masked_max
+from ..functional import discriminator, masked_max, mean_discriminator
 from ..tokens import TokenBatch
 from .base import Method, Paper, checked, one_of
 
@@ -25,11 +25,11 @@ RELEASED_FLOOR = 0.02  # the released code divides by at least this much
 
 @dataclass
 class SteerConfig:
-    steer_omega: Literal["theorem", "released"] = field(
+    steer_omega: Literal["theorem", "exact", "released"] = field(
         default="theorem",
         metadata={
-            "help": "STEER: estimate of a token's entropy change: `theorem` of the paper, or the metric of the "
-            "`released` code, which divides it by the token's probability."
+            "help": "STEER: estimate of a token's entropy change: `theorem` of the paper, `exact` to first order, or "
+            "the metric of the `released` code, which divides the theorem's by the token's probability."
         },
     )
     steer_mapping: Literal["exp", "linear"] = field(
@@ -58,12 +58,25 @@ def theorem_omega(tokens: TokenBatch) -> Tensor:
     return omega.masked_fill(tokens.clipped, 0)
 
 
+def exact_omega(tokens: TokenBatch) -> Tensor:
+    """(B, T) first-order entropy change of the token's whole update: 1[not clipped] A r (S - N), up to the factor -η.
+
+    The theorem follows the sampled token's own logit alone; this follows all of them.
+    """
+    mean = mean_discriminator(tokens.entropy, tokens.sum_sq_probs, tokens.sum_sq_probs_log_probs)
+    omega = tokens.advantages * tokens.ratio * (discriminator(tokens.logps, tokens.entropy) - mean)
+    return omega.masked_fill(tokens.clipped, 0)
+
+
 def released_omega(tokens: TokenBatch) -> Tensor:
     """(B, T) the metric of the released code: A / π_old · π (1 - π)(log π + H_old), with its clamps."""
     probability = tokens.logps.exp().clamp(1e-8, 1 - 1e-8)
     old_probability = tokens.old_logps.exp().clamp(1e-8, 1)
     slope = probability * (1 - probability) * (probability.log() + tokens.old_entropy)
     return tokens.advantages / old_probability * slope
+
+
+OMEGAS = {"theorem": theorem_omega, "exact": exact_omega, "released": released_omega}
 
 
 def exp_weights(size: Tensor, largest: Tensor, lambda_min: float) -> Tensor:
@@ -85,7 +98,7 @@ class Steer(Method):
         λ_t = exp(-α |Ω_t| / max |Ω|),  α = -ln λ_min,  Ω_t = -(η/L) 1[not clipped] r A π (1 - π)(log π + H)
 
     The formula is that of the paper's fourth version as three independent sources give it; η/L cancels. Weights
-    carry no gradient. Parity with the released code: `steer_omega: released`, `steer_lambda_min: 0.8`,
+    carry no gradient. `exact` replaces Ω by the first-order change of the whole update. Parity with the released code: `steer_omega: released`, `steer_lambda_min: 0.8`,
     `steer_scope: micro_batch`.
     """
 
@@ -103,9 +116,8 @@ class Steer(Method):
     )
 
     def __init__(self, config):
-        self.omega = {"theorem": theorem_omega, "released": released_omega}[
-            one_of(config, "steer_omega", "theorem", "released")
-        ]
+        self.omega = OMEGAS[one_of(config, "steer_omega", *OMEGAS)]
+        self.needs = ("second_moments",) if self.omega is exact_omega else ()
         self.mapping = one_of(config, "steer_mapping", "exp", "linear")
         self.lambda_max = checked(config, "steer_lambda_max", lambda value: 0 < value < math.inf, "a number > 0")
         below = self.lambda_max if self.mapping == "linear" else 1

@@ -1,0 +1,211 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Give a model the head, around TRL's own fused forward.
+
+TRL's forward runs the backbone, gathers a sharded head, and picks and scatters the scored positions. All of that stays
+TRL's: its function is bound again with two of its global names, the kernel it calls and the test for devices on which
+it scores the labelled positions only, standing for ours.
+"""
+
+import functools
+import math
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils import is_peft_available
+from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
+
+from .function import DYNAMIC_DEVICES, TokenStatistics, token_statistics
+from .spec import HeadSpec
+
+
+# Read once at import: Dynamo warns when it traces a call to the cached `is_peft_available`
+_ADAPTER_LAYERS = (import_module("peft.tuners.tuners_utils").BaseTunerLayer,) if is_peft_available() else ()
+STATISTICS = ("second_moments", "nucleus_entropy", "second_temperature")
+NUCLEUS_RULES = ("exclude", "include")
+# Fields of the outputs that TRL's do not have.
+EXTRA_OUTPUTS = ("sum_sq_probs", "sum_sq_probs_log_probs", "nucleus_entropy", "second_log_probs")
+# The names in TRL's module that its fused forward looks up, and that this one replaces
+KERNEL, SCORES_LABELLED_ONLY = "_ChunkedLogProbFunction", "_use_triton"
+
+
+@dataclass
+class EntropyCausalLMOutput(FusedCausalLMOutput):
+    """TRL's outputs, with the statistics that were asked for; the others are `None`.
+
+    All have the shape of `log_probs`, (batch, seq_len - 1), are in nats and zero where the label is `-100`.
+
+    Args:
+        sum_sq_probs (`torch.Tensor`, *optional*):
+            Σp² of the next-token distribution, without gradient.
+        sum_sq_probs_log_probs (`torch.Tensor`, *optional*):
+            Σp² log p of the next-token distribution, without gradient.
+        nucleus_entropy (`torch.Tensor`, *optional*):
+            Entropy of the next-token distribution renormalised on its nucleus, with gradient.
+        second_log_probs (`torch.Tensor`, *optional*):
+            Log-probability of each next-token label at the second temperature, without gradient.
+    """
+
+    sum_sq_probs: Tensor | None = None
+    sum_sq_probs_log_probs: Tensor | None = None
+    nucleus_entropy: Tensor | None = None
+    second_log_probs: Tensor | None = None
+
+
+@dataclass
+class EntropyHead:
+    """The settings of a model's head. They may change between forwards; each forward checks and reads them.
+
+    Attributes:
+        statistics: among `second_moments`, `nucleus_entropy` and `second_temperature`: what the forward computes next
+            to log-probabilities and entropy.
+        live_rows: leave tokens that no gradient reaches out of the backward.
+        top_p: mass of the nucleus, in (0, 1).
+        nucleus_rule: whether the token that crosses `top_p` is in the nucleus, `include`, or out of it, `exclude`.
+        second_temperature: the second temperature, of the logits before the first is applied.
+    """
+
+    statistics: tuple[str, ...] = ()
+    live_rows: bool = True
+    top_p: float = 0.8
+    nucleus_rule: str = "exclude"
+    second_temperature: float | None = None
+
+    def __post_init__(self):
+        self._computed: TokenStatistics | None = None
+        # A list to which every forward appends its outputs, for callers who do not get to see them.
+        self.record: list[EntropyCausalLMOutput] | None = None
+        self.check()
+
+    def check(self) -> None:
+        """Raises `ValueError` that names the field, its value and what is accepted."""
+        unknown = [name for name in self.statistics if name not in STATISTICS]
+        if isinstance(self.statistics, str) or unknown:
+            raise ValueError(f"`statistics` must be a tuple of names among {STATISTICS}, got {self.statistics!r}.")
+        if not 0 < self.top_p < 1:
+            raise ValueError(f"`top_p` must be in (0, 1), got {self.top_p!r}.")
+        if self.nucleus_rule not in NUCLEUS_RULES:
+            raise ValueError(f"`nucleus_rule` must be one of {NUCLEUS_RULES}, got {self.nucleus_rule!r}.")
+        if "second_temperature" in self.statistics or self.second_temperature is not None:
+            if self.second_temperature is None or not 0 < self.second_temperature < math.inf:
+                raise ValueError(
+                    f"`second_temperature` must be a finite number above 0, got {self.second_temperature!r}."
+                )
+
+    @torch.compiler.disable
+    def apply(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        temperature: float,
+        chunk_size: int,
+        final_logit_softcapping: float | None = None,
+        logit_scale: float = 1.0,
+        outputs: tuple[str, ...] = (),
+    ) -> tuple[Tensor, Tensor, None, None, None]:
+        """What TRL's forward calls in the place of its kernel's `apply`."""
+        spec = HeadSpec(
+            logit_scale=logit_scale,
+            softcap=final_logit_softcapping,
+            temperature=temperature,
+            second_moments="second_moments" in self.statistics,
+            second_temperature=self.second_temperature if "second_temperature" in self.statistics else None,
+            top_p=self.top_p if "nucleus_entropy" in self.statistics else None,
+            include_crossing=self.nucleus_rule == "include",
+            live_rows=self.live_rows,
+            vocab_tile=chunk_size,
+        )
+        self._computed = token_statistics(hidden, weight, bias, targets, spec)
+        return self._computed.log_probs, self._computed.entropy, None, None, None
+
+    def extend(self, outputs: FusedCausalLMOutput) -> EntropyCausalLMOutput:
+        """TRL's outputs with the statistics of the same forward, at the positions of their tokens."""
+        computed, self._computed = self._computed, None
+        mask = outputs.label_mask
+        compact = len(computed.log_probs) != mask.numel()
+        extra = {}
+        for name in EXTRA_OUTPUTS:
+            values = getattr(computed, name)
+            if values is not None and compact:
+                extra[name] = values.new_zeros(mask.shape).masked_scatter(mask, values)
+            elif values is not None:
+                extra[name] = values.view(mask.shape).masked_fill(~mask, 0)
+        extended = EntropyCausalLMOutput(**outputs, **extra)
+        if self.record is not None:
+            self.record.append(extended)
+        return extended
+
+
+def add_entropy_head(
+    model: PreTrainedModel,
+    temperature: float = 1.0,
+    cast_lm_head_to_fp32: bool = False,
+    statistics: tuple[str, ...] = (),
+    live_rows: bool = True,
+    top_p: float = 0.8,
+    nucleus_rule: str = "exclude",
+    second_temperature: float | None = None,
+) -> EntropyHead:
+    """Have `model(..., labels=labels, fused_lm_head=True)` return [`EntropyCausalLMOutput`].
+
+    The call and its outputs are those of TRL's `add_fused_lm_head` with log-probabilities and entropy, on a model that
+    may have TRL's head already, inside PEFT or not. Differences: entropy is accumulated relative to the largest logit,
+    so that small entropies are exact; the backward leaves out tokens whose incoming gradients are all zero; on a CPU,
+    too, only labelled positions are projected.
+
+    Returns the settings of the head, which may be changed from one forward to the next. Raises `ValueError` for
+    settings out of range and for a PEFT adapter on the LM head, which would be ignored and never trained.
+    """
+    head = EntropyHead(statistics, live_rows, top_p, nucleus_rule, second_temperature)
+    model = model.get_base_model() if is_peft_model(model) else model
+    _refuse_adapter(model)
+    add_fused_lm_head(model, temperature, cast_lm_head_to_fp32, outputs=("log_probs", "entropy"))
+    fused_forward = _rebound(
+        model.forward.__func__,
+        {KERNEL: head, SCORES_LABELLED_ONLY: lambda device: device.type in DYNAMIC_DEVICES},
+    )
+
+    # Keep the original signature: `generate` validates its model kwargs against it
+    @functools.wraps(type(model).forward)
+    def forward(self, *args, fused_lm_head: bool = False, **kwargs):
+        if not fused_lm_head:
+            return fused_forward(self, *args, **kwargs)
+        head.check()
+        _refuse_adapter(self)
+        return head.extend(fused_forward(self, *args, fused_lm_head=True, **kwargs))
+
+    model.forward = types.MethodType(forward, model)
+    return head
+
+
+def _rebound(function: Callable, names: dict[str, Any]) -> Callable:
+    """`function` with some of the global names that it uses standing for other objects."""
+    missing = [name for name in names if name not in function.__code__.co_names]
+    if missing:
+        raise RuntimeError(f"TRL's fused forward no longer uses {missing}: this release of TRL is not supported.")
+    rebound = types.FunctionType(
+        function.__code__,
+        {**function.__globals__, **names},
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    rebound.__kwdefaults__ = function.__kwdefaults__
+    return rebound
+
+
+def _refuse_adapter(model: PreTrainedModel) -> None:
+    if isinstance(model.get_output_embeddings(), _ADAPTER_LAYERS):
+        raise ValueError(
+            "`target_modules` of the PEFT adapter must leave out `lm_head`, got an adapter on it: the fused head "
+            "multiplies by the base weight directly, so that the adapter would be ignored and never trained."
+        )

@@ -1,0 +1,99 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What one call of the head computes, and the running state of a row that every backend folds tiles into."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+# Rows of the state, a tensor (STATE_ROWS, N). With z the final logits of a token, m their running maximum over the
+# vocabulary seen so far, d = z - m and e = exp(d): all sums are over that vocabulary. Shifting by the maximum keeps
+# every term of the entropy of one sign, so that an entropy of 1e-6 nats at logits of 60 is not lost to cancellation.
+MAX = 0  # m
+SUM = 1  # Σ e
+SHIFTED = 2  # Σ e·d
+SQUARES = 3  # Σ e²
+SQUARES_SHIFTED = 4  # Σ e²·d
+SECOND = 5  # Σ exp(d·temperature/second_temperature)
+TARGET = 6  # z of the label
+STATE_ROWS = 7
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """How logits become final logits, and which statistics of their softmax are wanted.
+
+    Attributes:
+        logit_scale, softcap, temperature: final logits are `softcap·tanh(x·logit_scale/softcap)/temperature`, without
+            the tanh where `softcap` is `None`.
+        second_moments: also Σp² and Σp² log p.
+        second_temperature: also the log-probability of the label at this temperature.
+        top_p: also the entropy of the nucleus that holds this mass.
+        include_crossing: whether the token that crosses `top_p` belongs to the nucleus.
+        live_rows: leave rows without gradient out of the backward.
+        vocab_tile, token_tile: the largest tile of logits that exists at any time.
+    """
+
+    logit_scale: float = 1.0
+    softcap: float | None = None
+    temperature: float = 1.0
+    second_moments: bool = False
+    second_temperature: float | None = None
+    top_p: float | None = None
+    include_crossing: bool = False
+    live_rows: bool = True
+    vocab_tile: int = 32768
+    token_tile: int = 4096
+
+    @property
+    def second_ratio(self) -> float | None:
+        """What a shifted logit is multiplied by to get from the temperature to the second one."""
+        return None if self.second_temperature is None else self.temperature / self.second_temperature
+
+    @property
+    def keeps_logits(self) -> bool:
+        return self.logit_scale == 1.0 and self.softcap is None and self.temperature == 1.0
+
+
+@dataclass(frozen=True)
+class RowGradients:
+    """What the gradient of a row's logits depends on, all (N,); a field is `None` where no gradient arrives.
+
+    Attributes:
+        targets, log_z, entropy: label, log-partition and entropy of the row.
+        log_probs_grad, entropy_grad, nucleus_grad: incoming gradients.
+        threshold: the nucleus is the tokens with final logits of at least this.
+        log_share: logarithm of the probability of the nucleus.
+        nucleus_entropy: entropy of the distribution renormalised on the nucleus.
+    """
+
+    targets: Tensor
+    log_z: Tensor
+    entropy: Tensor
+    log_probs_grad: Tensor | None = None
+    entropy_grad: Tensor | None = None
+    nucleus_grad: Tensor | None = None
+    threshold: Tensor | None = None
+    log_share: Tensor | None = None
+    nucleus_entropy: Tensor | None = None
+
+    def live(self) -> Tensor:
+        """(N,) bool: rows that any gradient reaches. A NaN is a gradient, so that it is not hidden."""
+        grads = (self.log_probs_grad, self.entropy_grad, self.nucleus_grad)
+        reached = torch.zeros_like(self.log_z, dtype=torch.bool)
+        for grad in grads:
+            if grad is not None:
+                reached |= grad != 0
+        return reached
+
+    def __getitem__(self, rows: Tensor | slice) -> "RowGradients":
+        return RowGradients(*(None if value is None else value[rows] for value in vars(self).values()))
+
+
+def new_state(rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The state of rows of which no tile has been folded yet."""
+    state = torch.zeros((STATE_ROWS, rows), dtype=dtype, device=device)
+    state[MAX] = -torch.inf
+    return state

@@ -1,0 +1,149 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Sweeps over the vocabulary: each projects some rows onto all of it, one tile of logits after another."""
+
+from collections.abc import Iterator
+from types import ModuleType
+
+import torch
+from torch import Tensor
+from trl.kernels.chunked_logprob import _addmm_fp32, _use_triton
+
+from ..functional import accumulator_dtype
+from . import torch_tiles
+from .nucleus import Histogram, Nucleus, highest_top_p, undecided
+from .spec import HeadSpec, RowGradients
+
+
+# A matrix product of fewer rows per thread than a few is rounded differently from one of many
+ROW_MULTIPLE = 16
+# The bins of a row take 24 KiB, so that fewer rows are in flight while nuclei are searched
+NUCLEUS_TOKEN_TILE = 1024
+
+
+class Projection:
+    """The head and one buffer for its tiles, for blocks of at most the rows of the longest of `slices`."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, spec: HeadSpec, slices: list[slice]):
+        self.weight, self.bias, self.dtype, self.spec = weight, bias, dtype, spec
+        self.backend = backend_for(weight.device, dtype)
+        rows = max((part.stop - part.start for part in slices), default=0)
+        self._buffer = weight.new_empty((rows, min(spec.vocab_tile, len(weight))), dtype=dtype)
+
+    def tiles(self, hidden: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """First token, rows of the weight (w, H) and raw logits (n, w) of one tile of the vocabulary after another."""
+        for start in range(0, len(self.weight), self.spec.vocab_tile):
+            stop = min(start + self.spec.vocab_tile, len(self.weight))
+            columns = self.weight[start:stop].to(self.dtype)
+            tile = self._buffer[: len(hidden), : stop - start]
+            torch.mm(hidden, columns.t(), out=tile)
+            if self.bias is not None:
+                tile.add_(self.bias[start:stop].to(self.dtype))
+            yield start, columns, tile
+
+    def tiles_of(self, hidden: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Tile, and the rows (r,) of it, that hold the raw logits of some of the rows that were just swept."""
+        if len(self.weight) <= self.spec.vocab_tile:  # all of their logits are still there
+            yield self._buffer[: len(hidden)], rows
+        else:
+            every = torch.arange(len(rows), device=rows.device)
+            for _, _, tile in self.tiles(hidden[rows].to(self.dtype)):
+                yield tile, every
+
+
+def fold_sweep(projection: Projection, hidden: Tensor, targets: Tensor, state: Tensor) -> None:
+    """Fold the logits of the whole vocabulary into `state`."""
+    for start, _, tile in projection.tiles(hidden.to(projection.dtype)):
+        projection.backend.fold(tile, start, targets, state, projection.spec)
+
+
+def nucleus_sweeps(projection: Projection, hidden: Tensor, row_max: Tensor, sum_exp: Tensor) -> Nucleus:
+    """The nuclei of rows that have just been swept, by more sweeps over those that need them.
+
+    Raises `ValueError` where so much mass is asked for that a nucleus might reach below the window of bins.
+    """
+    spec, highest = projection.spec, highest_top_p(len(projection.weight))
+    if spec.top_p > highest:
+        raise ValueError(
+            f"`top_p` must be at most {highest:.6f} for a vocabulary of {len(projection.weight)}, got {spec.top_p}."
+        )
+
+    def counted(histogram: Histogram, rows: Tensor) -> Histogram:
+        for tile, at in projection.tiles_of(hidden, rows):
+            projection.backend.count(tile, at, histogram, spec)
+        return histogram
+
+    found = Nucleus.empty(row_max)
+    rows = with_company(undecided(sum_exp, spec.top_p, spec.include_crossing))
+    if len(rows):
+        row_max, sum_exp = row_max[rows], sum_exp[rows]
+        target = spec.top_p * sum_exp.to(accumulator_dtype(sum_exp.device))
+        coarse = counted(Histogram.of_window(row_max, sum_exp, spec.top_p, len(projection.weight)), rows)
+        cut = coarse.cut(target, None, spec.include_crossing)
+        again = with_company(cut.unresolved)
+        if len(again):
+            fine = counted(coarse.refined(again, cut), rows[again])
+            cut.put(again, fine.cut(target[again], cut.of(again), spec.include_crossing))
+        found.put(rows, cut.nucleus(row_max, sum_exp))
+    return found
+
+
+def backward_sweep(
+    projection: Projection,
+    hidden: Tensor,
+    rows: RowGradients,
+    picks: list[slice] | list[Tensor],
+    needed: tuple[bool, ...],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of hidden (in its dtype), and of weight and bias (accumulated), over the rows in `picks`."""
+    weight, bias, accumulator = projection.weight, projection.bias, accumulator_of(projection.dtype)
+    grad_hidden = torch.zeros_like(hidden) if needed[0] else None
+    grad_weight = torch.zeros_like(weight, dtype=accumulator) if needed[1] else None
+    grad_bias = torch.zeros_like(bias, dtype=accumulator) if needed[2] else None
+    for pick in picks:
+        block, of_rows = hidden[pick].to(projection.dtype), rows[pick]
+        grad_block = block.new_zeros(block.shape, dtype=accumulator) if needed[0] else None
+        for start, columns, tile in projection.tiles(block):
+            projection.backend.differentiate(tile, start, of_rows, projection.spec)
+            if grad_block is not None:
+                _accumulate(grad_block, tile, columns)
+            if grad_weight is not None:
+                _accumulate(grad_weight[start : start + len(columns)], tile.t(), block)
+            if grad_bias is not None:
+                grad_bias[start : start + len(columns)] += tile.sum(dim=0, dtype=accumulator)
+        if grad_block is not None:
+            grad_hidden[pick] = grad_block.to(hidden.dtype)
+    return grad_hidden, grad_weight, grad_bias
+
+
+def _accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """`total += a @ b`, without rounding the product to a narrower dtype than that of `total`."""
+    if total.dtype == torch.float64:
+        total.addmm_(a, b)
+    else:
+        _addmm_fp32(total, a, b)
+
+
+def with_company(wanted: Tensor) -> Tensor:
+    """(N,) bool -> indices of the wanted rows, in order, and of as many others as make a multiple of `ROW_MULTIPLE`."""
+    count = min(len(wanted), -(-int(wanted.sum()) // ROW_MULTIPLE) * ROW_MULTIPLE)
+    return wanted.to(torch.int8).argsort(descending=True, stable=True)[:count].sort().values
+
+
+def token_slices(count: int, limit: int) -> list[slice]:
+    """Slices of about equal length, of at most `limit` rows, over `count` rows."""
+    parts = -(-count // limit)
+    return [slice(i * count // parts, (i + 1) * count // parts) for i in range(parts)]
+
+
+def accumulator_of(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def backend_for(device: torch.device, dtype: torch.dtype) -> ModuleType:
+    """The module that folds tiles: Triton kernels where there are some for the device, torch elsewhere."""
+    if _use_triton(device) and dtype != torch.float64:
+        from . import triton_tiles
+
+        return triton_tiles
+    return torch_tiles

@@ -1,0 +1,168 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""AEPO, Arbitrary Entropy Policy Optimization: hold entropy at a target by the temperature of what is reinforced.
+
+How it departs from GRPO:
+1. A controller compares the mean entropy of the last optimizer step with the target and picks a temperature: above 1
+   where entropy is too low, below 1 where it is too high.
+2. In mode `rollout` a share of the prompts is completed once more at that temperature. The rewarded ones among these
+   completions are reinforced with weight 1, scored at the ordinary temperature and without correction for the other:
+   this pulls the policy towards the tempered one.
+3. In mode `reweight` there is no second rollout. Rewarded sequences of the ordinary one are reinforced as if they had
+   been drawn at that temperature: each of their tokens gets an extra advantage, the ratio of its probabilities at the
+   two temperatures. The further entropy is from the target and the fewer sequences are rewarded, the more this
+   replaces GRPO's own advantage.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..tokens import TokenBatch
+from .base import Method, Paper, StepMean, checked, non_negative, one_of, share
+
+
+LARGEST_GAP = 0.1  # nats of distance from the target beyond which the correction grows no further (released code)
+
+
+@dataclass
+class AepoConfig:
+    aepo_target_entropy: float | None = field(
+        default=None, metadata={"help": "AEPO: mean token entropy to hold, in nats. Required; no default fits all."}
+    )
+    aepo_mode: Literal["rollout", "reweight"] = field(
+        default="rollout",
+        metadata={
+            "help": "AEPO: complete prompts once more at the regulated temperature, `rollout`, or `reweight` the "
+            "advantages of the ordinary rollouts by it."
+        },
+    )
+    aepo_coef: float = field(
+        default=1 / 64, metadata={"help": "AEPO: coefficient of the second rollout's term. `rollout` mode only."}
+    )
+    aepo_share: float = field(
+        default=0.25,
+        metadata={"help": "AEPO: share of the prompts that are completed once more, in (0, 1]. `rollout` mode only."},
+    )
+    aepo_rule: Literal["clip", "binary"] = field(
+        default="clip",
+        metadata={
+            "help": "AEPO: temperature of the controller: `clip` 1 + target - entropy to the two bounds, or one of the "
+            "bounds, `binary`, as the released code does."
+        },
+    )
+    aepo_temperature_min: float = field(default=0.8, metadata={"help": "AEPO: lowest temperature, in (0, 1]."})
+    aepo_temperature_max: float = field(default=1.2, metadata={"help": "AEPO: highest temperature, at least 1."})
+    aepo_positive_reward: float = field(
+        default=0.05, metadata={"help": "AEPO: reward above which a sequence counts as rewarded."}
+    )
+
+
+def regulated_temperature(entropy: float | None, target: float, low: float, high: float, rule: str) -> float:
+    """The temperature, relative to that of sampling, that moves `entropy` towards `target` (nats); 1 without entropy."""
+    if entropy is None:
+        return 1.0
+    if rule == "binary":
+        return high if entropy <= target else low
+    return min(max(1 + target - entropy, low), high)
+
+
+def reweighted_advantages(advantages: Tensor, positive: Tensor, ratio: Tensor, gap: float, rewarded: Tensor) -> Tensor:
+    """(B, T) A, (B,) bool, (B, T) π^T/π -> (B, T) (1 - α) A + α 1[positive] π^T/π.
+
+    α = a / (1 + a), a = min(gap, 0.1) / rewarded, with gap = |target - entropy| and the share of positive sequences;
+    A where none is.
+    """
+    strength = min(gap, LARGEST_GAP) / rewarded.clamp(min=1e-12)
+    alpha = torch.where(rewarded > 0, strength / (1 + strength), 0).to(advantages.dtype)
+    return (1 - alpha) * advantages + alpha * positive.unsqueeze(1) * ratio
+
+
+class Aepo(Method):
+    """Regulates entropy to a target through a second temperature T = clip(1 + H₀ - H, 0.8, 1.2).
+
+        rollout:   L = L_policy - α mean_i 1[R_i > 0] mean_t min(r_t, 1 + ε),   o_i drawn at T, r_t = π_θ / π_old at 1
+        reweight:  A_t <- (1 - α_t) A_t + α_t 1[R > 0] π_old^T(o_t) / π_old(o_t)
+
+    The first is the objective of the paper's later version as a summary gives it. The second is what the authors'
+    released code calls DCPO; we found no paper that prints it. Departs from the released code: entropy is the exact
+    mean over the completions of one optimizer step and all processes, not a sampled surprisal of one process; the
+    extra completions are added and replace nothing; the first step, with nothing measured yet, has T = 1.
+    `aepo_rule: binary` is the code's choice of T.
+    """
+
+    name = "aepo"
+    paper = Paper(
+        "2510.08141",
+        "Arbitrary Entropy Policy Optimization: Entropy Is Controllable in Reinforcement Fine-tuning",
+        """@article{wang2025arbitrary,
+    title   = {Arbitrary Entropy Policy Optimization: Entropy Is Controllable in Reinforcement Fine-tuning},
+    author  = {Chen Wang and Zhaochun Li and Jionghao Bai and Yuzhi Zhang and Shisheng Cui and Zhou Zhao and Yue Wang},
+    journal = {arXiv preprint arXiv:2510.08141},
+    year    = {2025}
+}""",
+    )
+
+    def __init__(self, config):
+        self.target = checked(
+            config, "aepo_target_entropy", lambda value: 0 < value < torch.inf, "an entropy in nats > 0, and set"
+        )
+        self.rollout = one_of(config, "aepo_mode", "rollout", "reweight") == "rollout"
+        self.needs = ("auxiliary_rollouts",) if self.rollout else ("second_temperature", "rewards")
+        self.coef = non_negative(config, "aepo_coef")
+        self.share = share(config, "aepo_share")
+        self.rule = one_of(config, "aepo_rule", "clip", "binary")
+        self.low = checked(config, "aepo_temperature_min", lambda value: 0 < value <= 1, "a temperature in (0, 1]")
+        self.high = checked(config, "aepo_temperature_max", lambda value: 1 <= value < torch.inf, "a temperature >= 1")
+        self.positive_reward = checked(config, "aepo_positive_reward", lambda value: value == value, "a number")
+        self.entropy: float | None = None
+        self.step_mean = StepMean()
+        self._positive: Tensor | None = None
+
+    @property
+    def temperature(self) -> float:
+        return regulated_temperature(self.entropy, self.target, self.low, self.high, self.rule)
+
+    def head_settings(self):
+        return {} if self.rollout else {"second_temperature": self.temperature}
+
+    @torch.no_grad()
+    def token_advantages(self, tokens: TokenBatch) -> Tensor:
+        finished = self.step_mean.add_tokens(tokens, tokens.entropy) if tokens.training else None
+        if finished is not None:
+            self.entropy = finished
+        if self.rollout or self.entropy is None:
+            return tokens.advantages
+        positive = tokens.rewards > self.positive_reward
+        rewarded, rows = tokens.world.sum(torch.stack([positive.sum(), torch.ones_like(positive).sum()]))
+        ratio = (tokens.old_second_logps - tokens.old_logps).clamp(max=20).exp()
+        return reweighted_advantages(
+            tokens.advantages, positive, ratio, abs(self.target - self.entropy), rewarded.double() / rows
+        )
+
+    def auxiliary_rollouts(self):
+        return self.temperature, self.share
+
+    def auxiliary_loss(self, tokens: TokenBatch) -> Tensor:
+        self._positive = tokens.rewards > self.positive_reward
+        ratio = (tokens.logps - tokens.old_logps).clamp(max=20).exp().clamp(max=tokens.clip_high)
+        means = ratio.masked_fill(~tokens.mask, 0).sum(1) / tokens.mask.sum(1).clamp(min=1)
+        return -self.coef * means.masked_fill(~self._positive, 0).mean()
+
+    def metrics(self, tokens: TokenBatch) -> dict[str, Tensor]:
+        found = {
+            "temperature": torch.tensor(self.temperature, device=tokens.mask.device),
+            "target_entropy": torch.tensor(float(self.target), device=tokens.mask.device),
+        }
+        if self._positive is not None:
+            found["auxiliary_positive_fraction"] = self._positive.float().mean()
+        return found
+
+    def state_dict(self):
+        return {"entropy": self.entropy, "step_mean": self.step_mean.state_dict()}
+
+    def load_state_dict(self, state):
+        self.entropy = state["entropy"]
+        self.step_mean.load_state_dict(state["step_mean"])

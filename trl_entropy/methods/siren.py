@@ -1,0 +1,131 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""SIREN: hold the entropy of the tokens that fork, and of them only, where it was at the start.
+
+How it departs from GRPO:
+1. Each token gets the entropy of its distribution renormalised on the nucleus, so that the long tail has no say.
+2. In each sequence only the tokens above a quantile of that entropy count: the peaks.
+3. The squared distance of their mean from an anchor is added to the loss, with gradient through the nucleus.
+4. The anchor is that mean in the first optimizer step, and stays.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..functional import row_quantiles
+from ..tokens import TokenBatch
+from .base import Method, Paper, StepMean, checked, non_negative, one_of
+
+
+EMA_DECAY = 0.9  # per micro-batch: our choice, the released code has no running mean
+
+
+@dataclass
+class SirenConfig:
+    siren_coef: float = field(default=0.005, metadata={"help": "SIREN: coefficient of the squared distance."})
+    siren_top_p: float = field(default=0.8, metadata={"help": "SIREN: mass of the nucleus, in (0, 1)."})
+    siren_quantile: float = field(
+        default=0.8, metadata={"help": "SIREN: quantile of a sequence's nucleus entropies above which a token counts."}
+    )
+    siren_nucleus: Literal["exclude", "include"] = field(
+        default="exclude",
+        metadata={
+            "help": "SIREN: whether the token that crosses the mass belongs to the nucleus. `exclude` is what the "
+            "released code does, with the default coefficient set for it."
+        },
+    )
+    siren_square: Literal["micro_batch", "ema"] = field(
+        default="micro_batch",
+        metadata={
+            "help": "SIREN: what is squared: the distance of one micro-batch, or that of a running mean, which leaves "
+            "out the variance between micro-batches."
+        },
+    )
+
+
+def peak_mask(nucleus_entropy: Tensor, mask: Tensor, quantile: float) -> Tensor:
+    """(B, T) nucleus entropies -> (B, T) bool: strictly above the quantile of the valid tokens of the own row."""
+    return mask & (nucleus_entropy > row_quantiles(nucleus_entropy, mask, quantile))
+
+
+def peak_entropy(nucleus_entropy: Tensor, peaks: Tensor) -> Tensor:
+    """(B, T) -> (B,) mean nucleus entropy of each row's peaks, with gradient; 0 for a row without."""
+    return nucleus_entropy.masked_fill(~peaks, 0).sum(1) / peaks.sum(1).clamp(min=1)
+
+
+class Siren(Method):
+    """Anchors the entropy of the peaks: L = L_policy + β (E - E_anchor)².
+
+        H_S = -Σ_{i∈S} q_i log q_i,  q = π / π(S) on the nucleus S
+        E   = mean over sequences of the mean of H_S over {t : H_S > τ-quantile of the sequence}
+
+    As the released code has it. Departs from it: E is the mean over the sequences of all processes; the peaks are
+    among the valid tokens only; the term starts with the second optimizer step, when the anchor is known.
+    """
+
+    name = "siren"
+    needs = ("nucleus_entropy",)
+    paper = Paper(
+        "2509.25133",
+        "Rethinking Entropy Regularization in Large Reasoning Models",
+        """@article{jiang2025rethinking,
+    title   = {Rethinking Entropy Regularization in Large Reasoning Models},
+    author  = {Yuxian Jiang and Yafu Li and Guanxu Chen and Dongrui Liu and Yu Cheng and Jing Shao},
+    journal = {arXiv preprint arXiv:2509.25133},
+    year    = {2025}
+}""",
+    )
+
+    def __init__(self, config):
+        self.coef = non_negative(config, "siren_coef")
+        self.top_p = checked(config, "siren_top_p", lambda value: 0 < value < 1, "a mass in (0, 1)")
+        self.quantile = checked(config, "siren_quantile", lambda value: 0 <= value < 1, "a quantile in [0, 1)")
+        self.nucleus = one_of(config, "siren_nucleus", "exclude", "include")
+        self.square = one_of(config, "siren_square", "micro_batch", "ema")
+        self.anchor: float | None = None
+        self.average: float | None = None
+        self.first_step = StepMean()
+
+    def head_settings(self):
+        return {"top_p": self.top_p, "nucleus_rule": self.nucleus}
+
+    def loss(self, tokens: TokenBatch) -> Tensor | None:
+        self._peaks = peak_mask(tokens.nucleus_entropy.detach(), tokens.mask, self.quantile)
+        rows = peak_entropy(tokens.nucleus_entropy, self._peaks)
+        total, count = tokens.world.sum(torch.stack([rows.detach().sum(), rows.new_tensor(len(rows))]))
+        self._entropy = total / count
+        if tokens.training:
+            self._measure(tokens, rows)
+        if self.anchor is None:
+            return None
+        at = self.average if self.square == "ema" and self.average is not None else self._entropy
+        distance = at - self.anchor
+        # The gradient of a square of the mean over all processes; each process adds its own rows' share.
+        mean = rows.mean()
+        return self.coef * (distance**2 + 2 * distance * (mean - mean.detach()))
+
+    def _measure(self, tokens: TokenBatch, rows: Tensor) -> None:
+        if self.anchor is None:
+            self.anchor = self.first_step.add(tokens.step, rows.sum(), len(rows), tokens.world)
+        current = self._entropy.item()
+        self.average = current if self.average is None else EMA_DECAY * self.average + (1 - EMA_DECAY) * current
+
+    def metrics(self, tokens: TokenBatch) -> dict[str, Tensor]:
+        found = {
+            "peak_fraction": self._peaks,
+            "peak_entropy": self._entropy,
+            "nucleus_entropy_mean": tokens.nucleus_entropy,
+        }
+        if self.anchor is not None:
+            found["anchor"] = torch.tensor(self.anchor, device=tokens.mask.device)
+        return found
+
+    def state_dict(self):
+        return {"anchor": self.anchor, "average": self.average, "first_step": self.first_step.state_dict()}
+
+    def load_state_dict(self, state):
+        self.anchor, self.average = state["anchor"], state["average"]
+        self.first_step.load_state_dict(state["first_step"])

@@ -1,0 +1,28 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The state of methods and controllers, one JSON file beside each checkpoint."""
+
+import json
+import os
+from typing import Any
+
+
+STATE_FILE = "entropy_methods_state.json"
+
+
+def save_states(folder: str, parts: dict[str, Any]) -> None:
+    """Writes the `state_dict` of each part under its name; nothing where there is no part."""
+    if parts:
+        with open(os.path.join(folder, STATE_FILE), "w") as file:
+            json.dump({name: part.state_dict() for name, part in parts.items()}, file)
+
+
+def load_states(folder: str, parts: dict[str, Any]) -> None:
+    """Restores the parts that the file knows: others, which joined on resume, stay at their start."""
+    path = os.path.join(folder, STATE_FILE)
+    if not os.path.exists(path):
+        return
+    with open(path) as file:
+        states = json.load(file)
+    for name in parts.keys() & states.keys():
+        parts[name].load_state_dict(states[name])
