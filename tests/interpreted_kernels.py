@@ -51,11 +51,15 @@ def results(spec, dtype, grads=(0, 1, 5)):
     return outputs, torch.autograd.grad(total, inputs)
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", [*SPECS, "from bins"])
 def test_kernels_are_the_torch_tiles(kernels, monkeypatch, name):
-    expected = results(SPECS[name], torch.float32)
+    if name == "from bins":
+        monkeypatch.setattr(nucleus, "LIKELY", 2.0)
+        monkeypatch.setattr(triton_tiles, "LIKELY", 2.0)
+    spec = SPECS.get(name, ALL)
+    expected = results(spec, torch.float32)
     monkeypatch.setattr(sweeps, "backend_for", lambda *_: kernels)
-    actual = results(SPECS[name], torch.float32)
+    actual = results(spec, torch.float32)
     for a, b in zip(actual[0], expected[0], strict=True):
         assert (a is None) == (b is None)
         if a is not None:
@@ -89,9 +93,26 @@ def test_kernels_keep_small_entropies(kernels, monkeypatch):
     assert (error <= 0.09 * truth).all() and (error <= 4e-7 + 1e-5 * truth).all()
 
 
+@pytest.mark.parametrize("logit", [9.0, 14.0])
+def test_more_likely_tokens_than_are_kept(kernels, monkeypatch, logit):
+    """12 likely tokens and room for 5: left to the bins, unless a late token is certain."""
+    z = torch.full((2, 45), -20.0)
+    z[:, :12] = torch.linspace(5, 6, 12)
+    z[1, 41] = logit
+    arguments = torch.eye(2), z.t().contiguous(), None, torch.zeros(2, dtype=torch.int64), ALL
+    expected = token_statistics(*arguments).nucleus_entropy
+    assert expected[0] > 2 and (expected[1] == 0) == (logit == 14.0)
+    monkeypatch.setattr(nucleus, "CAPACITY", 5)
+    monkeypatch.setattr(triton_tiles, "CAPACITY", 5)
+    monkeypatch.setattr(sweeps, "backend_for", lambda *_: kernels)
+    torch.testing.assert_close(token_statistics(*arguments).nucleus_entropy, expected, rtol=1e-5, atol=2e-3)
+
+
 def test_refinement_of_crowded_boundary_bins(kernels, monkeypatch):
     """Thirty logits within one bin around the crossing of 0.8, told apart by the finer bins."""
     monkeypatch.setattr(nucleus, "BOUNDARY_TOLERANCE", 0.0)
+    monkeypatch.setattr(nucleus, "LIKELY", 2.0)  # as no token is, so that nothing is read off those
+    monkeypatch.setattr(triton_tiles, "LIKELY", 2.0)
     z = torch.stack([torch.linspace(0, 0.007, 30), torch.linspace(0, 0.002, 30)])
     arguments = torch.eye(2), z.t().contiguous(), None, torch.zeros(2, dtype=torch.int64), ALL
     expected = token_statistics(*arguments).nucleus_entropy

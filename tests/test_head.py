@@ -39,8 +39,15 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(torch_tiles, "CPU_BLOCK", 150)
     monkeypatch.setattr(sweeps, "ROW_MULTIPLE", 4)
     monkeypatch.setattr(function, "ROW_MULTIPLE", 4)
-    monkeypatch.setattr(function, "NUCLEUS_TOKEN_TILE", 16)
+    monkeypatch.setattr(sweeps, "NUCLEUS_ROWS", 8)
     monkeypatch.setattr(nucleus, "READ_ROWS", 3)
+
+
+@pytest.fixture(params=["read off likely tokens", "from bins"])
+def search(request, monkeypatch):
+    """Both ways to find a nucleus."""
+    if request.param == "from bins":
+        monkeypatch.setattr(nucleus, "LIKELY", 2.0)  # as no token is
 
 
 @pytest.fixture
@@ -135,7 +142,7 @@ HEADS = (token_statistics, stock)
 @pytest.mark.parametrize("name", SPECS)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("share", [1.0, 0.3])
-def test_values_and_gradients_are_those_of_dense_softmax(name, bias, share):
+def test_values_and_gradients_are_those_of_dense_softmax(search, name, bias, share):
     *inputs, targets = example(bias=bias)
     ours, expected = (f(*inputs, targets, SPECS[name]) for f in (token_statistics, dense))
     for ours_, expected_ in zip(ours, expected, strict=True):
@@ -166,7 +173,7 @@ def test_gradcheck(name):
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_float32_is_within_rounding_of_float64(name):
+def test_float32_is_within_rounding_of_float64(search, name):
     *inputs, targets = example(torch.float32)
     exact = [x.detach().double().requires_grad_() for x in inputs]
     ours, expected = token_statistics(*inputs, targets, SPECS[name]), dense(*exact, targets, SPECS[name])
@@ -234,7 +241,7 @@ def test_second_moments_of_three_tokens():
         ),
     ],
 )
-def test_nucleus_entropy_of_four_tokens(include_crossing, entropies, first_gradient):
+def test_nucleus_entropy_of_four_tokens(search, include_crossing, entropies, first_gradient):
     hidden, weight = logits_of([[2, 1, 0.5, 0, -1], [0.5, 0.4, 0.3, 0.2, 0.1], [4, 0, -1, -2, -3], [1, 1, 1, -2, -2]])
     spec = HeadSpec(top_p=0.8, include_crossing=include_crossing)
     out = token_statistics(hidden, weight, None, torch.zeros(4, dtype=torch.int64), spec)
@@ -251,7 +258,7 @@ def test_nucleus_entropy_of_four_tokens(include_crossing, entropies, first_gradi
 
 @pytest.mark.parametrize("include_crossing", [False, True])
 @pytest.mark.parametrize("top_p", [0.3, 0.8, 0.95])
-def test_tied_logits_go_in_or_out_together(include_crossing, top_p):
+def test_tied_logits_go_in_or_out_together(search, include_crossing, top_p):
     """Logits from a handful of values, so that every row is full of ties, at the crossing and at the maximum."""
     generator = torch.Generator().manual_seed(0)
     z = 0.37 * torch.randint(-3, 4, (40, 23), generator=generator).double()
@@ -298,18 +305,34 @@ def test_a_light_boundary_bin_costs_at_most_its_tolerance_of_top_p(real_blocks):
     assert torch.stack(candidates).sub(ours.double()).abs().amin(0).max() < 2e-5
 
 
-def test_nucleus_sweeps_touch_undecided_rows_only(real_blocks):
-    """With 16 of 64 tokens undecided over three tiles of words, a quarter of a sweep is added to one sweep."""
-    z = torch.zeros(64, 90)
-    z[:, 0] = 20.0
-    z[:16, :3] = torch.tensor([2.0, 1.0, 0.5]) + 20
-    hidden, weight = torch.eye(64), z.t().contiguous()
+def test_only_rows_without_likely_tokens_are_swept_again(real_blocks):
+    """Of 64 tokens, 16 are certain, 32 have a few continuations, and 16 have 3000 of them: these take two more sweeps."""
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(64, 3000, generator=generator)
+    z[:48, 0] += 20.0
+    z[16:48, 1:4] += torch.tensor([20.0, 19.5, 19.0])
+    hidden, weight, targets = torch.eye(64), z.t().contiguous(), torch.zeros(64, dtype=torch.int64)
     with GemmCount() as count:
-        token_statistics(hidden, weight, None, torch.zeros(64, dtype=torch.int64), HeadSpec(top_p=0.8, vocab_tile=30))
-    assert count.elements == 64 * 90 + 16 * 90
-    with GemmCount() as count:  # one tile of all words is still there, and needs no second product
-        token_statistics(hidden, weight, None, torch.zeros(64, dtype=torch.int64), HeadSpec(top_p=0.8))
-    assert count.elements == 64 * 90
+        out = token_statistics(hidden, weight, None, targets, HeadSpec(top_p=0.8, vocab_tile=1000))
+    assert count.elements == (64 + 2 * 16) * 3000
+    torch.testing.assert_close(
+        out.nucleus_entropy.double(), nucleus_entropy(z.double(), 0.8, False), rtol=0, atol=1e-4
+    )
+    with GemmCount() as count:  # one tile of the whole vocabulary is still there, and needs no second product
+        token_statistics(hidden, weight, None, targets, HeadSpec(top_p=0.8))
+    assert count.elements == 64 * 3000
+
+
+def test_more_likely_tokens_than_are_kept(real_blocks):
+    """300 about equally likely tokens in the first tile: the last of all, or before four, or one, of a later tile."""
+    z = torch.full((3, 900), -30.0)
+    z[:, :300] = torch.linspace(0, 0.5, 300)
+    z[1, 500:504] = 9.0 + torch.linspace(0, 0.5, 4)
+    z[2, 700] = 9.0
+    arguments = torch.eye(3), z.t().contiguous(), None, torch.zeros(3, dtype=torch.int64)
+    ours = token_statistics(*arguments, HeadSpec(top_p=0.8, vocab_tile=300)).nucleus_entropy
+    torch.testing.assert_close(ours.double(), nucleus_entropy(z.double(), 0.8, False), rtol=0, atol=2e-3)
+    assert ours[0] > math.log(200) and 0 < ours[1] < math.log(4) and ours[2] == 0
 
 
 def test_a_nucleus_that_may_reach_below_the_bins_is_refused():

@@ -13,7 +13,7 @@ import pytest
 from packaging.version import Version
 from transformers.utils import is_triton_available
 
-from trl_entropy.head.nucleus import BINS
+from trl_entropy.head.nucleus import BINS, CAPACITY
 
 
 pytestmark = pytest.mark.skipif(not is_triton_available(), reason="needs Triton")
@@ -27,17 +27,17 @@ def test_interpreted():
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(tests)]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0 and "11 passed" in result.stdout, result.stdout + result.stderr
+    assert result.returncode == 0 and "14 passed" in result.stdout, result.stdout + result.stderr
 
 
-POINTERS = {"targets_ptr": "*i64", "rows_ptr": "*i64"}
-FLOATS = {"logit_scale", "softcap", "inverse_temperature", "second_ratio", "inverse_bin_width"}
+POINTERS = {"targets_ptr": "*i64", "rows_ptr": "*i64", "found_ptr": "*i32"}
+FLOATS = {"logit_scale", "softcap", "inverse_temperature", "second_ratio", "likely", "inverse_bin_width"}
 
 
 @pytest.mark.parametrize("kernel", ["_fold_kernel", "_count_kernel", "_differentiate_kernel"])
-@pytest.mark.parametrize("everything", [False, True])
-def test_kernels_compile_for_a_gpu(kernel, everything):
-    """To machine code of compute capability 9.0, which needs no GPU: with every option, and with none."""
+@pytest.mark.parametrize("options", ["none", "all", "all but IS_FIRST"])
+def test_kernels_compile_for_a_gpu(kernel, options):
+    """To machine code of compute capability 9.0, which needs no GPU."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -48,7 +48,9 @@ def test_kernels_compile_for_a_gpu(kernel, everything):
     signature, constants = {}, {}
     for index, name in enumerate(function_.arg_names):
         if name.isupper():
-            constants[(index,)] = {"BLOCK": 1024, "BINS": BINS}.get(name, everything)
+            constants[(index,)] = {"BLOCK": 1024, "BINS": BINS, "CAPACITY": CAPACITY}.get(
+                name, options == "all" or (options == "all but IS_FIRST" and name != "IS_FIRST")
+            )
             signature[name] = "constexpr"
         elif name.endswith("_ptr"):
             signature[name] = "*bf16" if name == "tile_ptr" else POINTERS.get(name, "*fp32")

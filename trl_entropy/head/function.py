@@ -24,13 +24,11 @@ from .spec import (
     new_state,
 )
 from .sweeps import (
-    NUCLEUS_TOKEN_TILE,
     ROW_MULTIPLE,
     Projection,
     accumulator_of,
     backward_sweep,
     fold_sweep,
-    nucleus_sweeps,
     token_slices,
     with_company,
 )
@@ -85,14 +83,13 @@ class HeadFunction(torch.autograd.Function):
         if device.type == "cpu" and 0 < count < ROW_MULTIPLE:
             hidden, targets = pad(hidden, (0, 0, 0, ROW_MULTIPLE - count)), pad(targets, (0, ROW_MULTIPLE - count))
         state = new_state(len(hidden), accumulator_of(dtype), device)
-        limit = spec.token_tile if spec.top_p is None else min(spec.token_tile, NUCLEUS_TOKEN_TILE)
-        slices = token_slices(len(hidden), limit)
+        slices = token_slices(len(hidden), spec.token_tile)
         projection = Projection(weight, bias, dtype, spec, slices)
-        nucleus = None if spec.top_p is None else Nucleus.empty(state[MAX])
+        nucleus = None if spec.top_p is None else Nucleus(*state.new_zeros((3, len(hidden))))
         for rows in slices:
-            fold_sweep(projection, hidden[rows], targets[rows], state[:, rows])
+            found = fold_sweep(projection, hidden[rows], targets[rows], state[:, rows])
             if nucleus is not None:
-                nucleus.put(rows, nucleus_sweeps(projection, hidden[rows], state[MAX, rows], state[SUM, rows]))
+                nucleus.put(rows, found)
         statistics, log_z = _statistics(state, nucleus, spec)
 
         saved_nucleus = () if nucleus is None else (nucleus.threshold, nucleus.log_share, nucleus.entropy)

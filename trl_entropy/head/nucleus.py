@@ -6,10 +6,11 @@ A token belongs to the nucleus iff the mass of all tokens with a logit of at lea
 crossing token stays out), or iff the mass strictly above it is (the crossing token is in). Tied tokens go in or out
 together, so the nucleus is the tokens with logits of at least some threshold.
 
-Where the likeliest token alone crosses, nothing is to be found: the entropy is 0 by either rule. The other rows are
-swept once more, and their mass counted into bins of 2⁻⁷ nats. The bins that are full below `top_p` make up the nucleus
-but for the boundary bin; rows in which that bin holds different logits, and more than a negligible mass, are swept a
-last time, over that bin alone, in bins of 2⁻¹⁸ nats. What shares one of those is a tie for practical purposes.
+The sweep over the vocabulary keeps the few tokens of each row that are likelier than 2⁻⁹. Where they hold `top_p`, as
+they do unless the model is at a loss, the nucleus is read off them exactly. The other rows are swept once more, and
+their mass counted into bins of 2⁻⁷ nats: the bins that are full below `top_p` make up the nucleus but for the boundary
+bin. Rows in which that bin holds different logits, and more than a negligible mass, are swept a last time, over that
+bin alone, in bins of 2⁻¹⁸ nats. What shares one of those is a tie for practical purposes.
 """
 
 import math
@@ -19,7 +20,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ..functional import accumulator_dtype
 
+
+# Tokens kept of each row: those likelier than this, and so many that even before much of the vocabulary has been seen
+# hardly a row has more
+LIKELY = 2.0**-9
+CAPACITY = 256
 BIN_WIDTH = 2.0**-7  # nats
 BINS = 2048
 WINDOW = BINS * BIN_WIDTH  # nats below the largest logit
@@ -27,7 +34,7 @@ WINDOW = BINS * BIN_WIDTH  # nats below the largest logit
 BOUNDARY_TOLERANCE = 1e-3
 # Variance, in squared bin widths and rounding errors, up to which a bin holds a single logit
 SINGLE_LOGIT_VARIANCE = 32
-# Columns whose extreme is looked at first, since nearly all tokens are too unlikely to matter
+# Columns whose maximum is looked at first, since nearly all tokens are too unlikely to matter
 GROUP = 64
 # Rows whose bins are read at once, so that it takes little scratch memory
 READ_ROWS = 128
@@ -36,13 +43,6 @@ READ_ROWS = 128
 def highest_top_p(vocab: int) -> float:
     """The largest mass whose nucleus is sure not to reach below the window of bins."""
     return 1 - vocab * math.exp(BIN_WIDTH - WINDOW)
-
-
-def undecided(sum_exp: Tensor, top_p: float, include_crossing: bool) -> Tensor:
-    """(N,) bool: rows whose nucleus may have entropy, given Σ exp(z - maximum)."""
-    if include_crossing and top_p <= 0.5:  # two equally likely tokens may cross together
-        return torch.ones_like(sum_exp, dtype=torch.bool)
-    return top_p * sum_exp > 1
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,16 @@ class Nucleus:
     entropy: Tensor
 
     @classmethod
-    def empty(cls, like: Tensor) -> "Nucleus":
-        return cls(torch.full_like(like, torch.inf), torch.zeros_like(like), torch.zeros_like(like))
+    def of_sums(cls, mass: Tensor, shifted: Tensor, threshold: Tensor, row_max: Tensor, sum_exp: Tensor) -> "Nucleus":
+        """From Σ e and Σ e·d inside, and the d at the threshold, with d = final logit - maximum and e = exp(d)."""
+        entropy = (torch.log(mass) - shifted / mass).nan_to_num(nan=0.0).clamp(min=0)
+        trivial = entropy == 0
+        threshold = (threshold + row_max).masked_fill(trivial, torch.inf)
+        log_share = torch.log(mass / sum_exp).masked_fill(trivial, 0.0)
+        return cls(*(value.to(row_max.dtype) for value in (threshold, log_share, entropy)))
+
+    def __getitem__(self, rows: Tensor) -> "Nucleus":
+        return Nucleus(*(value[rows] for value in vars(self).values()))
 
     def put(self, rows: slice | Tensor, values: "Nucleus") -> None:
         """Write the nuclei of some of the rows."""
@@ -86,7 +94,7 @@ class Cut:
     boundary: Tensor
     unresolved: Tensor
 
-    def of(self, rows: Tensor) -> "Cut":
+    def __getitem__(self, rows: Tensor) -> "Cut":
         return Cut(*(value[rows] for value in vars(self).values()))
 
     def put(self, rows: Tensor, values: "Cut") -> None:
@@ -94,12 +102,55 @@ class Cut:
         for name in vars(self):
             getattr(self, name)[rows] = getattr(values, name)
 
-    def nucleus(self, row_max: Tensor, sum_exp: Tensor) -> Nucleus:
-        entropy = (torch.log(self.mass) - self.shifted / self.mass).nan_to_num(nan=0.0).clamp(min=0)
-        trivial = entropy == 0
-        threshold = (self.threshold + row_max).masked_fill(trivial, torch.inf)
-        log_share = torch.log(self.mass / sum_exp).masked_fill(trivial, 0.0)
-        return Nucleus(*(value.to(row_max.dtype) for value in (threshold, log_share, entropy)))
+
+class Candidates:
+    """The likely tokens of rows, as they turn up.
+
+    Attributes:
+        z: (N, CAPACITY) their final logits, in any order; -inf where there are fewer.
+        found: (N,) how many there were.
+    """
+
+    def __init__(self, z: Tensor, found: Tensor):
+        self.z, self.found = z, found
+
+    @classmethod
+    def none(cls, like: Tensor) -> "Candidates":
+        found = torch.zeros(like.shape, dtype=torch.int32, device=like.device)
+        return cls(like.new_full((len(like), CAPACITY), -torch.inf), found)
+
+    def __getitem__(self, rows: slice) -> "Candidates":
+        return Candidates(self.z[rows], self.found[rows])
+
+    def add(self, z: Tensor, e: Tensor, total: Tensor) -> None:
+        """Keep what is likely in a block (n, w) of final logits, given exp(z - maximum) and its sum so far (n,)."""
+        row, chosen = _at_least(e, LIKELY * total)
+        found = torch.bincount(row, minlength=len(z))
+        place = torch.arange(len(row), device=row.device) - (found.cumsum(0) - found - self.found)[row]
+        fits = place < CAPACITY
+        self.z[row[fits], place[fits]] = z.reshape(-1)[chosen[fits]]
+        self.found += found
+
+    def settle(self, row_max: Tensor, sum_exp: Tensor, top_p: float, include_crossing: bool) -> tuple[Nucleus, Tensor]:
+        """The nuclei (N,), and (N,) bool: whether the likely tokens were enough to find them."""
+        total = sum_exp.to(accumulator_dtype(sum_exp.device)).unsqueeze(-1)
+        d = self.z.sort(-1, descending=True).values.to(total.dtype) - row_max.unsqueeze(-1)
+        likely = d.exp() > LIKELY * total
+        e = d.exp() * likely
+        at_least, target = e.cumsum(-1), top_p * total
+        # Tied tokens share the mass at the last of them, and the mass above the first
+        next_differs = pad(d[:, :-1] != d[:, 1:], (0, 1), value=True)
+        above = torch.where(pad(next_differs[:, :-1], (1, 0), value=True), at_least - e, 0.0).cummax(-1).values
+        at_least = torch.where(next_differs, at_least, torch.inf).flip(-1).cummin(-1).values.flip(-1)
+        # Where the likeliest token alone crosses, there is no entropy, be it in or out; but equals may cross together
+        decided = (target <= 1) & (top_p > 0.5 or not include_crossing)
+        settled = decided | ((e.sum(-1, keepdim=True) >= target) & (self.found <= CAPACITY).unsqueeze(-1))
+        inside = likely & ((above if include_crossing else at_least) < target) & ~decided
+        # Tokens that are not kept are below the likely ones
+        lowest = torch.where(inside, d, torch.inf).amin(-1)
+        highest = torch.maximum(torch.where(inside, -torch.inf, d).amax(-1), torch.log(LIKELY * total).squeeze(-1))
+        mass, shifted = (e * inside).sum(-1), (e * d.nan_to_num(neginf=0.0) * inside).sum(-1)
+        return Nucleus.of_sums(mass, shifted, _between(lowest, highest), row_max, sum_exp), settled.squeeze(-1)
 
 
 class Histogram:
@@ -129,7 +180,11 @@ class Histogram:
 
     def count(self, rows: slice, z: Tensor) -> None:
         """Count a block (r, w) of final logits."""
-        row, d = _between(z - self.row_max[rows].unsqueeze(-1), self.lowest[rows], self.highest[rows])
+        d = z - self.row_max[rows].unsqueeze(-1)
+        row, chosen = _at_least(d, self.lowest[rows])
+        d = d.view(-1)[chosen]
+        counted = (d < self.highest[rows][row]).nonzero().squeeze(-1)
+        row, d = row[counted], d[counted]
         position = (d - self.low[rows][row]).div_(self.width)
         slot = position.long().clamp_(0, BINS - 1)
         place = position.sub_(slot)
@@ -160,8 +215,6 @@ class Histogram:
 
         place = first / mass
         single = second / mass - place.square() < SINGLE_LOGIT_VARIANCE * torch.finfo(self.planes.dtype).eps
-        # The threshold lies between the lowest logit inside and the highest outside, where no logit is: recomputed
-        # logits may differ in their last digit
         value = edge + self.width * place
         ceiling = torch.where(above_mass > 0, low + BINS * self.width, torch.inf)
         lowest = _last(torch.where(single, value, edge), inside & (mass > 0), ceiling)
@@ -170,7 +223,7 @@ class Histogram:
         return Cut(
             mass=above_mass + (mass * inside).sum(-1),
             shifted=above_shifted + (shifted * inside).sum(-1),
-            threshold=lowest - ((lowest - highest) / 2).clamp(max=BIN_WIDTH / 2),
+            threshold=_between(lowest, highest),
             full_mass=above_mass + (mass * full).sum(-1),
             full_shifted=above_shifted + (shifted * full).sum(-1),
             boundary=at_boundary[0],
@@ -184,14 +237,24 @@ def _last(values: Tensor, mask: Tensor, otherwise: Tensor) -> Tensor:
     return values.gather(1, index.clamp(min=0).unsqueeze(-1)).squeeze(-1).where(index >= 0, otherwise)
 
 
-def _between(d: Tensor, lowest: Tensor, highest: Tensor) -> tuple[Tensor, Tensor]:
-    """Row and value, each (M,), of the elements of a block (r, w) within the bounds (r,) of their row: copies."""
-    padding = -d.shape[1] % GROUP
+def _between(lowest: Tensor, highest: Tensor) -> Tensor:
+    """A threshold between the lowest logit inside and the highest outside.
+
+    No logit is near it, since logits that are recomputed in another product may differ in their last digit.
+    """
+    return lowest - ((lowest - highest) / 2).clamp(max=BIN_WIDTH / 2)
+
+
+def _at_least(values: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
+    """Row and place in the flattened block (n, w), both (M,), of the values not below the floor (n,) of their row."""
+    width = values.shape[1]
+    padding = -width % GROUP
     if padding:
-        d = pad(d, (0, padding), value=-torch.inf)
-    groups = d.shape[1] // GROUP
-    hot = (d.view(-1, groups, GROUP).amax(-1) >= lowest.unsqueeze(-1)).view(-1).nonzero().squeeze(-1)
-    d, row = d.view(-1, GROUP).index_select(0, hot), hot // groups
-    chosen = (d >= lowest[row].unsqueeze(-1)) & (d < highest[row].unsqueeze(-1))
-    chosen = chosen.view(-1).nonzero().squeeze(-1)
-    return row.index_select(0, chosen // GROUP), d.view(-1).index_select(0, chosen)
+        values = pad(values, (0, padding), value=-torch.inf)
+    groups = values.shape[1] // GROUP
+    hot = (values.view(-1, groups, GROUP).amax(-1) >= floor.unsqueeze(-1)).view(-1).nonzero().squeeze(-1)
+    row = hot // groups
+    chosen = values.view(-1, GROUP).index_select(0, hot) >= floor[row].unsqueeze(-1)
+    at, column = chosen.nonzero(as_tuple=True)
+    row = row[at]
+    return row, row * width + (hot[at] % groups) * GROUP + column

@@ -11,14 +11,14 @@ from trl.kernels.chunked_logprob import _addmm_fp32, _use_triton
 
 from ..functional import accumulator_dtype
 from . import torch_tiles
-from .nucleus import Histogram, Nucleus, highest_top_p, undecided
-from .spec import HeadSpec, RowGradients
+from .nucleus import Candidates, Histogram, Nucleus, highest_top_p
+from .spec import MAX, SUM, HeadSpec, RowGradients
 
 
 # A matrix product of fewer rows per thread than a few is rounded differently from one of many
 ROW_MULTIPLE = 16
-# The bins of a row take 24 KiB, so that fewer rows are in flight while nuclei are searched
-NUCLEUS_TOKEN_TILE = 1024
+# Rows whose nuclei are searched in bins at once; the bins of a row take 24 KiB
+NUCLEUS_ROWS = 1024
 
 
 class Projection:
@@ -51,41 +51,48 @@ class Projection:
                 yield tile, every
 
 
-def fold_sweep(projection: Projection, hidden: Tensor, targets: Tensor, state: Tensor) -> None:
-    """Fold the logits of the whole vocabulary into `state`."""
-    for start, _, tile in projection.tiles(hidden.to(projection.dtype)):
-        projection.backend.fold(tile, start, targets, state, projection.spec)
-
-
-def nucleus_sweeps(projection: Projection, hidden: Tensor, row_max: Tensor, sum_exp: Tensor) -> Nucleus:
-    """The nuclei of rows that have just been swept, by more sweeps over those that need them.
+def fold_sweep(projection: Projection, hidden: Tensor, targets: Tensor, state: Tensor) -> Nucleus | None:
+    """Fold the logits of the whole vocabulary into `state`, and find the nuclei where the spec asks for them.
 
     Raises `ValueError` where so much mass is asked for that a nucleus might reach below the window of bins.
     """
-    spec, highest = projection.spec, highest_top_p(len(projection.weight))
-    if spec.top_p > highest:
+    spec, vocab = projection.spec, len(projection.weight)
+    if spec.top_p is not None and spec.top_p > highest_top_p(vocab):
         raise ValueError(
-            f"`top_p` must be at most {highest:.6f} for a vocabulary of {len(projection.weight)}, got {spec.top_p}."
+            f"`top_p` must be at most {highest_top_p(vocab):.6f} for a vocabulary of {vocab}, got {spec.top_p}."
         )
+    candidates = None if spec.top_p is None else Candidates.none(state[MAX])
+    for start, _, tile in projection.tiles(hidden.to(projection.dtype)):
+        projection.backend.fold(tile, start, targets, state, spec, candidates)
+    if candidates is None:
+        return None
+    nuclei, settled = candidates.settle(state[MAX], state[SUM], spec.top_p, spec.include_crossing)
+    for rows in with_company(~settled).split(NUCLEUS_ROWS):
+        found = _nuclei_from_bins(projection, hidden, rows, state[MAX, rows], state[SUM, rows])
+        unsettled = (~settled[rows]).nonzero().squeeze(-1)
+        nuclei.put(rows[unsettled], found[unsettled])
+    return nuclei
+
+
+def _nuclei_from_bins(
+    projection: Projection, hidden: Tensor, rows: Tensor, row_max: Tensor, sum_exp: Tensor
+) -> Nucleus:
+    """The nuclei of some `rows` (r,) that have just been swept, by one or two more sweeps over them."""
+    spec = projection.spec
 
     def counted(histogram: Histogram, rows: Tensor) -> Histogram:
         for tile, at in projection.tiles_of(hidden, rows):
             projection.backend.count(tile, at, histogram, spec)
         return histogram
 
-    found = Nucleus.empty(row_max)
-    rows = with_company(undecided(sum_exp, spec.top_p, spec.include_crossing))
-    if len(rows):
-        row_max, sum_exp = row_max[rows], sum_exp[rows]
-        target = spec.top_p * sum_exp.to(accumulator_dtype(sum_exp.device))
-        coarse = counted(Histogram.of_window(row_max, sum_exp, spec.top_p, len(projection.weight)), rows)
-        cut = coarse.cut(target, None, spec.include_crossing)
-        again = with_company(cut.unresolved)
-        if len(again):
-            fine = counted(coarse.refined(again, cut), rows[again])
-            cut.put(again, fine.cut(target[again], cut.of(again), spec.include_crossing))
-        found.put(rows, cut.nucleus(row_max, sum_exp))
-    return found
+    target = spec.top_p * sum_exp.to(accumulator_dtype(sum_exp.device))
+    coarse = counted(Histogram.of_window(row_max, sum_exp, spec.top_p, len(projection.weight)), rows)
+    cut = coarse.cut(target, None, spec.include_crossing)
+    again = with_company(cut.unresolved)
+    if len(again):
+        fine = counted(coarse.refined(again, cut), rows[again])
+        cut.put(again, fine.cut(target[again], cut[again], spec.include_crossing))
+    return Nucleus.of_sums(cut.mass, cut.shifted, cut.threshold, row_max, sum_exp)
 
 
 def backward_sweep(
@@ -98,7 +105,10 @@ def backward_sweep(
     """Gradients of hidden (in its dtype), and of weight and bias (accumulated), over the rows in `picks`."""
     weight, bias, accumulator = projection.weight, projection.bias, accumulator_of(projection.dtype)
     grad_hidden = torch.zeros_like(hidden) if needed[0] else None
-    grad_weight = torch.zeros_like(weight, dtype=accumulator) if needed[1] else None
+    # On a CPU, where memory is slow, the first product is written rather than added to zeros
+    fresh = len(picks) > 0 and weight.device.type == "cpu"
+    start_from = torch.empty_like if fresh else torch.zeros_like
+    grad_weight = start_from(weight, dtype=accumulator) if needed[1] else None
     grad_bias = torch.zeros_like(bias, dtype=accumulator) if needed[2] else None
     for pick in picks:
         block, of_rows = hidden[pick].to(projection.dtype), rows[pick]
@@ -108,17 +118,20 @@ def backward_sweep(
             if grad_block is not None:
                 _accumulate(grad_block, tile, columns)
             if grad_weight is not None:
-                _accumulate(grad_weight[start : start + len(columns)], tile.t(), block)
+                _accumulate(grad_weight[start : start + len(columns)], tile.t(), block, fresh)
             if grad_bias is not None:
                 grad_bias[start : start + len(columns)] += tile.sum(dim=0, dtype=accumulator)
         if grad_block is not None:
             grad_hidden[pick] = grad_block.to(hidden.dtype)
+        fresh = False
     return grad_hidden, grad_weight, grad_bias
 
 
-def _accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """`total += a @ b`, without rounding the product to a narrower dtype than that of `total`."""
-    if total.dtype == torch.float64:
+def _accumulate(total: Tensor, a: Tensor, b: Tensor, fresh: bool = False) -> None:
+    """`total += a @ b`, or `total = a @ b`, without rounding the product to a narrower dtype than that of `total`."""
+    if fresh:
+        torch.mm(a.to(total.dtype), b.to(total.dtype), out=total)
+    elif total.dtype == torch.float64:
         total.addmm_(a, b)
     else:
         _addmm_fp32(total, a, b)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from .nucleus import Histogram
+from .nucleus import Candidates, Histogram
 from .spec import (
     MAX,
     SECOND,
@@ -30,7 +30,9 @@ CPU_BLOCK = 2**19
 DEVICE_BLOCK = 2**25
 
 
-def fold(tile: Tensor, start: int, targets: Tensor, state: Tensor, spec: HeadSpec) -> None:
+def fold(
+    tile: Tensor, start: int, targets: Tensor, state: Tensor, spec: HeadSpec, candidates: Candidates | None = None
+) -> None:
     """Fold the raw logits `tile` (n, w) of the vocabulary from `start` on into `state` (STATE_ROWS, n)."""
     scratch = _Scratch(tile, state.dtype)
     for rows in _blocks(tile):
@@ -51,6 +53,8 @@ def fold(tile: Tensor, start: int, targets: Tensor, state: Tensor, spec: HeadSpe
             squares = x.sum(-1)
             block[SQUARES_SHIFTED].add_(shift * block[SQUARES]).mul_(rescale.square()).add_(x.mul_(d).sum(-1))
             block[SQUARES].mul_(rescale.square()).add_(squares)
+        if candidates is not None:
+            candidates[rows].add(z, e, rescale * block[SUM] + total)
         block[SHIFTED].add_(shift * block[SUM]).mul_(rescale).add_(e.mul_(d).sum(-1))
         block[SUM].mul_(rescale).add_(total)
         block[MAX] = new_max

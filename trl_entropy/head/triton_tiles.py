@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .nucleus import BINS, Histogram
+from .nucleus import BINS, CAPACITY, LIKELY, Candidates, Histogram
 from .spec import MAX, SECOND, SHIFTED, SQUARES, SQUARES_SHIFTED, SUM, TARGET, HeadSpec, RowGradients
 
 
@@ -17,7 +17,9 @@ _MAX, _SUM, _SHIFTED, _TARGET = (tl.constexpr(row) for row in (MAX, SUM, SHIFTED
 _SQUARES, _SQUARES_SHIFTED, _SECOND = (tl.constexpr(row) for row in (SQUARES, SQUARES_SHIFTED, SECOND))
 
 
-def fold(tile: Tensor, start: int, targets: Tensor, state: Tensor, spec: HeadSpec) -> None:
+def fold(
+    tile: Tensor, start: int, targets: Tensor, state: Tensor, spec: HeadSpec, candidates: Candidates | None = None
+) -> None:
     """Fold the raw logits `tile` (n, w) of the vocabulary from `start` on into `state` (STATE_ROWS, n)."""
     rows, width = tile.shape
     if not rows:
@@ -28,11 +30,17 @@ def fold(tile: Tensor, start: int, targets: Tensor, state: Tensor, spec: HeadSpe
         targets,
         state,
         state.stride(0),
+        state if candidates is None else candidates.z,
+        targets if candidates is None else candidates.found,
         start,
         width,
         second_ratio=spec.second_ratio or 1.0,
+        likely=LIKELY,
         HAS_SECOND_MOMENTS=spec.second_moments,
         HAS_SECOND_TEMPERATURE=spec.second_ratio is not None,
+        HAS_CANDIDATES=candidates is not None,
+        IS_FIRST=start == 0,
+        CAPACITY=CAPACITY,
         BLOCK=BLOCK,
         **_transform_arguments(spec),
     )
@@ -114,21 +122,37 @@ def _final_logits(raw, logit_scale, softcap, inverse_temperature, HAS_SOFTCAP: t
 
 
 @triton.jit
+def _keep_likely(z, chosen, row_ptr, found, CAPACITY: tl.constexpr):
+    # Append the chosen logits of a block to those that were found before; few blocks have any
+    count = tl.sum(chosen.to(tl.int32), axis=0)
+    if count > 0:
+        place = found + tl.cumsum(chosen.to(tl.int32), axis=0) - 1
+        tl.store(row_ptr + place, z, mask=chosen & (place < CAPACITY))
+    return found + count
+
+
+@triton.jit
 def _fold_kernel(
     tile_ptr,
     tile_stride,
     targets_ptr,
     state_ptr,
     state_stride,
+    candidates_ptr,
+    found_ptr,
     start,
     width,
     logit_scale,
     softcap,
     inverse_temperature,
     second_ratio,
+    likely,
     HAS_SOFTCAP: tl.constexpr,
     HAS_SECOND_MOMENTS: tl.constexpr,
     HAS_SECOND_TEMPERATURE: tl.constexpr,
+    HAS_CANDIDATES: tl.constexpr,
+    IS_FIRST: tl.constexpr,
+    CAPACITY: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     # One program per row. The state of a statistic that is not asked for is neither read nor written.
@@ -143,6 +167,9 @@ def _fold_kernel(
         squares_shifted = tl.load(state_ptr + _SQUARES_SHIFTED * state_stride)
     if HAS_SECOND_TEMPERATURE:
         second = tl.load(state_ptr + _SECOND * state_stride)
+    if HAS_CANDIDATES:
+        candidates_ptr += row * CAPACITY
+        found = tl.load(found_ptr + row)
 
     for first in range(0, width, BLOCK):
         column = first + tl.arange(0, BLOCK)
@@ -165,8 +192,21 @@ def _fold_kernel(
         if HAS_SECOND_TEMPERATURE:
             tempered = tl.where(valid, tl.exp(d * second_ratio), 0.0)
             second = tl.exp(shift * second_ratio) * second + tl.sum(tempered, axis=0)
+        if HAS_CANDIDATES and not IS_FIRST:
+            found = _keep_likely(z, valid & (e >= likely * total), candidates_ptr, found, CAPACITY)
         row_max = new_max
 
+    if HAS_CANDIDATES and IS_FIRST:
+        # Of the first few blocks all tokens would be likely; the tile is read again, now that its sum is known
+        for first in range(0, width, BLOCK):
+            column = first + tl.arange(0, BLOCK)
+            valid = column < width
+            raw = tl.load(tile_ptr + column, mask=valid, other=0.0)
+            z = _final_logits(raw, logit_scale, softcap, inverse_temperature, HAS_SOFTCAP)
+            chosen = valid & (tl.exp(z - row_max) >= likely * total)
+            found = _keep_likely(z, chosen, candidates_ptr, found, CAPACITY)
+    if HAS_CANDIDATES:
+        tl.store(found_ptr + row, found)
     tl.store(state_ptr + _MAX * state_stride, row_max)
     tl.store(state_ptr + _SUM * state_stride, total)
     tl.store(state_ptr + _SHIFTED * state_stride, shifted)
