@@ -28,7 +28,7 @@ def test_loss_and_gradients(make_trainer, loss_type, entropy):
         method.step_mean.step = 0
 
     def reference(logps, old_logps, entropies, advantages, mask):
-        strength = min(abs(0.5 - entropy), 0.1) / 0.5  # two of four sequences have a reward above 0.5
+        strength = 3 * min(abs(0.5 - entropy), 0.1) / 0.5  # two of four sequences have a reward above 0.5
         alpha = strength / (1 + strength)
         positive = (REWARDS > 0.5).float()[:, None]
         changed = (1 - alpha) * advantages + alpha * positive * (old_second - old_logps).exp()
@@ -39,7 +39,7 @@ def test_loss_and_gradients(make_trainer, loss_type, entropy):
         "aepo",
         loss_type,
         reference,
-        dict(aepo_mode="reweight", aepo_target_entropy=0.5, aepo_positive_reward=0.5),
+        dict(aepo_mode="reweight", aepo_target_entropy=0.5, aepo_positive_reward=0.5, aepo_gain=3),
         batch_keys=dict(rewards=REWARDS, old_second_logps=old_second),
         prepare=prepare,
     )

@@ -46,6 +46,13 @@ class AepoConfig:
         default=0.25,
         metadata={"help": "AEPO: share of the prompts that are completed once more, in (0, 1]. `rollout` mode only."},
     )
+    aepo_gain: float = field(
+        default=1.0,
+        metadata={
+            "help": "AEPO: multiplies the strength of the correction, for targets of a few hundredths of a nat. "
+            "`reweight` mode only."
+        },
+    )
     aepo_rule: Literal["clip", "binary"] = field(
         default="clip",
         metadata={
@@ -69,13 +76,14 @@ def regulated_temperature(entropy: float | None, target: float, low: float, high
     return min(max(1 + target - entropy, low), high)
 
 
-def reweighted_advantages(advantages: Tensor, positive: Tensor, ratio: Tensor, gap: float, rewarded: Tensor) -> Tensor:
+def reweighted_advantages(
+    advantages: Tensor, positive: Tensor, ratio: Tensor, strength: float, rewarded: Tensor
+) -> Tensor:
     """(B, T) A, (B,) bool, (B, T) π^T/π -> (B, T) (1 - α) A + α 1[positive] π^T/π.
 
-    α = a / (1 + a), a = min(gap, 0.1) / rewarded, with gap = |target - entropy| and the share of positive sequences;
-    A where none is.
+    α = a / (1 + a), a = strength / rewarded, the share of positive sequences; A where there is none.
     """
-    strength = min(gap, LARGEST_GAP) / rewarded.clamp(min=1e-12)
+    strength = strength / rewarded.clamp(min=1e-12)
     alpha = torch.where(rewarded > 0, strength / (1 + strength), 0).to(advantages.dtype)
     return (1 - alpha) * advantages + alpha * positive.unsqueeze(1) * ratio
 
@@ -84,7 +92,8 @@ class Aepo(Method):
     """Regulates entropy to a target through a second temperature T = clip(1 + H₀ - H, 0.8, 1.2).
 
         rollout:   L = L_policy - α mean_i 1[R_i > 0] mean_t min(r_t, 1 + ε),   o_i drawn at T, r_t = π_θ / π_old at 1
-        reweight:  A_t <- (1 - α_t) A_t + α_t 1[R > 0] π_old^T(o_t) / π_old(o_t)
+        reweight:  A_t <- (1 - α) A_t + α 1[R > 0] π_old^T(o_t) / π_old(o_t),   α = a / (1 + a),
+                   a = min(|H₀ - H|, 0.1) / (share of sequences with R > 0)
 
     The first is the objective of the paper's later version as a summary gives it. The second is what the authors'
     released code calls DCPO; we found no paper that prints it. Departs from the released code: entropy is the exact
@@ -113,6 +122,7 @@ class Aepo(Method):
         self.needs = ("auxiliary_rollouts",) if self.rollout else ("second_temperature", "rewards")
         self.coef = non_negative(config, "aepo_coef")
         self.share = share(config, "aepo_share")
+        self.gain = non_negative(config, "aepo_gain")
         self.rule = one_of(config, "aepo_rule", "clip", "binary")
         self.low = checked(config, "aepo_temperature_min", lambda value: 0 < value <= 1, "a temperature in (0, 1]")
         self.high = checked(config, "aepo_temperature_max", lambda value: 1 <= value < torch.inf, "a temperature >= 1")
@@ -138,9 +148,8 @@ class Aepo(Method):
         positive = tokens.rewards > self.positive_reward
         rewarded, rows = tokens.world.sum(torch.stack([positive.sum(), torch.ones_like(positive).sum()]))
         ratio = (tokens.old_second_logps - tokens.old_logps).clamp(max=20).exp()
-        return reweighted_advantages(
-            tokens.advantages, positive, ratio, abs(self.target - self.entropy), rewarded.double() / rows
-        )
+        strength = self.gain * min(abs(self.target - self.entropy), LARGEST_GAP)
+        return reweighted_advantages(tokens.advantages, positive, ratio, strength, rewarded.double() / rows)
 
     def auxiliary_rollouts(self):
         return self.temperature, self.share
