@@ -27,8 +27,8 @@ SPECS = {
 def kernels(monkeypatch):
     """The module of kernels, with blocks of 16 columns."""
     monkeypatch.setattr(triton_tiles, "BLOCK", 16)
-    monkeypatch.setattr(sweeps, "ROW_MULTIPLE", 2)
-    monkeypatch.setattr(function, "ROW_MULTIPLE", 2)
+    monkeypatch.setattr(sweeps, "FEWEST_ROWS", 2)
+    monkeypatch.setattr(function, "FEWEST_ROWS", 2)
     return triton_tiles
 
 

@@ -24,7 +24,7 @@ from .spec import (
     new_state,
 )
 from .sweeps import (
-    ROW_MULTIPLE,
+    FEWEST_ROWS,
     Projection,
     accumulator_of,
     backward_sweep,
@@ -80,8 +80,8 @@ class HeadFunction(torch.autograd.Function):
         device, count = hidden.device, len(hidden)
         dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else hidden.dtype
         targets = targets.contiguous()
-        if device.type == "cpu" and 0 < count < ROW_MULTIPLE:
-            hidden, targets = pad(hidden, (0, 0, 0, ROW_MULTIPLE - count)), pad(targets, (0, ROW_MULTIPLE - count))
+        if device.type == "cpu" and 0 < count < FEWEST_ROWS:
+            hidden, targets = pad(hidden, (0, 0, 0, FEWEST_ROWS - count)), pad(targets, (0, FEWEST_ROWS - count))
         state = new_state(len(hidden), accumulator_of(dtype), device)
         slices = token_slices(len(hidden), spec.token_tile)
         projection = Projection(weight, bias, dtype, spec, slices)

@@ -16,7 +16,7 @@ from .spec import MAX, SUM, HeadSpec, RowGradients
 
 
 # A matrix product of fewer rows per thread than a few is rounded differently from one of many
-ROW_MULTIPLE = 16
+FEWEST_ROWS = 16
 # Rows whose nuclei are searched in bins at once; the bins of a row take 24 KiB
 NUCLEUS_ROWS = 1024
 
@@ -138,8 +138,10 @@ def _accumulate(total: Tensor, a: Tensor, b: Tensor, fresh: bool = False) -> Non
 
 
 def with_company(wanted: Tensor) -> Tensor:
-    """(N,) bool -> indices of the wanted rows, in order, and of as many others as make a multiple of `ROW_MULTIPLE`."""
-    count = min(len(wanted), -(-int(wanted.sum()) // ROW_MULTIPLE) * ROW_MULTIPLE)
+    """(N,) bool -> indices of the wanted rows, in order; if any, with as many others as make up `FEWEST_ROWS`."""
+    count = int(wanted.sum())
+    if 0 < count < FEWEST_ROWS:
+        count = min(FEWEST_ROWS, len(wanted))
     return wanted.to(torch.int8).argsort(descending=True, stable=True)[:count].sort().values
 
 
