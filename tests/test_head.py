@@ -335,6 +335,15 @@ def test_more_likely_tokens_than_are_kept(real_blocks):
     assert ours[0] > math.log(200) and 0 < ours[1] < math.log(4) and ours[2] == 0
 
 
+def test_tokens_that_crowd_out_the_likeliest(real_blocks):
+    """300 words of probability 0.002, each likely, fill all the room before one of 0.4, which crosses 0.3 alone."""
+    z = torch.full((20, 900), -30.0)
+    z[:, :300] = torch.linspace(0, 0.01, 300)
+    z[:, 700] = math.log(200)
+    arguments = torch.eye(20), z.t().contiguous(), None, torch.zeros(20, dtype=torch.int64)
+    assert (token_statistics(*arguments, HeadSpec(top_p=0.3, vocab_tile=300)).nucleus_entropy == 0).all()
+
+
 def test_a_nucleus_that_may_reach_below_the_bins_is_refused():
     *inputs, targets = example(rows=4)
     with pytest.raises(ValueError, match="`top_p` must be at most 0.999989 for a vocabulary of 101, got 0.99999999"):

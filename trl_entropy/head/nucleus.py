@@ -65,9 +65,6 @@ class Nucleus:
         log_share = torch.log(mass / sum_exp).masked_fill(trivial, 0.0)
         return cls(*(value.to(row_max.dtype) for value in (threshold, log_share, entropy)))
 
-    def __getitem__(self, rows: Tensor) -> "Nucleus":
-        return Nucleus(*(value[rows] for value in vars(self).values()))
-
     def put(self, rows: slice | Tensor, values: "Nucleus") -> None:
         """Write the nuclei of some of the rows."""
         for name in vars(self):
@@ -216,8 +213,7 @@ class Histogram:
         place = first / mass
         single = second / mass - place.square() < SINGLE_LOGIT_VARIANCE * torch.finfo(self.planes.dtype).eps
         value = edge + self.width * place
-        ceiling = torch.where(above_mass > 0, low + BINS * self.width, torch.inf)
-        lowest = _last(torch.where(single, value, edge), inside & (mass > 0), ceiling)
+        lowest = _last(torch.where(single, value, edge), inside & (mass > 0), low + BINS * self.width)
         highest = _last(torch.where(single, value, edge + self.width).flip(-1), (~inside & (mass > 0)).flip(-1), low)
         at_boundary = [values.gather(1, boundary).squeeze(-1) for values in (edge, mass, single)]
         return Cut(

@@ -68,9 +68,7 @@ def fold_sweep(projection: Projection, hidden: Tensor, targets: Tensor, state: T
         return None
     nuclei, settled = candidates.settle(state[MAX], state[SUM], spec.top_p, spec.include_crossing)
     for rows in with_company(~settled).split(NUCLEUS_ROWS):
-        found = _nuclei_from_bins(projection, hidden, rows, state[MAX, rows], state[SUM, rows])
-        unsettled = (~settled[rows]).nonzero().squeeze(-1)
-        nuclei.put(rows[unsettled], found[unsettled])
+        nuclei.put(rows, _nuclei_from_bins(projection, hidden, rows, state[MAX, rows], state[SUM, rows]))
     return nuclei
 
 
