@@ -6,7 +6,15 @@ from copy import deepcopy
 from dataclasses import fields, replace
 
 import torch
-from conftest import FLOAT32, build_model, config_of, loss_and_gradients, make_loss_batch, random_tokens
+from conftest import (
+    FLOAT32,
+    build_model,
+    config_of,
+    loss_and_gradients,
+    make_loss_batch,
+    random_rollouts,
+    random_tokens,
+)
 from reference import dense_log_policy, dense_logps_and_entropy, reduce_terms
 
 from trl_entropy.methods import METHODS
@@ -132,3 +140,28 @@ def check_extremes_stay_finite(method, **extra):
     assert not tokens.ratio.isfinite().all()
     for result in outcome(method, tokens):
         assert result.isfinite().all()
+
+
+def check_rollouts(build_method):
+    """What holds for every method that acts on generation batches: padding, order of groups, tokens outside the mask."""
+    rollouts = random_rollouts()
+    plain = build_method().group_advantages(rollouts)
+    assert plain.shape == rollouts.mask.shape and plain[rollouts.mask].isfinite().all()
+    assert not plain.requires_grad
+
+    padding = {"advantages": 37.0, "entropy": 37.0, "mask": False, "generated": False, "completion_ids": 0}
+    wider = replace(
+        rollouts, **{name: torch.nn.functional.pad(getattr(rollouts, name), (0, 3), value=v) for name, v in padding.items()}
+    )  # fmt: skip
+    torch.testing.assert_close(build_method().group_advantages(wider)[:, :-3][rollouts.mask], plain[rollouts.mask])
+
+    order = torch.tensor([4, 5, 6, 7, 0, 1, 2, 3])
+    permuted = build_method().group_advantages(map_rows(rollouts, lambda value: value[order]))
+    torch.testing.assert_close(permuted[rollouts.mask[order]], plain[order][rollouts.mask[order]])
+
+    garbage = rollouts.entropy.masked_fill(~rollouts.generated, 1e6)
+    found = build_method().group_advantages(replace(rollouts, entropy=garbage))
+    torch.testing.assert_close(found[rollouts.mask], plain[rollouts.mask])
+
+    nothing = replace(rollouts, mask=torch.zeros_like(rollouts.mask), generated=torch.zeros_like(rollouts.mask))
+    assert build_method().group_advantages(nothing).isfinite().all()

@@ -24,6 +24,21 @@ FLOAT64 = dict(rtol=1e-9, atol=1e-10)  # against literals printed with ten digit
 
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
 VOCABULARY = 24
+# Methods that can be listed together, in an order in which they can.
+TOGETHER = [
+    "prompt_augmentation",
+    "pear",
+    "canon",
+    "empg",
+    "clip_cov",
+    "kl_cov",
+    "steer",
+    "clip_b",
+    "clip_v",
+    "siren",
+    "aepo",
+    "epo",
+]
 REQUIRED = {"aepo": dict(aepo_target_entropy=0.5)}  # fields without which a method cannot be built
 
 
@@ -62,7 +77,17 @@ def count_reward(completion_ids, **kwargs) -> list[float]:
 
 
 def build_trainer(
-    trainer_class, config_class, output_dir, *, model=None, eval_dataset=None, callbacks=None, **settings
+    trainer_class,
+    config_class,
+    output_dir,
+    *,
+    model=None,
+    reward_funcs=count_reward,
+    rollout_func=None,
+    train_dataset=None,
+    eval_dataset=None,
+    callbacks=None,
+    **settings,
 ):
     defaults = dict(
         per_device_train_batch_size=4,
@@ -81,9 +106,10 @@ def build_trainer(
     )
     return trainer_class(
         model=build_model() if model is None else model,
-        reward_funcs=count_reward,
+        reward_funcs=reward_funcs,
+        rollout_func=rollout_func,
         args=config_class(str(output_dir), **{**defaults, **settings}),
-        train_dataset=build_dataset(),
+        train_dataset=build_dataset() if train_dataset is None else train_dataset,
         eval_dataset=eval_dataset,
         processing_class=build_tokenizer(),
         callbacks=callbacks,
@@ -185,3 +211,35 @@ def config_of(**fields):
     from trl_entropy.methods import MethodsConfig
 
     return MethodsConfig(**fields)
+
+
+def make_rollouts(entropy, advantages=None, mask=None, **extra):
+    """A generation batch from nested lists, in float64, all of whose tokens the policy wrote."""
+    from trl_entropy.tokens import Rollouts
+
+    entropy = torch.as_tensor(entropy, dtype=torch.float64)
+    mask = torch.ones_like(entropy, dtype=torch.bool) if mask is None else torch.as_tensor(mask).bool()
+    advantages = torch.zeros(len(entropy)) if advantages is None else torch.as_tensor(advantages)
+    advantages = advantages.double().unsqueeze(1) if advantages.dim() == 1 else advantages.double()
+    return Rollouts(
+        advantages=advantages.expand(entropy.shape),
+        mask=mask,
+        **{"generated": mask, "entropy": entropy, "completion_ids": torch.full(entropy.shape, 2), **extra},
+    )
+
+
+def random_rollouts(rows=8, length=7, seed=0, group=4, **extra):
+    """Ragged rows, one of them empty, tokens of tools, and rewards of 0 and 1 of which one is missing."""
+    generator = torch.Generator().manual_seed(seed)
+    entropy = 3 * torch.rand(rows, length, generator=generator, dtype=torch.float64)
+    lengths = torch.randint(2, length + 1, (rows, 1), generator=generator)
+    generated = (torch.arange(length) < lengths) & (torch.rand(rows, length, generator=generator) < 0.8)
+    generated[:, 0] = True
+    mask = generated.clone()
+    mask[2] = False  # left out of the loss
+    rewards = torch.randint(2, (rows,), generator=generator).double()
+    rewards[5] = torch.nan
+    advantages = torch.randn(rows, generator=generator, dtype=torch.float64)
+    return make_rollouts(
+        entropy, advantages, mask, **{"generated": generated, "rewards": rewards, "num_generations": group, **extra}
+    )

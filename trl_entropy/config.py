@@ -87,7 +87,8 @@ class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, GRPOConfig):
         methods = build_methods(self)
         self._check_head(methods)
         self._check_bonus()
-        for warning in (*self._idle_warnings(), *self._inert_warnings(methods)):
+        own = [warning for method in methods for warning in method.check(self)]
+        for warning in (*self._idle_warnings(), *self._inert_warnings(methods), *own):
             logger.warning(warning)
 
     def _check_head(self, methods: list[Method]) -> None:

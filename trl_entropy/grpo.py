@@ -50,6 +50,10 @@ class EntropyGRPOTrainer(RolloutHooks, GRPOTrainer):
     [`~trl.GRPOTrainer`] with entropy methods. Same arguments; `args` is an [`EntropyGRPOConfig`], whose `methods`
     lists what to apply. With `methods` empty, losses and gradients are those of `GRPOTrainer` to the bit.
 
+    A reward function may name `token_entropies` among its parameters: one list per completion, with the entropy in nats of
+    the policy that generated at each token, at the sampling temperature (0 at the results of tools, for which `token_mask`
+    is `False`). They cost nothing where TRL scores the rollouts anyway, and one forward without gradient elsewhere.
+
     Raises:
         `TypeError`: `args` is not an `EntropyGRPOConfig`.
         `RuntimeError`: Unsloth has patched TRL's trainer.
@@ -66,6 +70,13 @@ class EntropyGRPOTrainer(RolloutHooks, GRPOTrainer):
         train_dataset=dataset,
     )
     trainer.train()
+    ```
+
+    A reward function that takes entropies:
+
+    ```python
+    def confident_reward(completions, token_entropies, **kwargs):
+        return [-sum(entropies) / len(entropies) for entropies in token_entropies]
     ```
     """
 
@@ -95,6 +106,11 @@ class EntropyGRPOTrainer(RolloutHooks, GRPOTrainer):
         self._tag_names = [*self._tag_names, *args.methods]
         self.model.add_model_tags(self._tag_names)
         self._world = collectives_of(self.accelerator)
+        # What adds to a log line goes before what reports it; the sort is stable.
+        self.callback_handler.callbacks.sort(key=lambda callback: not getattr(callback, "adds_to_logs", False))
+        self._set_up_rewards()
+        for method in self.methods:
+            method.setup(self._tokenizer.decode)
         if self.loss_type in CLIPPING_LOSSES:
             low, high = 1 - self.epsilon_low, 1 + self.epsilon_high
             for method in self.methods:
@@ -113,13 +129,14 @@ class EntropyGRPOTrainer(RolloutHooks, GRPOTrainer):
 
     # Loss
 
-    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
-        if self._scores is not None:  # the head computes entropies in any case, so that asking costs nothing
+    def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
+        scores = self._scores is not None and not self._scores and model is self.model  # a reference comes later
+        if scores:  # the head computes entropies in any case, so that asking costs nothing
             kwargs["compute_entropy"] = True
         self._statistics.ask()
-        logps, entropy, aux_loss = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        logps, entropy, aux_loss = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
         statistics = self._statistics.read(logps.size(1))
-        if self._scores is not None:
+        if scores:
             self._scores.append({"logps": logps, "entropy": entropy, **statistics})
         if self._batch is not None:
             advantages = self._advantages if self._advantages.dim() == 2 else self._advantages.unsqueeze(1)
@@ -182,6 +199,7 @@ class EntropyGRPOTrainer(RolloutHooks, GRPOTrainer):
             sum_sq_probs_log_probs=statistics.get("sum_sq_probs_log_probs"),
             nucleus_entropy=statistics.get("nucleus_entropy"),
             old_second_logps=batch.get("old_second_logps", statistics.get("second_log_probs")),
+            engine_ratio=batch.get("importance_sampling_ratio"),
             world=self._world,
         )
 

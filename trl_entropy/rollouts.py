@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
 from .methods import Method
 from .metrics import named_metrics
+from .scoring import ScoringHooks
 from .tokens import Rollouts
 
 
@@ -24,6 +24,8 @@ FORWARD_KEYS = (
     *("pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles"),
     *("image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids"),
 )
+# What a forward of the loss knows of the policy that generated, by its name in the statistics of a pass.
+OLD_STATISTICS = {"old_entropies": "entropy", "old_second_logps": "second_log_probs"}
 
 
 def loss_mask(batch: dict[str, Any]) -> Tensor:
@@ -41,83 +43,105 @@ def forward_inputs(batch: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def opening_of(prompt: str | list[dict[str, Any]]) -> str:
+    """The text with which a conversation's last turn begins where that is the assistant's, else nothing."""
+    return prompt[-1]["content"] if isinstance(prompt, list) and prompt[-1]["role"] == "assistant" else ""
+
+
 def whole_groups(rows: int, share: float, group: int, steps: int) -> int:
     """How many of `rows` sequences make up about `share` of them in whole groups and in `steps` equal parts."""
     unit = math.lcm(group, steps)
     return min(rows, math.ceil(share * rows / unit) * unit)
 
 
-class RolloutHooks:
+class RolloutHooks(ScoringHooks):
     """The part of the trainer that acts once per generation batch. Mixed in before TRL's trainer."""
 
-    def _calculate_rewards(self, *args, **kwargs):
-        self._rewards = super()._calculate_rewards(*args, **kwargs)
-        return self._rewards
-
     def _generate_and_score_completions(self, inputs):
-        self._scores = [] if self.methods else None
-        try:
-            output = super()._generate_and_score_completions(inputs)
-            # TRL scores the rollouts, where it does, before it asks a reference model.
-            scores = self._scores[0] if self.methods and "old_per_token_logps" in output else {}
-        finally:
-            self._scores = None
-        if "entropy" in scores:
-            output["old_entropies"] = scores["entropy"]
-        if "second_log_probs" in scores:
-            output["old_second_logps"] = scores["second_log_probs"]
+        for method in self.methods:
+            inputs = method.prompts(inputs, (self.args.seed, self.state.global_step), self.model.training)
+        output, scores = self._roll_out(inputs)
+        if "old_per_token_logps" in output:  # else the forward of the loss is that of the policy that generated
+            output |= {key: scores[name] for key, name in OLD_STATISTICS.items() if name in scores}
         if "rewards" in self._needs:
-            output["rewards"] = self._own_rewards(len(output["advantages"]))
-        if any(method.overrides("group_advantages") for method in self.methods):
+            output["rewards"] = self._own_rewards(len(output["advantages"])).nan_to_num()
+        if any(method.overrides(hook) for method in self.methods for hook in ("group_advantages", "rollout_metrics")):
             self._apply_group_hooks(output, scores)
         for method in self.methods:
             if self.model.training and "auxiliary_rollouts" in method.needs:
                 self._add_auxiliary(inputs, method)
         return output
 
+    def _tokenize_prompts(self, prompts):
+        """Also takes conversations that a method has ended with the opening of the turn that the policy is to write."""
+        openings = [""] * len(prompts)
+        if any(method.overrides("prompts") for method in self.methods):
+            openings = [opening_of(prompt) for prompt in prompts]
+        if not any(openings):
+            return super()._tokenize_prompts(prompts)
+        prompts = [prompt[:-1] if opening else prompt for prompt, opening in zip(prompts, openings, strict=True)]
+        ids, images, fields = super()._tokenize_prompts(prompts)
+        if images is not None:
+            raise ValueError("A prompt with images cannot end in the opening of the assistant's turn.")
+        opened = self._tokenizer(openings, add_special_tokens=False)["input_ids"]
+        return [[*row, *more] for row, more in zip(ids, opened, strict=True)], images, fields
+
     def _apply_group_hooks(self, output: dict[str, Any], scores: dict[str, Tensor]) -> None:
-        if not scores and "rollout_entropy" in self._needs:
-            scores = self._score_rollouts(output)
         mask = loss_mask(output).bool()
+        length = mask.size(1)
         rollouts = Rollouts(
-            advantages=output["advantages"].unsqueeze(1).expand(output["completion_ids"].shape),
+            advantages=output["advantages"].unsqueeze(1).expand(mask.shape),
             mask=mask,
+            generated=self._generated_mask(length, mask.device, tools=False),
+            completion_ids=output["completion_ids"],
+            rewards=self._own_rewards(len(mask)),
+            reward_columns=dict(zip(self.reward_func_names, self._own_rows(self._rewards, len(mask)).T, strict=True)),
+            num_generations=self.num_generations if self.model.training else self.num_generations_eval,
             logps=scores.get("logps"),
             entropy=scores.get("entropy"),
             sum_sq_probs=scores.get("sum_sq_probs"),
             sum_sq_probs_log_probs=scores.get("sum_sq_probs_log_probs"),
+            on_policy="old_per_token_logps" not in output,
+            training=self.model.training,
+            step=self.state.global_step,
             world=self._world,
         )
+        changed = False
         for method in self.methods:
-            if not method.overrides("group_advantages"):
-                continue
-            advantages, kept = method.group_advantages(rollouts), method.group_mask(rollouts)
-            self._log_values(named_metrics(method, rollouts), rollouts.mask)
-            rollouts = replace(rollouts, advantages=advantages, mask=kept)
-        output["advantages"] = rollouts.advantages.contiguous()
+            acted = rollouts
+            if method.overrides("group_advantages"):
+                advantages, kept = method.group_advantages(rollouts), method.group_mask(rollouts)
+                self._log_values(named_metrics(method, rollouts), rollouts.mask)
+                acted, changed = replace(rollouts, advantages=advantages, mask=kept), True
+            found = method.rollout_metrics(rollouts)
+            self._log_values({f"{method.name}/{key}": value for key, value in found.items()}, rollouts.mask)
+            rollouts = acted
+        if changed:
+            output["advantages"] = rollouts.advantages.contiguous()
+            self._log_advantages(rollouts)
         if rollouts.mask is not mask:
             # The tool mask takes tokens out of the loss and its denominators, and leaves attention as it is.
             output["tool_mask"] = rollouts.mask.to(output["completion_mask"].dtype)
             output["num_items_in_batch"] = self._world.sum(loss_mask(output).sum())
 
-    def _score_rollouts(self, output: dict[str, Any]) -> dict[str, Tensor]:
-        """(B, T) statistics of the policy that has just generated, by one forward."""
-        training = self.model.training
-        self._scores = []
-        with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
-            self._get_per_token_logps_and_entropies(
-                self.model,
-                **forward_inputs(output),
-                batch_size=self.args.per_device_train_batch_size if training else self.args.per_device_eval_batch_size,
-            )
-        (scores,), self._scores = self._scores, None
-        return scores
+    def _log_advantages(self, rollouts: Rollouts) -> None:
+        """Puts the advantages that are used in the place of those that TRL has logged: the mean of each completion."""
+        total = rollouts.advantages.double().masked_fill(~rollouts.generated, 0).sum(1)
+        used = self._world.gather((total / rollouts.generated.sum(1).clamp(min=1)).float()).tolist()
+        logged = self._logs["advantages"]
+        for _ in range(min(len(used), len(logged))):
+            logged.pop()
+        logged.extend(used)
 
     def _own_rewards(self, rows: int) -> Tensor:
-        """(rows,) weighted sums of the rewards last computed, of this process' sequences."""
+        """(rows,) weighted sums of the rewards last computed, of this process' sequences; NaN where none was given."""
         rewards = (self._rewards * self.reward_weights.to(self._rewards.device)).nansum(dim=1)
-        start = self.accelerator.process_index * rows
-        return rewards[start : start + rows]
+        rewards = rewards.masked_fill(self._rewards.isnan().all(dim=1), torch.nan)
+        return self._own_rows(rewards, rows)
+
+    def _own_rows(self, values: Tensor, rows: int) -> Tensor:
+        """The `rows` sequences of this process, of what is known of all."""
+        return values[self._world.rank * rows :][:rows]
 
     @contextmanager
     def _generating_at(self, temperature: float) -> Iterator[None]:
@@ -137,7 +161,7 @@ class RolloutHooks:
         temperature, share = method.auxiliary_rollouts()
         rows = whole_groups(len(inputs), share, self.num_generations, steps)
         with self._generating_at(temperature):
-            output = super()._generate_and_score_completions(inputs[:rows])
-        output["rewards"] = self._own_rewards(rows)
+            output, _ = self._roll_out(inputs[:rows])
+        output["rewards"] = self._own_rewards(rows).nan_to_num()
         parts = split_tensor_dict(split_pixel_values_by_grid(output), steps)
         self._auxiliary[method.name] = [unsplit_pixel_values_by_grid(part) for part in parts]

@@ -3,7 +3,7 @@
 """What a method sees: the completion tokens of one forward, or those of a whole generation batch."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -65,6 +65,7 @@ class TokenBatch:
             method needs `nucleus_entropy`.
         old_second_logps: (B, T) log-probability of each sampled token under the policy that generated, at a second
             temperature, where a method needs `second_temperature`.
+        engine_ratio: (B, T) or (B, 1) correction for the inference engine by which the loss multiplies its terms.
         world: collectives over all processes.
     """
 
@@ -86,6 +87,7 @@ class TokenBatch:
     sum_sq_probs_log_probs: Tensor | None = None
     nucleus_entropy: Tensor | None = None
     old_second_logps: Tensor | None = None
+    engine_ratio: Tensor | None = None
     world: Collectives = SINGLE_PROCESS
 
     @property
@@ -112,18 +114,53 @@ class Rollouts:
     Attributes:
         advantages: (B, T) from the rewards, each sequence's value at all its tokens.
         mask: (B, T) bool, as in [`TokenBatch`].
+        generated: (B, T) bool, the tokens that the policy generated, also where the loss leaves a completion out.
+        completion_ids: (B, T) tokens.
+        rewards: (B,) weighted sum of the rewards; NaN where no reward function gave one.
+        reward_columns: (B,) rewards by the name of the function that gave them.
+        num_generations: completions per prompt, which follow each other and may span processes.
         logps: (B, T) log-probabilities under the policy that generated, or `None` where no pass over the whole
             generation batch was made.
         entropy: (B, T) entropies of that policy in nats, or `None` likewise.
         sum_sq_probs, sum_sq_probs_log_probs: (B, T) Σp² and Σp² log p of that policy, where a method needs
             `second_moments` and such a pass was made.
+        on_policy: each forward of the loss is made with the policy that generated.
+        training: False during evaluation.
+        step: optimizer steps made so far.
         world: collectives over all processes.
     """
 
     advantages: Tensor
     mask: Tensor
+    generated: Tensor | None = None
+    completion_ids: Tensor | None = None
+    rewards: Tensor | None = None
+    reward_columns: dict[str, Tensor] = field(default_factory=dict)
+    num_generations: int = 1
     logps: Tensor | None = None
     entropy: Tensor | None = None
     sum_sq_probs: Tensor | None = None
     sum_sq_probs_log_probs: Tensor | None = None
+    on_policy: bool = False
+    training: bool = True
+    step: int = 0
     world: Collectives = SINGLE_PROCESS
+
+    def groups(self, values: Tensor) -> Tensor:
+        """(B,) values of this process -> (P, G) of all prompts of all processes, group by group."""
+        return self.world.gather(values).view(-1, self.num_generations)
+
+    def uniform_groups(self) -> Tensor:
+        """(B,) bool: sequences in whose group all rewards are equal."""
+        rewards = self.groups(self.rewards.nan_to_num())
+        uniform = (rewards == rewards[:, :1]).all(1, keepdim=True).expand_as(rewards)
+        return self.world.own(uniform.flatten(), len(self.mask))
+
+    def reward_of(self, name: str | None, field_name: str) -> Tensor:
+        """(B,) rewards of one function, or their weighted sum without a name. Raises `ValueError` for an unknown one."""
+        if name is None:
+            return self.rewards
+        if name not in self.reward_columns:
+            known = ", ".join(map(repr, self.reward_columns))
+            raise ValueError(f"`{field_name}` must be one of the reward functions {known}, got {name!r}.")
+        return self.reward_columns[name]

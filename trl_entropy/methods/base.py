@@ -39,6 +39,9 @@ class Method:
             without gradient elsewhere. `second_moments`, `nucleus_entropy` and `second_temperature` are statistics
             of the fused head, `rewards` the rewards of the sequences, `auxiliary_rollouts` completions of a share of
             the prompts at another temperature, with one more forward for each micro-batch.
+        shapes_reward: `reward` replaces what the reward function `shaped_reward` gave, and is no reward of its own.
+        replaces_advantages: `group_advantages` looks at rewards only, and so undoes what methods listed before did.
+        excludes: methods that cannot be listed together with this one, and why.
         acts_on_ratio: does nothing while current and generating policy are the same.
         assumes_unit_advantages: has thresholds that presuppose advantages divided by their standard deviation.
     """
@@ -46,11 +49,44 @@ class Method:
     name: ClassVar[str]
     paper: ClassVar[Paper]
     needs: tuple[str, ...] = ()
+    shapes_reward: ClassVar[bool] = False
+    shaped_reward: str | None = None
+    replaces_advantages: ClassVar[bool] = False
+    excludes: ClassVar[dict[str, str]] = {}
     acts_on_ratio: ClassVar[bool] = False
     assumes_unit_advantages: ClassVar[bool] = False
 
     def __init__(self, config: Any):
         """Reads and checks its fields of `config`. Raises `ValueError` that names field, value and what is accepted."""
+
+    def check(self, config: Any) -> list[str]:
+        """Warnings about settings of the training with which the method does not what its paper means.
+
+        Raises `ValueError` where it cannot work at all.
+        """
+        return []
+
+    def setup(self, decode: Callable[[list[int]], str]) -> None:
+        """Once, before training: what turns token ids into text, special tokens too."""
+
+    def prompts(self, rows: list[dict[str, Any]], draw: tuple[int, int], training: bool) -> list[dict[str, Any]]:
+        """Before generation, rows of the dataset, each as often as it is completed -> rows; changed ones are copies.
+
+        `draw` (seed, optimizer step) identifies the generation batch. A group may span processes: what is drawn for a
+        row must depend on these arguments alone.
+        """
+        return rows
+
+    def reward(self, **columns: Any) -> list[float | None]:
+        """A reward function as TRL calls it, which may also name `token_entropies` and `token_mask`.
+
+        Where it shapes another's reward, it is given `rewards` (that function's, NaN for `None`) and `prompt_ids` too.
+        """
+        raise NotImplementedError
+
+    def rollout_metrics(self, rollouts: Rollouts) -> dict[str, Tensor]:
+        """Once per generation batch -> values logged as `<method>/<key>`: see `metrics`; (B,) is one per sequence."""
+        return {}
 
     def clip_range(self, low: float, high: float) -> tuple[float, float]:
         """The ratios at which the loss clips, for losses that clip."""

@@ -1,0 +1,170 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Entropies of the policy that generated, where rewards are made, and the rewards of methods.
+
+TRL scores what it generates, before it asks for rewards, wherever a generation batch serves more updates than one. Its
+fused head computes entropies in any case, so that there they are free. Elsewhere it is made to run that same pass: one
+forward without gradient, with the inputs that TRL builds, and the loss learns nothing of it.
+"""
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .methods import Method
+
+
+# What a reward function may take beside what TRL gives: one list per completion, one value per token of it.
+COLUMNS = ("token_entropies", "token_mask")
+GIVEN_APART = ("prompt", "completion", "completion_ids")  # columns that TRL does not pass on to reward functions
+
+
+def takes_entropies(function: Any) -> bool:
+    """Whether a reward function names one of `COLUMNS` among its parameters. A reward model never does."""
+    if isinstance(function, torch.nn.Module):
+        return False
+    return any(column in inspect.signature(function).parameters for column in COLUMNS)
+
+
+def named(function: Callable, name: str) -> Callable:
+    """`function` under the name by which TRL is to log it."""
+
+    def reward(**columns: Any) -> list[float | None]:
+        return function(**columns)
+
+    reward.__name__ = name
+    return reward
+
+
+def shaped_index(method: Method, names: list[str]) -> int:
+    """The reward function that a method replaces, by the method's field, or the only one there is.
+
+    Raises:
+        `ValueError`: there is none of that name, or several and no name.
+    """
+    name = method.shaped_reward
+    if name is None and len(names) == 1:
+        return 0
+    if name not in names:
+        raise ValueError(
+            f"`{method.name}_reward` must be one of the reward functions {', '.join(map(repr, names))}, got {name!r}."
+        )
+    return names.index(name)
+
+
+class ScoringHooks:
+    """The part of the trainer that scores rollouts. Mixed in before TRL's trainer."""
+
+    def _set_up_rewards(self) -> None:
+        """Adds the rewards of methods to those of the user. Called once TRL's trainer is built."""
+        names = list(self.reward_func_names)
+        self._shaped: dict[str, int] = {}
+        self._rewards_take_entropies = any(map(takes_entropies, self.reward_funcs))
+        self._generated: tuple[list, list, list | None] | None = None
+        for method in self.methods:
+            if not method.overrides("reward"):
+                continue
+            self._rewards_take_entropies |= takes_entropies(method.reward)
+            if method.shapes_reward:
+                self._shaped[method.name] = shaped_index(method, names)
+                continue
+            # New lists: those that TRL holds are the user's.
+            self.reward_funcs = [*self.reward_funcs, named(method.reward, method.name)]
+            self.reward_func_names = [*self.reward_func_names, method.name]
+            self.reward_processing_classes = [*self.reward_processing_classes, None]
+            self.reward_weights = torch.cat([self.reward_weights, torch.ones(1)])
+
+    @property
+    def _wants_entropies(self) -> bool:
+        return self._rewards_take_entropies or "rollout_entropy" in self._needs
+
+    @property
+    def _trl_scores(self) -> bool:
+        """Whether TRL scores the rollouts of its own accord."""
+        updates = self.args.steps_per_generation * self.num_iterations
+        corrects = self.use_vllm and self.vllm_importance_sampling_correction
+        return self.args.gradient_accumulation_steps % updates != 0 or corrects
+
+    def _roll_out(self, inputs: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """TRL's rollouts, and (B, T) statistics of the policy that generated them where a pass over them was made."""
+        scored, iterations = self._trl_scores, self.num_iterations
+        reads = bool(self.methods) or self._wants_entropies
+        self._scores = [] if reads else None
+        if self._wants_entropies and not scored:
+            self.num_iterations = self.args.gradient_accumulation_steps + 1  # from which TRL infers that it must score
+        try:
+            output = super()._generate_and_score_completions(inputs)
+            # TRL scores the rollouts before it asks a reference model.
+            scores = self._scores[0] if reads and "old_per_token_logps" in output else {}
+        finally:
+            self.num_iterations, self._scores = iterations, None
+        if not scored:
+            output.pop("old_per_token_logps", None)  # the ratio of such updates is 1, not 1 up to rounding
+        return output, scores
+
+    def _generate(self, prompts):
+        output = super()._generate(prompts)
+        self._generated = output[:3]
+        return output
+
+    def _generated_mask(self, length: int, device: torch.device, tools: bool = True) -> Tensor:
+        """(B, length) bool: the tokens of the last completions, truncated ones too; without `tools` only the policy's."""
+        _, ids, tool_masks = self._generated
+        mask = torch.zeros(len(ids), length, dtype=torch.bool)
+        for row, tokens in enumerate(ids):
+            own = [1] * len(tokens) if tools or tool_masks is None else tool_masks[row]
+            mask[row, : len(tokens)] = torch.tensor(own, dtype=torch.bool)
+        return mask.to(device)
+
+    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
+        """Sees truncated completions too while it scores, although TRL hides from attention what the loss leaves out."""
+        forward = super()._get_per_token_logps_and_entropies
+        scores = self._scores is not None and not self._scores  # the first pass is that of the policy
+        if not (scores and self._wants_entropies and self.mask_truncated_completions):
+            return forward(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
+        counted = attention_mask[:, -logits_to_keep:]
+        whole = torch.cat(
+            [attention_mask[:, :-logits_to_keep], self._generated_mask(logits_to_keep, counted.device).to(counted)], 1
+        )
+        logps, entropy, aux_loss = forward(model, input_ids, whole, logits_to_keep, *args, **kwargs)
+        return logps.masked_fill(counted == 0, 0), entropy, aux_loss
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        if self._rewards_take_entropies:
+            inputs = self._with_entropies(inputs)
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        columns = {key: [row[key] for row in inputs] for key in inputs[0] if key not in GIVEN_APART}
+        columns |= {"prompts": prompts, "completions": completions, "completion_ids": completion_ids_list}
+        rows = slice(len(prompts) * self._world.rank, len(prompts) * (self._world.rank + 1))
+        for method in self.methods:
+            if method.name in self._shaped:
+                index = self._shaped[method.name]
+                shaped = method.reward(rewards=rewards[rows, index].tolist(), **self._own_columns(), **columns)
+                shaped = [math.nan if value is None else value for value in shaped]
+                rewards = rewards.clone()
+                rewards[:, index] = self._world.gather(rewards.new_tensor(shaped))
+        self._rewards = rewards
+        return rewards
+
+    def _own_columns(self) -> dict[str, Any]:
+        """What the rewards of methods get and those of users do not."""
+        return {"prompt_ids": self._generated[0]}
+
+    def _with_entropies(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Copies of the rows with `COLUMNS`. Raises `ValueError` where the dataset has such a column."""
+        if taken := [column for column in COLUMNS if column in inputs[0]]:
+            raise ValueError(
+                f"A reward function takes `{taken[0]}`, which is also a column of the dataset: rename it."
+            )
+        entropy = self._scores[0]["entropy"]
+        own = self._generated_mask(entropy.size(1), entropy.device, tools=False)
+        values, masks = entropy.float().masked_fill(~own, 0).tolist(), own.tolist()
+        lengths = map(len, self._generated[1])
+        return [
+            {**row, "token_entropies": value[:length], "token_mask": mask[:length]}
+            for row, value, mask, length in zip(inputs, values, masks, lengths, strict=True)
+        ]
