@@ -265,7 +265,7 @@ def test_bad_flag_is_named(run, flags, message, started):
         (dict(datasets=[{"pth": "x"}]), "Unknown key `pth` of `datasets` in recipe.yaml: did you mean `path`?"),
         (dict(env=3), "`env` in recipe.yaml must map names of variables to values, got 3."),
         (dict(multi_gpu="two"), "`multi_gpu` must be true or false, got 'two'."),
-        (dict(methods=["clip_cof"]), "`methods` has the unknown name 'clip_cof'. Did you mean 'clip_cov'? Known: clip_cov, kl_cov, steer, clip_b."),
+        (dict(methods=["clip_cof"]), "`methods` has the unknown name 'clip_cof'. Did you mean 'clip_cov'? Known: " + ", ".join(METHODS) + "."),
         (dict(clip_cov_low=9.0), "`clip_cov_low` must be less than `clip_cov_high` (5.0), got 9.0."),
         (dict(num_generations=1), "GRPO requires at least 2 generations per prompt to calculate the advantages. You provided 1, which is less than the minimum required."),
         (dict(dataset_name="none.parquet"), "The dataset must exist, got 'none.parquet', which is no file or folder."),

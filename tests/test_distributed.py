@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import EXACT
-from two_processes import METHODS, results
+from two_processes import GROUPED, METHODS, results
 
 
 HERE = Path(__file__).parent
@@ -68,6 +68,17 @@ def test_generation_batch_of_two_processes_equals_one(two, tmp_path):
     found = torch.load(two / "rank0.pt")["group_advantages"]
     torch.testing.assert_close(found, one, **EXACT)
     assert (one == 0).any(1).any() and (one != 0).any()
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_groups_that_two_processes_share(two, tmp_path, name):
+    one = results(tmp_path, 0, 1)[0][name]
+    for rank in (0, 1):
+        found = torch.load(two / f"rank{rank}.pt")[name]
+        torch.testing.assert_close(found["advantages"], one["advantages"], rtol=1e-6, atol=1e-7)
+        assert found["logged"] == pytest.approx(one["logged"], rel=1e-5) and len(one["logged"]) == 8
+        assert found["metrics"] == pytest.approx(one["metrics"], rel=1e-5, abs=1e-7) and len(one["metrics"]) > 2
+    assert one["advantages"].abs().max() > 0.1 and one["advantages"].isfinite().all()
 
 
 def test_run_of_two_processes_stays_in_step(two):

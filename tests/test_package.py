@@ -68,7 +68,7 @@ def test_each_method_has_its_parts(name):
     assert method.name == name and issubclass(method, Method) and method.__doc__
     assert any(field.name.startswith(f"{name}_") for field in fields(MethodsConfig))
     assert method.paper.arxiv in method.paper.bibtex and method.paper.url.endswith(method.paper.arxiv)
-    hooks = ("group_advantages", "token_advantages", "loss")
+    hooks = ("prompts", "reward", "group_advantages", "token_advantages", "loss")
     assert any(method.overrides(hook) for hook in hooks)
 
 

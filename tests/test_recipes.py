@@ -32,6 +32,8 @@ BATCHES = {
     "clip_v": (512, 512),
     "siren": (64, 1024),
     "aepo": (128, 2560),
+    "canon": (512, 8192),
+    "prompt_augmentation": (256, 1024),
 }
 
 

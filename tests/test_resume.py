@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from conftest import EXACT, build_model
+from conftest import EXACT, TOGETHER, build_model
 
 from trl_entropy.methods import METHODS, Method
 from trl_entropy.states import STATE_FILE
@@ -32,7 +32,7 @@ def losses(trainer):
     return [(row["step"], row["loss"], row["grad_norm"]) for row in trainer.state.log_history if "loss" in row]
 
 
-@pytest.mark.parametrize("methods", [[name] for name in METHODS] + [list(METHODS)], ids="+".join)
+@pytest.mark.parametrize("methods", [[name] for name in METHODS] + [TOGETHER], ids="+".join)
 def test_resumed_run_equals_uninterrupted_run(make_trainer, tmp_path, methods):
     settings = dict(
         methods=methods,
@@ -101,7 +101,7 @@ def test_evaluation_does_not_move_training(make_trainer, tmp_path):
         torch.manual_seed(0)
         trainer = make_trainer(
             output_dir=tmp_path / strategy,
-            methods=list(METHODS),
+            methods=TOGETHER,
             steps_per_generation=2,
             max_steps=2,
             eval_strategy=strategy,

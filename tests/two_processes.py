@@ -36,6 +36,9 @@ WORLD = dict(
 )
 
 
+REWARDS = torch.linspace(0, 1, 8).square().unsqueeze(1)  # of all processes, one function
+
+
 def set_states(trainer):
     """As if a step had been made: what only acts from the second step on must act here."""
     methods = {method.name: method for method in trainer.methods}
@@ -64,6 +67,40 @@ def rollouts():
 def part(batch, rank, processes):
     rows = 8 // processes
     return {k: v if v.dim() == 0 else v[rank * rows : (rank + 1) * rows] for k, v in batch.items()}
+
+
+# Methods that act on generation batches, with a group of eight that two processes share.
+GROUPED = {
+    "canon and empg": dict(methods=["canon", "empg"], canon_mu=0.7, canon_alpha=0.9, empg_skip_uniform=True),
+    "by length, agentic": dict(
+        methods=["canon", "agentic_aepo"], canon_metric="length", canon_mu_schedule="acc_inter_first"
+    ),
+}
+
+
+def grouped(output_dir, rank, processes, **settings):
+    trainer = build_trainer(
+        EntropyGRPOTrainer,
+        EntropyGRPOConfig,
+        output_dir,
+        per_device_train_batch_size=8 // processes,
+        num_generations=8,
+        **settings,
+    )
+    output = part(rollouts(), rank, processes)
+    lengths = output["completion_mask"].sum(1).tolist()
+    trainer._generated = (None, [[2] * length for length in lengths], None)
+    trainer._rewards = REWARDS
+    trainer._apply_group_hooks(output, {"logps": output["old_per_token_logps"], "entropy": output["old_entropies"]})
+    logged = {key: value[-1] for key, value in trainer._metrics["train"].items() if key.split("/")[0] in METHODS_HERE}
+    return {
+        "advantages": trainer.accelerator.gather(output["advantages"]),
+        "logged": list(trainer._logs["advantages"]),
+        "metrics": logged,
+    }
+
+
+METHODS_HERE = ("canon", "empg", "agentic_aepo")
 
 
 def results(output_dir, rank, processes):
@@ -95,8 +132,13 @@ def results(output_dir, rank, processes):
         "sum_sq_probs": (-output["old_entropies"]).exp(),
         "sum_sq_probs_log_probs": -output["old_entropies"] / 9,
     }
+    lengths = output["completion_mask"].sum(1).tolist()
+    trainer._generated = (None, [[2] * length for length in lengths], None)
+    trainer._rewards = REWARDS
     trainer._apply_group_hooks(output, scores)
     found["group_advantages"] = trainer.accelerator.gather(output["advantages"])
+    for name, settings in GROUPED.items():
+        found[name] = grouped(output_dir, rank, processes, **settings)
     return found, trainer
 
 
@@ -111,7 +153,7 @@ if __name__ == "__main__":
         EntropyGRPOTrainer,
         EntropyGRPOConfig,
         folder / "run",
-        **WORLD,
+        **{**WORLD, "methods": ["pear", "canon", "empg", *METHODS]},
         max_steps=4,
         steps_per_generation=2,
         mask_truncated_completions=True,

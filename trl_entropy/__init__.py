@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
+    from .callbacks import EntropyLawCallback as EntropyLawCallback
     from .config import EntropyGRPOConfig as EntropyGRPOConfig
     from .grpo import EntropyGRPOTrainer as EntropyGRPOTrainer
     from .methods import METHODS as METHODS
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "EntropyGRPOConfig": ".config",
     "EntropyGRPOTrainer": ".grpo",
+    "EntropyLawCallback": ".callbacks",
     "METHODS": ".methods",
     "Method": ".methods",
 }

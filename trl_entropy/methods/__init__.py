@@ -6,11 +6,16 @@ from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 
 from .aepo import Aepo, AepoConfig
+from .agentic_aepo import AgenticAepo, AgenticAepoConfig
 from .base import Method, Paper
+from .canon import Canon, CanonConfig
 from .clip_cov import ClipCov, ClipCovConfig
 from .discriminator import ClipB, ClipBConfig, ClipV, ClipVConfig
+from .empg import Empg, EmpgConfig
 from .epo import Epo, EpoConfig
 from .kl_cov import KlCov, KlCovConfig
+from .pear import Pear, PearConfig
+from .prompt_augmentation import PromptAugmentation, PromptAugmentationConfig
 from .siren import Siren, SirenConfig
 from .steer import Steer, SteerConfig
 
@@ -18,13 +23,40 @@ from .steer import Steer, SteerConfig
 __all__ = ["METHODS", "Method", "MethodsConfig", "Paper", "build_methods", "idle_fields"]
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (ClipCov, KlCov, Steer, ClipB, ClipV, Siren, Aepo, Epo)
+    method.name: method
+    for method in (
+        ClipCov,
+        KlCov,
+        Steer,
+        ClipB,
+        ClipV,
+        Siren,
+        Aepo,
+        Epo,
+        Pear,
+        Canon,
+        Empg,
+        AgenticAepo,
+        PromptAugmentation,
+    )
 }
 
 
 @dataclass
 class MethodsConfig(
-    ClipCovConfig, KlCovConfig, SteerConfig, ClipBConfig, ClipVConfig, SirenConfig, AepoConfig, EpoConfig
+    ClipCovConfig,
+    KlCovConfig,
+    SteerConfig,
+    ClipBConfig,
+    ClipVConfig,
+    SirenConfig,
+    AepoConfig,
+    EpoConfig,
+    PearConfig,
+    CanonConfig,
+    EmpgConfig,
+    AgenticAepoConfig,
+    PromptAugmentationConfig,
 ):
     methods: list[str] = field(
         default_factory=list,
@@ -46,7 +78,23 @@ def build_methods(config: MethodsConfig) -> list[Method]:
             raise ValueError(f"`methods` has the unknown name {name!r}.{hint} Known: {', '.join(METHODS)}.")
         if name in config.methods[:position]:
             raise ValueError(f"`methods` must list each method once, got {name!r} twice.")
+    check_together(config.methods)
     return [METHODS[name](config) for name in config.methods]
+
+
+def check_together(names: list[str]) -> None:
+    """Raises `ValueError` for methods that exclude each other, or one that would undo what another did before it."""
+    for position, name in enumerate(names):
+        method = METHODS[name]
+        for other, reason in method.excludes.items():
+            if other in names:
+                raise ValueError(f"`methods` must not list both {name!r} and {other!r}: {reason}.")
+        before = [other for other in names[:position] if METHODS[other].overrides("group_advantages")]
+        if method.replaces_advantages and before:
+            raise ValueError(
+                f"`methods` must list {name!r}, which makes advantages from rewards alone, before {before[0]!r}, whose "
+                f"advantages it would replace; got {names!r}."
+            )
 
 
 def idle_fields(config: MethodsConfig) -> list[str]:

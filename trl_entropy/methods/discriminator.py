@@ -120,7 +120,7 @@ class DiscriminatorClip(Method):
     @torch.no_grad()
     def group_advantages(self, rollouts: Rollouts) -> Tensor:
         self._scores = None
-        if rollouts.entropy is None:  # each forward of the loss is the generating policy's own
+        if rollouts.entropy is None or (rollouts.on_policy and not self.renormalize):  # each forward of the loss acts
             return rollouts.advantages
         return self._advantages(rollouts)
 

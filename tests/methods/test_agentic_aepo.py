@@ -1,0 +1,156 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+import logging
+import statistics
+from dataclasses import replace
+
+import cases
+import pytest
+import torch
+from conftest import (
+    EXACT,
+    FLOAT64,
+    LOSS_TYPES,
+    build_model,
+    loss_and_gradients,
+    make_rollouts,
+    make_tokens,
+    random_tokens,
+)
+from reference import dense_logps_and_entropy, policy_terms
+
+from trl_entropy import EntropyGRPOConfig
+from trl_entropy.methods.agentic_aepo import entropy_scores
+
+
+NEW = [0.22, 0.30, 0.12, 0.30, 0.12]
+ADVANTAGES = [1.0, 1, 1, -1, -1]
+
+
+def test_worked_example_of_the_advantage():
+    rollouts = make_rollouts([[0, 0.2, 9.0], [0.6, 1.2, 9.0]], [1.0, -1.0], [[1, 1, 0]] * 2)
+    found = cases.build("agentic_aepo").group_advantages(rollouts)[:, :2]
+    expected = [[0.811017763, 0.886610658], [-1.037796447, -1.264575131]]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-9)
+    scores = entropy_scores(rollouts.entropy, rollouts.mask)
+    expected = [[-0.944911183, -0.566946710, 0], [0.188982237, 1.322875656, 0]]
+    torch.testing.assert_close(scores, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_worked_example_of_the_clip(keep):
+    """Loss and gradient of PPO's clip at 0.2 and 0.28, and with the gradient kept."""
+    logps = torch.tensor([NEW], dtype=torch.float64).log().requires_grad_()
+    tokens = make_tokens(logps.detach(), torch.full((1, 5), 0.2, dtype=torch.float64).log(), ADVANTAGES)
+    tokens = replace(tokens, logps=logps, clip_low=0.8, clip_high=1.28)
+    method = cases.build("agentic_aepo", agentic_aepo_coef=0.0, agentic_aepo_keep_gradient=keep)
+    method.token_advantages(tokens)
+    ratio = (logps - tokens.old_logps).exp()
+    loss = -torch.minimum(ratio * tokens.advantages, ratio.clamp(0.8, 1.28) * tokens.advantages)
+    term = method.loss(tokens)
+    loss = loss if term is None else loss + term
+    torch.testing.assert_close(
+        loss[0].detach(), torch.tensor([-1.1, -1.28, -0.6, 1.5, 0.8], dtype=torch.float64), **FLOAT64
+    )
+    loss.sum().backward()
+    expected = [-1.1, -1.28 if keep else 0, -0.6, 1.5, 0]
+    torch.testing.assert_close(logps.grad[0], torch.tensor(expected, dtype=torch.float64), **FLOAT64)
+
+
+def preserving(logps, old_logps, advantages):
+    """min(d A, clip(d, 1 - e_l, (1 + e_h) / sg(d) d) A), written as in the paper."""
+    ratio = (logps - old_logps).exp()
+    above = torch.where(ratio > 1.2, 1.2 / ratio.detach() * ratio, ratio)
+    clipped = torch.where(ratio < 0.8, torch.full_like(ratio, 0.8), above)
+    return -torch.minimum(ratio * advantages, clipped * advantages)
+
+
+@pytest.mark.parametrize("scope", ["generation_batch", "micro_batch"])
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_loss_and_gradients(make_trainer, loss_type, scope):
+    def reference(logps, old_logps, entropy, advantages, mask):
+        if scope == "micro_batch":
+            values = entropy[mask].tolist()
+            mean, std = statistics.fmean(values), statistics.stdev(values)
+            advantages = advantages * (1 + 0.3 * (entropy.detach() - mean) / std)
+        if loss_type in ("grpo", "bnpo", "dr_grpo", "dapo", "luspo"):
+            assert ((logps - old_logps).exp()[mask & (advantages > 0)] > 1.2).any()
+            return preserving(logps, old_logps, advantages)
+        return policy_terms(loss_type, logps, old_logps, advantages, mask)
+
+    cases.check_against_reference(
+        make_trainer, "agentic_aepo", loss_type, reference, dict(agentic_aepo_coef=0.3, agentic_aepo_scope=scope)
+    )
+
+
+def test_correction_for_the_engine_weighs_the_term():
+    tokens = replace(random_tokens(), clip_high=0.5, advantages=torch.ones(4, 7).double())
+    logps = tokens.logps.clone().requires_grad_()
+    gradients = []
+    for ratio in (None, torch.full((4, 1), 0.4, dtype=torch.float64)):
+        method = cases.build("agentic_aepo")
+        tokens = replace(tokens, logps=logps, engine_ratio=ratio)
+        method.token_advantages(tokens)
+        gradients.append(torch.autograd.grad(method.loss(tokens).sum(), logps)[0])
+    torch.testing.assert_close(gradients[1], 0.4 * gradients[0], **FLOAT64)
+    assert gradients[0].abs().max() == 0.5
+
+
+def test_no_spread_no_change():
+    for entropy, mask in (
+        ([[0.5] * 3], [[1, 1, 1]]),
+        ([[0.5, 0.1, 0.2]], [[1, 0, 0]]),
+        ([[0.5, 0.1, 0.2]], [[0, 0, 0]]),
+    ):
+        rollouts = make_rollouts(entropy, [2.0], mask)
+        assert (cases.build("agentic_aepo").group_advantages(rollouts) == 2).all()
+
+
+def test_properties(make_trainer):
+    cases.check_rollouts(lambda: cases.build("agentic_aepo"))
+    method = cases.build("agentic_aepo", agentic_aepo_scope="micro_batch")
+    cases.check_padding_does_not_matter(method)
+    cases.check_rows_permute(method)
+    cases.check_extremes_stay_finite(method)
+    cases.check_empty_mask(make_trainer, "agentic_aepo")
+
+
+def test_neutral_settings_are_stock_to_the_bit(make_trainer):
+    batch = cases.off_policy_batch(build_model())
+    found = [
+        loss_and_gradients(make_trainer(model=build_model(), stock=stock, **settings), batch)
+        for stock, settings in (
+            (True, {}),
+            (False, dict(methods=["agentic_aepo"], agentic_aepo_coef=0.0, agentic_aepo_keep_gradient=False, fused_head=False)),
+        )
+    ]  # fmt: skip
+    torch.testing.assert_close(*found, **EXACT)
+
+
+def test_settings_that_cannot_work(caplog, tmp_path):
+    settings = dict(methods=["agentic_aepo"], use_cpu=True, bf16=False)
+    with pytest.raises(ValueError, match="`importance_sampling_level` must be 'token' for method 'agentic_aepo'"):
+        EntropyGRPOConfig(str(tmp_path), importance_sampling_level="sequence", **settings)
+    for steps, count in ((1, 1), (4, 0)):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="trl_entropy"):
+            EntropyGRPOConfig(str(tmp_path), steps_per_generation=steps, **settings)
+        assert sum("does nothing where each generation batch" in r.getMessage() for r in caplog.records) == count
+
+
+def test_training(make_trainer):
+    trainer = make_trainer(methods=["agentic_aepo"], steps_per_generation=2, learning_rate=0.5, max_steps=4)
+    seen = []
+    hook = trainer._apply_group_hooks
+    trainer._apply_group_hooks = lambda output, scores: (seen.append((output["advantages"].clone(), output)), hook(output, scores))  # fmt: skip
+    trainer.train()
+    stock, output = seen[0]
+    mask = output["completion_mask"].bool()
+    with torch.no_grad():
+        _, entropy = dense_logps_and_entropy(build_model(), output)
+    values = entropy[mask].tolist()
+    expected = stock[:, None] * (1 + 0.2 * (entropy - statistics.fmean(values)) / statistics.stdev(values))
+    torch.testing.assert_close(output["advantages"][mask], expected[mask], rtol=1e-4, atol=1e-4)
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    assert rows[0]["agentic_aepo/weight_mean"] == pytest.approx(1, abs=1e-5) and rows[0]["agentic_aepo/weight_min"] < 1
+    assert rows[0]["agentic_aepo/kept_gradient_fraction"] == 0 and rows[1]["agentic_aepo/kept_gradient_fraction"] > 0

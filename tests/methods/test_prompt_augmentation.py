@@ -1,0 +1,199 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+import hashlib
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import cases
+import pytest
+import torch
+import yaml
+from conftest import build_dataset, build_model, build_tokenizer
+from datasets import Dataset
+from trl import DatasetMixtureConfig, ModelConfig
+from trl.scripts.grpo import GRPOScriptArguments
+
+from trl_entropy import EntropyGRPOConfig
+from trl_entropy.arguments import StrictParser
+from trl_entropy.methods import build_methods
+from trl_entropy.methods.prompt_augmentation import TEMPLATES, Template, drawn
+
+
+LINED = "<think>\nx\n</think>\n<answer>\ny\n</answer>"
+PLAIN = "<think>x</think><answer>y</answer>"
+
+
+@pytest.mark.parametrize(
+    "name, text, score",
+    [
+        ("lines", LINED, 1.0),
+        ("lines", PLAIN, 0.0),
+        ("tags", PLAIN, 1.0),
+        ("tags", LINED, 1.0),
+        ("tags", PLAIN + "<think>", 0.75),
+        ("tags", "<think>x</think>", 0.5),
+        ("tags_opened", "x</think><answer>y</answer>", 1.0),
+        ("tags_opened", "x</think>y", 1 / 3),
+        ("lines_opened", LINED.removeprefix("<think>\n"), 1.0),
+        ("lines_opened", "x</think><answer>", 0.0),
+        ("phrase", "So. The final answer is 3.", 1.0),
+        ("phrase", "The final answer is 3. The final answer is 3.", 0.0),
+        ("phrase", "3", 0.0),
+        ("checked", "<solution>1</solution><check>\nLet me verify it.</check>", 1.0),
+        ("checked", "<solution>1</solution><check>Fine</check>", 0.75),
+        ("checked_opened", "1</solution><check>\nLet me verify it.</check>", 1.0),
+        ("boxed", "anything", 1.0),
+        ("boxed_opened", "", 1.0),
+    ],
+)
+def test_format_scores(name, text, score):
+    assert TEMPLATES[name].score(text) == pytest.approx(score)
+
+
+def test_templates():
+    """Thirteen, of which five are free form, four have one phrase less in the completion than in the whole."""
+    assert len(TEMPLATES) == 13
+    assert Counter(len(template.markers) for template in TEMPLATES.values()) == {0: 5, 1: 2, 3: 3, 4: 3}
+    for name, template in TEMPLATES.items():
+        text = template.apply("What is 1+1?")
+        assert text.count("What is 1+1?") == 1 and "\\boxed{" in text and "{prompt}" not in text
+        assert text.endswith(template.opening) and name.endswith("_opened") == bool(template.opening)
+    assert len({template.apply("p") for template in TEMPLATES.values()}) == 13
+
+
+def test_conversations():
+    template = Template(system="S", user="Q: {prompt}!", opening="O")
+    prompt = [
+        {"role": "system", "content": "old"},
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c {x}"},
+    ]
+    assert template.apply(prompt) == [
+        {"role": "system", "content": "S"},
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "Q: c {x}!"},
+        {"role": "assistant", "content": "O"},
+    ]
+    assert prompt[3]["content"] == "c {x}"
+    blocks = [{"type": "image", "image": None}, {"type": "text", "text": "a"}]
+    put = Template(user="Q: {prompt}").apply([{"role": "user", "content": blocks}])
+    assert put == [{"role": "user", "content": [blocks[0], {"type": "text", "text": "Q: a"}]}]
+    assert Template().apply(prompt) == prompt
+
+
+def test_draws_depend_on_their_arguments_alone():
+    digest = hashlib.blake2b(b"7 3 w1 w2", digest_size=8).digest()
+    assert drawn(13, (7, 3), "w1 w2") == int.from_bytes(digest, "big") % 13
+    assert drawn(13, (7, 3), [{"role": "user", "content": "w1 w2"}]) == drawn(13, (7, 3), "w1 w2")
+    with_image = [
+        {"role": "user", "content": [{"type": "image", "image": object()}, {"type": "text", "text": "w1 w2"}]}
+    ]
+    assert drawn(13, (7, 3), with_image) == drawn(13, (7, 3), "w1 w2")
+    code = "from trl_entropy.methods.prompt_augmentation import drawn; print([drawn(13, (7, s), 'a b') for s in range(9)])"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONHASHSEED": "5", "PYTHONPATH": "."})  # fmt: skip
+    assert other.stdout.strip() == str([drawn(13, (7, s), "a b") for s in range(9)])
+
+
+def test_draws_are_uniform():
+    counts = Counter(drawn(13, (0, step), f"prompt {index}") for step in range(26) for index in range(100))
+    chi_squared = sum((counts[k] - 200) ** 2 / 200 for k in range(13))
+    assert chi_squared < 32.9  # exceeded by a uniform draw once in a thousand
+
+
+def test_a_group_shares_its_template_and_evaluation_has_one():
+    method = cases.build("prompt_augmentation", prompt_augmentation_eval="tags")
+    rows = [{"prompt": f"p{index}", "level": index} for index in range(6) for _ in range(4)]
+    found = method.prompts(rows, (0, 5), True)
+    assert rows[0] == {"prompt": "p0", "level": 0} and all(
+        row["level"] == index // 4 for index, row in enumerate(found)
+    )
+    names = [row["format_name"] for row in found]
+    assert all(len(set(names[start : start + 4])) == 1 for start in range(0, 24, 4)) and len(set(names)) > 2
+    halves = method.prompts(rows[:10], (0, 5), True) + method.prompts(
+        rows[10:], (0, 5), True
+    )  # as two processes would
+    assert halves == found
+    assert [row["format_name"] for row in method.prompts(rows, (0, 6), True)] != names
+    assert {row["format_name"] for row in method.prompts(rows, (0, 5), False)} == {"tags"}
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        (dict(templates={}), "`prompt_augmentation_templates` must be a mapping of names to templates, got {}."),
+        (dict(templates={"a": {"usr": "x"}}), "`prompt_augmentation_templates` entry 'a' must be a mapping of system, user, opening, markers, got {'usr': 'x'}."),
+        (dict(templates={"a": {"user": "x"}}), "`prompt_augmentation_templates` entry 'a' must have {prompt} in `user`, got 'x'."),
+        (dict(templates={"a": {"markers": "x"}}), "`prompt_augmentation_templates` entry 'a' must hold texts, and a list of texts as `markers`, got {'markers': 'x'}."),
+        (dict(templates={"a": {}}, eval="b"), "`prompt_augmentation_eval` must be one of the templates 'a', got 'b'."),
+        (dict(format_weight=-1), "`prompt_augmentation_format_weight` must be a finite number >= 0, got -1."),
+    ],
+)  # fmt: skip
+def test_errors(fields, message):
+    with pytest.raises(ValueError) as error:
+        cases.build("prompt_augmentation", **{f"prompt_augmentation_{key}": value for key, value in fields.items()})
+    assert str(error.value) == message
+
+
+OWN = {
+    "even": {"user": "{prompt} w8", "markers": ["w3", "w4"]},
+    "odd": {"system": "w9", "opening": "w10", "markers": ["w3"]},
+}
+
+
+def test_training_with_templates_of_ones_own(make_trainer):
+    """Rewards are those of the formats; half the weight; prompts in the table are those that were completed."""
+    trainer = make_trainer(
+        methods=["prompt_augmentation", "empg"], prompt_augmentation_templates=OWN, steps_per_generation=8,
+        prompt_augmentation_format_weight=0.5, max_steps=1, eval_dataset=build_dataset(4), per_device_eval_batch_size=4,
+    )  # fmt: skip
+    trainer.train()
+    names, expected = [], []
+    for prompt, completion in zip(trainer._logs["prompt"], trainer._logs["completion"], strict=True):
+        name = "odd" if prompt.startswith("w9\n\n") else "even"
+        assert prompt.endswith("\n\nw10") if name == "odd" else prompt.endswith(" w8")
+        words = completion.split()
+        markers = OWN[name]["markers"]
+        text = " ".join(words)
+        names.append(name)
+        expected.append(0.5 * sum(text.count(marker) == 1 for marker in markers) / len(markers))
+    assert list(trainer._logs["rewards"]["prompt_augmentation"]) == pytest.approx(expected)
+    assert set(names) == {"even", "odd"} and len(set(expected)) > 1
+    row = trainer.state.log_history[0]
+    assert row["prompt_augmentation/share_odd"] == pytest.approx(names.count("odd") / len(names))
+    assert row["prompt_augmentation/entropy_odd"] > 0 and row["prompt_augmentation/entropy_even"] > 0
+    metrics = trainer.evaluate()
+    assert metrics["eval_prompt_augmentation/share_even"] == 1
+
+
+def test_templates_from_a_recipe(tmp_path):
+    lines = (Path(__file__).parents[2] / "recipes" / "prompt_augmentation.yaml").read_text()
+    own = {"prompt_augmentation_templates": OWN, "prompt_augmentation_eval": "odd"}
+    (tmp_path / "recipe.yaml").write_text(lines + yaml.safe_dump(own))
+    parser = StrictParser((GRPOScriptArguments, EntropyGRPOConfig, ModelConfig, DatasetMixtureConfig), prog="test")
+    _, config, _, _ = parser.parse(["--config", str(tmp_path / "recipe.yaml"), "--use_cpu", "true", "--bf16", "false"])
+    (method,) = build_methods(config)
+    assert method.templates["odd"] == Template(system="w9", opening="w10", markers=("w3",)) and method.fixed == "odd"
+
+
+CHAT = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} <eos> {% endfor %}{% if add_generation_prompt %}w20 {% endif %}"
+
+
+def test_an_opening_continues_the_turn_of_the_assistant(make_trainer, monkeypatch):
+    import conftest
+
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = CHAT
+    monkeypatch.setattr(conftest, "build_tokenizer", lambda: tokenizer)
+    dataset = Dataset.from_dict({"prompt": [[{"role": "user", "content": "w1 w2"}]] * 4})
+    trainer = make_trainer(
+        methods=["prompt_augmentation"], prompt_augmentation_templates={"odd": OWN["odd"]}, train_dataset=dataset,
+        model=build_model(),
+    )  # fmt: skip
+    output = trainer._generate_and_score_completions([dataset[0]] * 4)
+    words = tokenizer.convert_ids_to_tokens(output["prompt_ids"][0])
+    assert words[-2:] == ["w20", "w10"] and words.count("<eos>") == 2 and "w9" in words
+    assert torch.equal(output["prompt_ids"][0], output["prompt_ids"][3])

@@ -1,0 +1,162 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""CANON, conditional advantage estimation: compare completions of low and of high entropy, or length, with each other.
+
+How it departs from GRPO:
+1. The completions of a prompt are halved by a metric: mean token entropy, or length.
+2. The advantage of a completion is its reward less the mean of the other half (which trend pays), or of its own half
+   (which completion of one kind is better), or a mixture of both. Nothing is divided by a standard deviation.
+3. The mixture may follow the accuracy, or a cosine with restarts.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..tokens import Rollouts
+from .base import Method, Paper, non_negative, one_of
+
+
+WARM_UP, CYCLE, INTRA_PEAK = 30, 40, 0.6  # of the cosine schedules, in optimizer steps (released code)
+SCHEDULES = ("constant", "acc_inter_first", "acc_intra_first", "cosine_inter_first", "cosine_intra_first")
+
+
+@dataclass
+class CanonConfig:
+    canon_metric: Literal["entropy", "length"] = field(
+        default="entropy", metadata={"help": "CANON: what a group is halved by."}
+    )
+    canon_mu: float = field(
+        default=1.0,
+        metadata={"help": "CANON: weight of the comparison with the other half; 1 less it is that of the own half."},
+    )
+    canon_alpha: float = field(
+        default=1.0,
+        metadata={
+            "help": "CANON: factor on the rewards of the long half, or of that of low entropy, where it is compared with "
+            "the other. Below 1 favours short completions, or those of high entropy."
+        },
+    )
+    canon_mu_schedule: Literal[
+        "constant", "acc_inter_first", "acc_intra_first", "cosine_inter_first", "cosine_intra_first"
+    ] = field(
+        default="constant",
+        metadata={"help": "CANON: how the weight moves: not, with the accuracy, or by a cosine with restarts."},
+    )
+    canon_accuracy: str | None = field(
+        default=None,
+        metadata={"help": "CANON: reward function whose mean the `acc` schedules follow. None: the reward itself."},
+    )
+
+
+def halves(metric: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """(P, G) -> (P, G) bool low and high: the floor(n/2) smallest of n valid values, and the others. Ties: the earlier."""
+    order = metric.masked_fill(~valid, torch.inf).argsort(dim=1, stable=True)
+    low = order.argsort(dim=1) < valid.sum(1, keepdim=True) // 2
+    return low, valid & ~low
+
+
+def group_mean(values: Tensor, mask: Tensor) -> Tensor:
+    return values.masked_fill(~mask, 0).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
+
+
+def canon_advantages(rewards: Tensor, low: Tensor, high: Tensor, mu: float, alpha: float, plus_is_low: bool) -> Tensor:
+    """(P, G) rewards and halves -> (P, G) μ inter + (1 - μ) intra (eq. 5), with α on one half of inter (eq. 8).
+
+    0 where a group has less than two completions with a reward.
+    """
+    low_mean, high_mean = group_mean(rewards, low), group_mean(rewards, high)
+    plus, minus_mean, plus_mean = (low, high_mean, low_mean) if plus_is_low else (high, low_mean, high_mean)
+    inter = torch.where(plus, alpha * rewards - minus_mean, rewards - alpha * plus_mean)
+    intra = rewards - torch.where(low, low_mean, high_mean)
+    paired = (low | high) & low.any(1, keepdim=True)
+    return torch.where(paired, mu * inter + (1 - mu) * intra, 0.0)
+
+
+def cosine_mu(step: int, intra_first: bool) -> float:
+    """Weight of inter after `step` optimizer steps: a linear warm-up, then a falling cosine in each cycle."""
+    wave = 0.5 * (1 + math.cos(math.pi * ((step - WARM_UP) % CYCLE) / CYCLE))
+    rise = (step + 1) / WARM_UP
+    if intra_first:
+        return 1 - INTRA_PEAK * (rise if step < WARM_UP else wave)
+    return rise if step < WARM_UP else (1 - INTRA_PEAK) + INTRA_PEAK * wave
+
+
+class Canon(Method):
+    """Advantages from the comparison of two halves of a group.
+
+        A = μ (R - mean R of the other half) + (1 - μ) (R - mean R of the own half)
+
+    μ = 0.5 and halves of one size give R - mean R. Entropies are those of the policy that generated, over all tokens
+    that it wrote, also of completions that the loss leaves out. Departs from the released code: α acts under every
+    schedule, and a group of one gets 0. The `acc` schedules set μ = 1 - accuracy of the batch (inter first) or
+    accuracy.
+    """
+
+    name = "canon"
+    paper = Paper(
+        "2509.23962",
+        "Conditional Advantage Estimation for Reinforcement Learning in Large Reasoning Models",
+        """@article{chen2025conditional,
+    title   = {Conditional Advantage Estimation for Reinforcement Learning in Large Reasoning Models},
+    author  = {Guanxu Chen and Yafu Li and Yuxian Jiang and Chen Qian and Qihan Ren and Jingyi Yang and Yu Cheng
+               and Dongrui Liu and Jing Shao},
+    journal = {arXiv preprint arXiv:2509.23962},
+    year    = {2025}
+}""",
+    )
+    replaces_advantages = True
+
+    def __init__(self, config):
+        self.by_entropy = one_of(config, "canon_metric", "entropy", "length") == "entropy"
+        self.needs = ("rollout_entropy",) if self.by_entropy else ()
+        self.mu = non_negative(config, "canon_mu")
+        if self.mu > 1:
+            raise ValueError(f"`canon_mu` must be a weight in [0, 1], got {self.mu!r}.")
+        self.alpha = non_negative(config, "canon_alpha")
+        self.schedule = one_of(config, "canon_mu_schedule", *SCHEDULES)
+        self.accuracy = config.canon_accuracy
+
+    def check(self, config) -> list[str]:
+        if config.num_generations % 2 == 0:
+            return []
+        return [
+            f"Method 'canon' halves a group, but `num_generations` is {config.num_generations}: the halves are not of one "
+            "size, and `canon_mu: 0.5` is not the difference from the mean of the group."
+        ]
+
+    def weight(self, rollouts: Rollouts) -> float:
+        if self.schedule == "constant":
+            return self.mu
+        if self.schedule.startswith("cosine"):
+            return cosine_mu(rollouts.step, self.schedule == "cosine_intra_first")
+        accuracy = rollouts.world.gather(rollouts.reward_of(self.accuracy, "canon_accuracy")).double().nanmean().item()
+        if not 0 <= accuracy <= 1:
+            raise ValueError(
+                f"`canon_accuracy` must name a reward function with a mean in [0, 1] for `canon_mu_schedule` "
+                f"{self.schedule!r}, got {self.accuracy!r} with a mean of {accuracy:g}."
+            )
+        return 1 - accuracy if self.schedule == "acc_inter_first" else accuracy
+
+    def group_advantages(self, rollouts: Rollouts) -> Tensor:
+        if self.by_entropy:
+            own = rollouts.generated
+            metric = rollouts.entropy.double().masked_fill(~own, 0).sum(1) / own.sum(1).clamp(min=1)
+        else:
+            metric = rollouts.generated.sum(1).double()
+        rewards, metric = rollouts.groups(rollouts.rewards), rollouts.groups(metric)
+        low, high = halves(metric, ~rewards.isnan())
+        self._mu, known = self.weight(rollouts), rewards.nan_to_num()
+        found = canon_advantages(known, low, high, self._mu, self.alpha, self.by_entropy)
+        self._gap = group_mean(known, high) - group_mean(known, low)
+        own = rollouts.world.own(found.flatten(), len(rollouts.mask))
+        return own.unsqueeze(1).expand(rollouts.mask.shape).to(rollouts.advantages.dtype)
+
+    def rollout_metrics(self, rollouts: Rollouts) -> dict[str, Tensor]:
+        return {
+            "mu": torch.tensor(self._mu, device=rollouts.mask.device),
+            "high_minus_low_reward": self._gap.flatten(),
+        }

@@ -1,0 +1,160 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""EMPG, entropy-modulated policy gradients: trust the steps of an agent that it was sure of.
+
+How it departs from GRPO:
+1. A completion is a sequence of steps: what the policy wrote between the answers of tools. A step's entropy is the mean
+   over its tokens, brought to [0, 1] over all steps of the generation batch.
+2. The advantage of a step is multiplied by a factor that falls with its entropy and whose mean over steps is 1.
+3. A step gets a bonus that falls with the entropy of the step after it.
+4. The mean over all steps is taken off.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..functional import masked_max, masked_mean
+from ..tokens import SINGLE_PROCESS, Collectives, Rollouts
+from .base import Method, Paper, checked, flag, non_negative
+
+
+@dataclass
+class EmpgConfig:
+    empg_k: float = field(
+        default=1.0, metadata={"help": "EMPG: how fast a step's weight falls with its normalised entropy."}
+    )
+    empg_k_future: float = field(
+        default=1.0, metadata={"help": "EMPG: how fast the bonus falls with the normalised entropy of the next step."}
+    )
+    empg_zeta: float = field(default=0.05, metadata={"help": "EMPG: coefficient of the bonus for a sure next step."})
+    empg_splitter: str | None = field(
+        default=None,
+        metadata={
+            "help": "EMPG: text that also ends a step, such as a blank line, for completions of one turn. Not in the "
+            "paper."
+        },
+    )
+    empg_skip_uniform: bool = field(
+        default=False,
+        metadata={"help": "EMPG: give no advantage where all rewards of a group are equal. The paper's bonus stays."},
+    )
+
+
+def ends_of(pieces: list[str], splitter: str) -> list[int]:
+    """The texts of tokens -> the tokens with which an occurrence of `splitter` ends."""
+    text, ends, found, at = "".join(pieces), [], [], 0
+    for piece in pieces:
+        ends.append((ends[-1] if ends else 0) + len(piece))
+    while (at := text.find(splitter, at)) >= 0:
+        at += len(splitter)
+        found.append(next(index for index, end in enumerate(ends) if end >= at))
+    return found
+
+
+def step_index(mask: Tensor, breaks: Tensor) -> Tensor:
+    """(B, T) bool, (B, T) bool "a step ends here" -> (B, T) number of the step in its row, meaningful inside `mask`."""
+    before = torch.zeros_like(mask)
+    before[:, 1:] = mask[:, :-1] & ~breaks[:, :-1]
+    return ((mask & ~before).cumsum(1) - 1).clamp(min=0)
+
+
+def step_means(values: Tensor, mask: Tensor, index: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """(B, T) values, mask and step numbers -> (B, S) mean of each step, (B, S) bool steps that have a token."""
+    counts = values.new_zeros(len(values), steps).scatter_add(1, index, mask.to(values))
+    sums = values.new_zeros(len(values), steps).scatter_add(1, index, values.masked_fill(~mask, 0))
+    return sums / counts.clamp(min=1), counts > 0
+
+
+def modulated(
+    advantages: Tensor,
+    entropy: Tensor,
+    valid: Tensor,
+    k: float,
+    k_future: float,
+    zeta: float,
+    world: Collectives = SINGLE_PROCESS,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, S) advantages and entropies of steps -> (B, S) factor g, (B, S) bonus ζ f, mean of A g + ζ f over all steps."""
+    smallest, largest = -masked_max(-entropy, valid, world), masked_max(entropy, valid, world)
+    normalised = ((entropy - smallest) / (largest - smallest + 1e-8)).masked_fill(~valid, 0)
+    sureness = torch.exp(-k * normalised)
+    factor = sureness / (masked_mean(sureness, valid, world) + 1e-8)
+    bonus = torch.zeros_like(entropy)
+    bonus[:, :-1] = zeta * torch.exp(-k_future * normalised[:, 1:]) * valid[:, 1:]
+    return factor, bonus, masked_mean(advantages * factor + bonus, valid, world)
+
+
+class Empg(Method):
+    """Weights steps by how sure the policy was of them, and adds a bonus for a sure next step.
+
+        A_t = A g(H_t) + ζ f(H_t+1) - mean over all steps
+        g(H_t) = exp(-k Ĥ_t) / mean exp(-k Ĥ),  f(H_t+1) = exp(-k' Ĥ_t+1), 0 for a last step,  Ĥ = (H - min) / (max - min)
+
+    Entropies are those of the policy that generated; the extremes and means run over the generation batch of all
+    processes and over steps, not tokens. One circulating port takes them over single tokens, padding included; we
+    follow the equations. `empg_splitter` and `empg_skip_uniform` are extensions.
+    """
+
+    name = "empg"
+    paper = Paper(
+        "2509.09265",
+        "Harnessing Uncertainty: Entropy-Modulated Policy Gradients for Long-Horizon LLM Agents",
+        """@article{wang2025harnessing,
+    title   = {Harnessing Uncertainty: Entropy-Modulated Policy Gradients for Long-Horizon LLM Agents},
+    author  = {Jiawei Wang and Jiacai Liu and Yuqian Fu and Yingru Li and Xintao Wang and Yuan Lin and Yu Yue
+               and Lin Zhang and Yang Wang and Ke Wang},
+    journal = {arXiv preprint arXiv:2509.09265},
+    year    = {2025}
+}""",
+    )
+    needs = ("rollout_entropy",)
+    excludes = {"agentic_aepo": "EMPG damps steps of high entropy and agentic AEPO amplifies tokens of high entropy"}
+
+    def __init__(self, config):
+        self.k = non_negative(config, "empg_k")
+        self.k_future = non_negative(config, "empg_k_future")
+        self.zeta = non_negative(config, "empg_zeta")
+        self.splitter = checked(
+            config, "empg_splitter", lambda value: value is None or (isinstance(value, str) and value != ""), "a text"
+        )
+        self.skip_uniform = flag(config, "empg_skip_uniform")
+        self._pieces: dict[int, str] = {}
+
+    def setup(self, decode):
+        self._decode = decode
+
+    def _breaks(self, rollouts: Rollouts) -> Tensor:
+        """(B, T) bool: tokens with which a step ends although the policy writes on."""
+        breaks = torch.zeros_like(rollouts.mask)
+        if self.splitter is None:
+            return breaks
+        for row, ids in enumerate(rollouts.completion_ids.tolist()):
+            for token in ids:
+                if token not in self._pieces:
+                    self._pieces[token] = self._decode([token])
+            breaks[row, ends_of([self._pieces[token] for token in ids], self.splitter)] = True
+        return breaks
+
+    def group_advantages(self, rollouts: Rollouts) -> Tensor:
+        mask = rollouts.mask
+        index = step_index(mask, self._breaks(rollouts))
+        steps = int(index.max()) + 2  # one more, so that every step has a next one
+        entropy, valid = step_means(rollouts.entropy, mask, index, steps)
+        advantages, _ = step_means(rollouts.advantages, mask, index, steps)
+        factor, bonus, mean = modulated(advantages, entropy, valid, self.k, self.k_future, self.zeta, rollouts.world)
+        self._steps, self._factor, self._entropy = valid.sum(1), factor.gather(1, index), entropy.masked_select(valid)
+        found = rollouts.advantages * self._factor + bonus.gather(1, index) - mean
+        found = found.masked_fill(~mask, 0).to(rollouts.advantages.dtype)
+        return found.masked_fill(rollouts.uniform_groups().unsqueeze(1), 0) if self.skip_uniform else found
+
+    def rollout_metrics(self, rollouts: Rollouts) -> dict[str, Tensor]:
+        return {
+            "steps": self._steps,
+            "step_entropy": self._entropy,
+            "step_entropy_min": self._entropy,
+            "step_entropy_max": self._entropy,
+            "weight_max": self._factor,
+            "weight_min": self._factor,
+        }

@@ -1,0 +1,167 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""PEAR, phase entropy aware reward: reward right answers less, the more entropy their thinking has.
+
+How it departs from GRPO:
+1. A completion has two phases, before and after `</think>`. A penalty is the mean entropy of the first less that of
+   the second, and never negative.
+2. A right answer is rewarded with 1 less the penalty, a wrong one with the reward of a well-formed answer.
+3. Everything after the reward is GRPO's. Explorative thinking costs, so that completions get shorter.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+from ..tokens import Rollouts
+from .base import Method, Paper, checked
+
+
+PROMPT_TAIL = 16  # tokens of the prompt's end in which a template may have closed the phase of thinking already
+
+
+@dataclass
+class PearConfig:
+    pear_alpha: float = field(
+        default=1.0, metadata={"help": "PEAR: weight of the answer's entropy, which offsets that of the thinking."}
+    )
+    pear_scale: float = field(
+        default=1.0, metadata={"help": "PEAR: reward of a right answer without any penalty, in (0, 1]."}
+    )
+    pear_format_reward: float = field(default=0.0, metadata={"help": "PEAR: reward of a wrong answer, in [0, 1)."})
+    pear_floor: float | None = field(
+        default=None,
+        metadata={"help": "PEAR: least reward of a right answer. None: as in the paper, where it has no bound."},
+    )
+    pear_think_end: str = field(
+        default="</think>", metadata={"help": "PEAR: what closes the phase of thinking; one token or several."}
+    )
+    pear_reward: str | None = field(
+        default=None,
+        metadata={
+            "help": "PEAR: the reward function that tells right (at least 0.5) from wrong, and whose reward is replaced. "
+            "None: the only one."
+        },
+    )
+
+
+def tag_span(pieces: list[str], tag: str) -> tuple[int, int] | None:
+    """The texts of tokens -> first token of the first `tag` and the token after its last, or `None` without one."""
+    at = "".join(pieces).find(tag)
+    if at < 0:
+        return None
+    ends, end = [], 0
+    for piece in pieces:
+        end += len(piece)
+        ends.append(end)
+    first = next(index for index, end in enumerate(ends) if end > at)
+    return first, next(index for index, end in enumerate(ends) if end >= at + len(tag)) + 1
+
+
+def mean(values: list[float], kept: list[bool]) -> float:
+    own = [value for value, keep in zip(values, kept, strict=True) if keep]
+    return math.fsum(own) / len(own) if own else 0.0
+
+
+def phase_entropies(values: list[float], kept: list[bool], span: tuple[int, int] | None) -> tuple[float, float]:
+    """Token entropies (nats) -> their means before and after the tag (eq. 6), over tokens to keep; 0 for no token.
+
+    Without a tag, k = T: all tokens but the last are thinking, and none is an answer.
+    """
+    start, stop = (len(values) - 1, len(values)) if span is None else span
+    start = max(start, 0)
+    return mean(values[:start], kept[:start]), mean(values[stop:], kept[stop:])
+
+
+def pear_penalty(think: float, answer: float, alpha: float) -> float:
+    """P = max(0, H_think - α H_answer) (eq. 7)."""
+    return max(0.0, think - alpha * answer)
+
+
+def pear_reward(correct: bool, penalty: float, scale: float, format_reward: float, floor: float | None) -> float:
+    """min(1, s - P), not below the floor, where the answer is right, else the format reward (eq. 8)."""
+    if not correct:
+        return format_reward
+    reward = min(1.0, scale - penalty)
+    return reward if floor is None else max(reward, floor)
+
+
+class Pear(Method):
+    """Shapes the accuracy reward by the entropies of thinking and of answering.
+
+        r = min(1, s - P) if the answer is right, else r_format;   P = max(0, H_think - α H_answer)      (eqs. 6-8)
+
+    Entropies are those of the policy that generated, at the sampling temperature; results of tools count in neither
+    phase. Written from two independent accounts of the paper; the values of s and r_format in the authors' code are
+    not known. Extensions: `pear_floor`, and a prompt that ends in the tag (a template without thinking), where all of
+    the completion is an answer and nothing is penalised.
+    """
+
+    name = "pear"
+    paper = Paper(
+        "2510.08026",
+        "PEAR: Phase Entropy Aware Reward for Efficient Reasoning",
+        """@article{huang2025pear,
+    title   = {PEAR: Phase Entropy Aware Reward for Efficient Reasoning},
+    author  = {Chen Huang and Wei Lu and Wenxuan Zhang},
+    journal = {arXiv preprint arXiv:2510.08026},
+    year    = {2025}
+}""",
+    )
+    shapes_reward = True
+
+    def __init__(self, config):
+        self.alpha = checked(config, "pear_alpha", math.isfinite, "a finite number")
+        self.scale = checked(config, "pear_scale", lambda value: 0 < value <= 1, "a reward in (0, 1]")
+        self.format_reward = checked(config, "pear_format_reward", lambda value: 0 <= value < 1, "a reward in [0, 1)")
+        self.floor = checked(
+            config,
+            "pear_floor",
+            lambda value: value is None or value <= self.scale,
+            f"at most `pear_scale` ({self.scale})",
+        )
+        self.tag = checked(config, "pear_think_end", lambda value: isinstance(value, str) and value != "", "a text")
+        self.shaped_reward = config.pear_reward
+        self._found: dict[str, list[float]] = {}
+        self._pieces: dict[int, str] = {}
+
+    def check(self, config) -> list[str]:
+        if config.scale_rewards == "none":
+            return []
+        return [
+            f"With `scale_rewards` {config.scale_rewards!r}, method 'pear' turns entropy differences of 0.001 nats into "
+            "advantages of order 1 where all completions are right, which is less than the noise of bfloat16. "
+            "`scale_rewards: none` leaves them as small as they are."
+        ]
+
+    def setup(self, decode):
+        self._decode = decode
+
+    def _span(self, ids: list[int]) -> tuple[int, int] | None:
+        for token in ids:
+            if token not in self._pieces:
+                self._pieces[token] = self._decode([token])
+        return tag_span([self._pieces[token] for token in ids], self.tag)
+
+    def reward(self, rewards, prompt_ids, completion_ids, token_entropies, token_mask, **columns):
+        found = {"think_entropy": [], "answer_entropy": [], "penalty": [], "accuracy": [], "below_format_fraction": []}
+        shaped = []
+        for given, prompt, ids, values, kept in zip(
+            rewards, prompt_ids, completion_ids, token_entropies, token_mask, strict=True
+        ):
+            closed = self._decode(list(prompt[-PROMPT_TAIL:])).rstrip().endswith(self.tag)
+            span = (0, 0) if closed else self._span(ids)
+            think, answer = phase_entropies(values, kept, span)
+            penalty = 0.0 if closed else pear_penalty(think, answer, self.alpha)
+            right = given >= 0.5
+            reward = pear_reward(right, penalty, self.scale, self.format_reward, self.floor)
+            shaped.append(None if math.isnan(given) else reward)
+            below = float(reward < self.format_reward) if right else math.nan
+            for key, value in zip(found, (think, answer, penalty, given, below), strict=True):
+                found[key].append(value)
+        self._found = found
+        return shaped
+
+    def rollout_metrics(self, rollouts: Rollouts):
+        return {key: torch.tensor(values, device=rollouts.mask.device) for key, values in self._found.items()}
