@@ -85,3 +85,6 @@ def test_run_of_two_processes_stays_in_step(two):
     runs = [torch.load(two / f"run{rank}.pt") for rank in (0, 1)]
     torch.testing.assert_close(runs[0]["weights"], runs[1]["weights"], **EXACT)
     assert len(runs[0]["rows"]) == 4 and all(row["loss"] == row["loss"] for row in runs[0]["rows"])
+    for row, other in zip(runs[0]["rows"], runs[1]["rows"], strict=True):
+        assert row["aepo/temperature"] == other["aepo/temperature"]
+        assert 0 <= row["aepo/auxiliary_positive_fraction"] == other["aepo/auxiliary_positive_fraction"] <= 1

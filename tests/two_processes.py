@@ -148,12 +148,12 @@ if __name__ == "__main__":
     found, trainer = results(folder / "out", rank, 2)
     assert trainer.accelerator.num_processes == 2
     torch.save(found, folder / f"rank{rank}.pt")
-    # And a run of its own, with one process whose completions are all masked.
+    # And a run of its own, in which truncated completions are masked and a second rollout is drawn.
     trainer = build_trainer(
         EntropyGRPOTrainer,
         EntropyGRPOConfig,
         folder / "run",
-        **{**WORLD, "methods": ["pear", "canon", "empg", *METHODS]},
+        **{**WORLD, "methods": ["pear", "canon", "empg", *METHODS], "aepo_mode": "rollout"},
         max_steps=4,
         steps_per_generation=2,
         mask_truncated_completions=True,
