@@ -4,12 +4,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test quality style clean
+.PHONY: quickstart test test-all quality style clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m trl_entropy.quickstart
 
 test: $(VENV)/.installed
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+
+test-all: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 quality: $(VENV)/.installed
