@@ -58,6 +58,7 @@ def train_grpo(parser, script_args, training_args, model_args, dataset_args) -> 
 
     from .data import asks_for_answer_line, pick_split
     from .grpo import EntropyGRPOTrainer
+    from .provenance import given_settings
     from .rewards import accuracy_reward, reward_by_name
 
     with parser.reporting():
@@ -91,13 +92,17 @@ def train_grpo(parser, script_args, training_args, model_args, dataset_args) -> 
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
+    # TRL's script leaves the dataset out of the cards that it writes while it trains.
+    recipe = {
+        key: value for part in (model_args, script_args, dataset_args) for key, value in given_settings(part).items()
+    }
+    trainer.card_facts = {"dataset_name": script_args.dataset_name, "recipe": recipe}
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     trainer.save_model(training_args.output_dir)
     trainer.accelerator.print(f"Model saved to {training_args.output_dir}.")
+    trainer.create_model_card()
     if training_args.push_to_hub:
-        # The card of the model names its dataset only where others can find it.
-        local = script_args.dataset_name is not None and os.path.exists(script_args.dataset_name)
-        trainer.push_to_hub(dataset_name=None if local else script_args.dataset_name)
+        trainer.push_to_hub()
         trainer.accelerator.print(f"Model pushed to https://huggingface.co/{trainer.hub_model_id}.")
     # A process that tears its group down right after a collective can wait for ever: torch joins the group's threads
     # with the interpreter locked, and a thread that still frees tensors needs that lock. Waiting here releases it.

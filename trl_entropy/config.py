@@ -12,6 +12,7 @@ from trl import GRPOConfig
 from .entropy_bonus import EntropyBonusConfig
 from .methods import Method, MethodsConfig, build_methods, idle_fields
 from .methods.base import non_negative, one_of
+from .provenance import given_settings
 
 
 logger = get_logger(__name__)
@@ -83,6 +84,7 @@ class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, GRPOConfig):
     )
 
     def __post_init__(self):
+        self.given_settings = given_settings(self)  # what model cards show: before TRL derives values from others
         super().__post_init__()
         methods = build_methods(self)
         self._check_head(methods)

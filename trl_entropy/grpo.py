@@ -22,11 +22,11 @@ from .entropy_bonus import EntropyBonus
 from .forecast import EntropyForecast
 from .functional import aggregate
 from .head import add_entropy_head
+from .hub import HubHooks
 from .methods import Method, build_methods
 from .metrics import entropy_metrics, named_metrics, reduce_metrics
 from .processes import collectives_of
 from .rollouts import RolloutHooks, forward_inputs, loss_mask
-from .states import load_states, save_states
 from .statistics import HeadStatistics
 from .tokens import TokenBatch
 
@@ -45,7 +45,7 @@ def refuse_unsloth(trainer_class: type) -> None:
             )
 
 
-class EntropyGRPOTrainer(RolloutHooks, GRPOTrainer):
+class EntropyGRPOTrainer(HubHooks, RolloutHooks, GRPOTrainer):
     """
     [`~trl.GRPOTrainer`] with entropy methods. Same arguments; `args` is an [`EntropyGRPOConfig`], whose `methods`
     lists what to apply. With `methods` empty, losses and gradients are those of `GRPOTrainer` to the bit.
@@ -104,6 +104,7 @@ class EntropyGRPOTrainer(RolloutHooks, GRPOTrainer):
         self._statistics = HeadStatistics(None, [], set(), 1.0)
         super().__init__(model, reward_funcs, args, *positional, **keywords)
         self._tag_names = [*self._tag_names, *args.methods]
+        self.card_facts = {}
         self.model.add_model_tags(self._tag_names)
         self._world = collectives_of(self.accelerator)
         # What adds to a log line goes before what reports it; the sort is stable.
@@ -253,16 +254,6 @@ class EntropyGRPOTrainer(RolloutHooks, GRPOTrainer):
 
     @property
     def _stateful(self) -> dict[str, Any]:
-        parts = {method.name: method for method in self.methods}
+        parts = super()._stateful
         parts |= {"entropy_bonus": self._bonus} if self.args.entropy_controller == "pi" else {}
         return parts | ({"entropy_forecast": self._forecast} if self._forecast is not None else {})
-
-    def _save_optimizer_and_scheduler(self, output_dir):
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save:
-            save_states(output_dir, self._stateful)
-
-    def _load_optimizer_and_scheduler(self, checkpoint):
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            load_states(checkpoint, self._stateful)

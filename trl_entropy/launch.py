@@ -3,6 +3,7 @@
 """Starting the processes of a training command with `accelerate launch`, whose options may stand among its own."""
 
 import os
+import shlex
 import subprocess
 from collections.abc import Container, Iterable
 from typing import Any
@@ -11,10 +12,11 @@ from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from trl.cli.accelerate_config import resolve_accelerate_config_argument
 
+from .provenance import LAUNCHED
+
 
 RESERVED = ("help", "module", "no_python")  # options of `accelerate launch` that the command itself sets
 ACCELERATE_CONFIG = "accelerate_config"  # TRL's: the name of one of its configurations, or the path of a file
-LAUNCHED = "TRL_ENTROPY_LAUNCHED"  # variable by which a process knows that `launch` has read the launch options
 
 
 class LaunchOptions:
@@ -71,7 +73,7 @@ def launch(parser, command: str, argv: list[str]) -> int:
     with parser.reporting():
         flags = resolve_accelerate_config_argument(flags)
         arguments = launcher.parse_args([*flags, "--module", "trl_entropy.cli", command, *training])
-        os.environ[LAUNCHED] = "1"
+        os.environ[LAUNCHED] = shlex.join(["trl-entropy", command, *argv])  # for model cards
         try:
             launch_command(arguments)
         except subprocess.CalledProcessError as error:  # the process itself has said what is wrong

@@ -116,8 +116,9 @@ def train(label: str, model_path: Path, config: EntropyGRPOConfig) -> tuple[dict
     seconds = time.perf_counter() - start
     trainer.save_model(config.output_dir)
     last = progress.history[-max(1, len(progress.history) // 10) :]
-    scores = {"reward": fmean(point["reward"] for point in last), "seconds": seconds}
-    return scores | evaluate(model, tokenizer, prompts(held_out=True)), progress.history
+    found = evaluate(model, tokenizer, prompts(held_out=True))
+    trainer.create_model_card(model_name=f"countdown-{label}", license="apache-2.0", results=found)
+    return {"reward": fmean(point["reward"] for point in last), "seconds": seconds} | found, progress.history
 
 
 def run(arguments: argparse.Namespace, start: WarmStart | None = None) -> dict:

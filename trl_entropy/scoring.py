@@ -20,6 +20,7 @@ from .methods import Method
 
 # What a reward function may take beside what TRL gives: one list per completion, one value per token of it.
 COLUMNS = ("token_entropies", "token_mask")
+TABLE_COLUMNS = {"token_entropy_mean": torch.mean, "token_entropy_max": torch.amax}
 GIVEN_APART = ("prompt", "completion", "completion_ids")  # columns that TRL does not pass on to reward functions
 
 
@@ -92,7 +93,7 @@ class ScoringHooks:
     def _roll_out(self, inputs: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """TRL's rollouts, and (B, T) statistics of the policy that generated them where a pass over them was made."""
         scored, iterations = self._trl_scores, self.num_iterations
-        reads = bool(self.methods) or self._wants_entropies
+        reads = bool(self.methods) or self._wants_entropies or self.log_completions
         self._scores = [] if reads else None
         if self._wants_entropies and not scored:
             self.num_iterations = self.args.gradient_accumulation_steps + 1  # from which TRL infers that it must score
@@ -137,6 +138,8 @@ class ScoringHooks:
         if self._rewards_take_entropies:
             inputs = self._with_entropies(inputs)
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        if self.log_completions and self._trl_scores:  # made to or not: else the first pass may be the reference's
+            self._log_entropies()
         columns = {key: [row[key] for row in inputs] for key in inputs[0] if key not in GIVEN_APART}
         columns |= {"prompts": prompts, "completions": completions, "completion_ids": completion_ids_list}
         rows = slice(len(prompts) * self._world.rank, len(prompts) * (self._world.rank + 1))
@@ -149,6 +152,15 @@ class ScoringHooks:
                 rewards[:, index] = self._world.gather(rewards.new_tensor(shaped))
         self._rewards = rewards
         return rewards
+
+    def _log_entropies(self) -> None:
+        """Adds to TRL's table of completions the entropies of each, in nats; none where the policy wrote no token."""
+        entropy = self._scores[0]["entropy"]
+        own = self._generated_mask(entropy.size(1), entropy.device, tools=False)
+        written = [values[mask] for values, mask in zip(entropy.detach().float(), own, strict=True)]
+        for column, reduce in TABLE_COLUMNS.items():
+            if column not in self._pending_extra_logs:  # a reward function may log a column of this name
+                self._pending_extra_logs[column] = [reduce(v).item() if len(v) else None for v in written]
 
     def _own_columns(self) -> dict[str, Any]:
         """What the rewards of methods get and those of users do not."""
