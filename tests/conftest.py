@@ -3,11 +3,19 @@
 """A tiny model, tokenizer, dataset and trainer, all built in memory: no test needs the network."""
 
 import os
+import tempfile
 
 
 os.environ.update(
-    HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false", WANDB_MODE="offline"
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    TOKENIZERS_PARALLELISM="false",
+    TRACKIO_DIR=tempfile.mkdtemp(prefix="trackio-"),  # read when TRL is imported
+    WANDB_MODE="offline",
 )
+
+import atexit
+import shutil
 
 import pytest
 import torch
@@ -17,6 +25,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 
 torch.set_num_threads(1)
+atexit.register(shutil.rmtree, os.environ["TRACKIO_DIR"], ignore_errors=True)
 
 EXACT = dict(rtol=0, atol=0)
 FLOAT32 = dict(rtol=2e-5, atol=5e-6)  # two orders of the same float32 operations

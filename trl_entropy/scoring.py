@@ -125,7 +125,8 @@ class ScoringHooks:
         """Sees truncated completions too while it scores, although TRL hides from attention what the loss leaves out."""
         forward = super()._get_per_token_logps_and_entropies
         scores = self._scores is not None and not self._scores  # the first pass is that of the policy
-        if not (scores and self._wants_entropies and self.mask_truncated_completions):
+        read = self._wants_entropies or self.log_completions
+        if not (scores and read and self._trl_scores and self.mask_truncated_completions):
             return forward(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
         counted = attention_mask[:, -logits_to_keep:]
         whole = torch.cat(
