@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 
 from trl_entropy.countdown_model import WarmStart, load_warm_start
 from trl_entropy.quickstart import RECIPE, build_parser, config_for, main, read_recipe, run
@@ -77,6 +78,23 @@ def test_each_run_leaves_a_recipe_of_its_own(quick):
     assert Path(recipe["model_name_or_path"], "model.safetensors").exists()
     assert Path(recipe["dataset_name"], "train.parquet").exists()
     assert recipe["reward_funcs"] == ["trl_entropy.countdown.countdown_reward"]
+
+
+def test_each_model_has_a_card(quick):
+    arguments, results = quick
+    for label in ("stock", "clip_cov"):
+        card = ModelCard.load(arguments.output / label / "README.md")
+        measured = {
+            entry.metric_type: entry.metric_value for entry in card.data.eval_results if entry.dataset_split == "test"
+        }
+        assert measured == pytest.approx({key: results["rows"][label][key] for key in measured}, rel=1e-5)
+        assert {"pass@1", "pass@16", "entropy"} <= set(measured)
+        recipe = yaml.safe_load(card.text.split("```yaml\n")[1].split("```")[0])
+        assert recipe["reward_funcs"] == ["trl_entropy.countdown.countdown_reward"]
+        assert (recipe["seed"], recipe["max_steps"]) == (3, 8)
+        assert ("clip_cov" in card.data.tags) == ("clip_cov_ratio" in recipe) == (label == "clip_cov")
+        assert (arguments.output / label / "entropy.png").exists()
+        assert str(arguments.output.parent) not in card.content
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from .countdown_evaluation import evaluate
 from .countdown_model import WarmStart, load_warm_start, progress_bar, warm_start
 from .grpo import EntropyGRPOTrainer
 from .methods import METHODS
+from .provenance import public_value
 from .quickstart_report import plot, table
 
 
@@ -117,6 +118,9 @@ def train(label: str, model_path: Path, config: EntropyGRPOConfig) -> tuple[dict
     trainer.save_model(config.output_dir)
     last = progress.history[-max(1, len(progress.history) // 10) :]
     found = evaluate(model, tokenizer, prompts(held_out=True))
+    recipe = yaml.safe_load(Path(config.output_dir, "recipe.yaml").read_text())
+    apart = {key: value for key, value in recipe.items() if not hasattr(config, key)}  # model, data and reward
+    trainer.card_facts = {"recipe": public_value(apart)}
     trainer.create_model_card(model_name=f"countdown-{label}", license="apache-2.0", results=found)
     return {"reward": fmean(point["reward"] for point in last), "seconds": seconds} | found, progress.history
 
