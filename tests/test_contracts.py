@@ -7,6 +7,7 @@ import inspect
 import pytest
 import torch
 from conftest import EXACT, LOSS_TYPES, loss_and_gradients, make_loss_batch
+from transformers import Trainer
 from trl import GRPOTrainer
 
 from trl_entropy.functional import aggregate
@@ -155,9 +156,26 @@ def test_forward_takes_the_multimodal_inputs_that_trl_stores():
     assert images == set(FORWARD_KEYS)
 
 
-def test_trainer_has_hooks_for_optimizer_state():
-    assert list(inspect.signature(GRPOTrainer._save_optimizer_and_scheduler).parameters) == ["self", "output_dir"]
-    assert list(inspect.signature(GRPOTrainer._load_optimizer_and_scheduler).parameters) == ["self", "checkpoint"]
+def test_trainer_has_hooks_for_what_it_saves_and_pushes():
+    def parameters(name):
+        return list(inspect.signature(getattr(GRPOTrainer, name)).parameters)
+
+    assert parameters("save_model") == ["self", "output_dir", "_internal_call"]
+    assert parameters("_push_from_checkpoint") == ["self", "checkpoint_folder"]
+    assert parameters("_load_optimizer_and_scheduler") == ["self", "checkpoint"]
+    assert parameters("create_model_card") == ["self", "model_name", "dataset_name", "tags"]
+    # A checkpoint writes its model before it is pushed; the card comes first.
+    source = inspect.getsource(Trainer._save_checkpoint)
+    assert source.index("self.save_model(") < source.index("self._push_from_checkpoint(")
+    source = inspect.getsource(GRPOTrainer._save_checkpoint)
+    assert source.index("self.create_model_card(") < source.index("super()._save_checkpoint(")
+    assert set(GRPOTrainer._paper) == {"title", "id", "citation"} and GRPOTrainer._name == "GRPO"
+
+
+def test_table_of_completions_takes_columns_until_rewards_are_made():
+    source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
+    rewards = source.index("self._calculate_rewards(")
+    assert rewards < source.index("self._pending_extra_logs.get(column") < source.index("_pending_extra_logs.clear()")
 
 
 def test_constructor_passes_everything_on():

@@ -3,6 +3,7 @@
 """The rules of the house: who imports what, and what belongs to a method."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -85,6 +86,14 @@ def test_no_field_hides_one_of_trl():
     from trl import GRPOConfig
 
     assert not {field.name for field in fields(MethodsConfig)} & {field.name for field in fields(GRPOConfig)}
+
+
+def test_data_files_are_packaged():
+    (patterns,) = re.findall(r"^trl_entropy = (\[.*\])", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    files = [path for path in PACKAGE.rglob("*.*") if path.suffix not in (".py", ".pyc")]
+    assert PACKAGE / "templates" / "model_card.md" in files
+    for path in files:
+        assert any(path.relative_to(PACKAGE).match(pattern) for pattern in ast.literal_eval(patterns)), path
 
 
 def test_source_files_carry_the_licence():
