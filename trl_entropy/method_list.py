@@ -56,7 +56,7 @@ def describe(method: type[Method], width: int = WIDEST) -> str:
     lines += [wrap(f"paper: {method.paper.title}, {method.paper.url}", 2)]
     lines += [wrap(f"acts on: {'; '.join(stages(method))}", 2)]
     for field in fields_of(method):
-        lines += [f"  {field.name}: {accepted(hints[field.name])} = {field.default!r}"]
+        lines += [wrap(f"{field.name}: {accepted(hints[field.name])} = {field.default!r}", 2)]
         lines += [wrap(field.metadata["help"], 6)]
     return "\n".join(lines)
 

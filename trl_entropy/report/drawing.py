@@ -20,17 +20,15 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f
 COLUMNS = 3
 PANEL_SIZE = (4.3, 2.9)  # inches
 LINES, DASHED = ("line", "second", "noisy", "noisy_second"), "--"
-SHORTEST_NOISY = 15  # points below which a line is drawn as it is
+# Points from which a line is drawn through its running mean, where it is known to be noisy and otherwise
+SHORTEST_NOISY, SHORTEST_CROWDED = 15, 200
+MANY_POINTS = 500  # from which they are drawn small
+MOST_POINTS = 2000  # that are drawn one by one in a page
 SVG_SETTINGS = {"svg.fonttype": "none", "font.family": "sans-serif"}
 
 
 def color_of(run: int) -> str:
     return COLORS[run % len(COLORS)]
-
-
-def window(points: int) -> int:
-    """Points that a running mean is of."""
-    return max(7, points // 30)
 
 
 def draw_series(axes: Axes, item: Series) -> None:
@@ -42,15 +40,26 @@ def draw_series(axes: Axes, item: Series) -> None:
             axes.fill_between(x, y, item.upper, color=color, alpha=0.12, linewidth=0)
     elif item.kind == "points":
         filled = color if item.label != "dropped" else "none"
-        axes.scatter(x, y, s=12, facecolors=filled, edgecolors=color, linewidths=0.6, alpha=0.6)
+        style = dict(facecolors=filled, edgecolors=color, linewidths=0.6, alpha=0.6)
+        axes.scatter(x, y, s=4 if len(x) >= MANY_POINTS else 12, rasterized=len(x) > MOST_POINTS, **style)
     elif item.kind == "evaluation":
         axes.plot(x, y, color=color, marker="D", markersize=4, linestyle="none")
+    elif item.kind == "threshold":
+        axes.plot(x, y, color=color, linestyle=":", linewidth=1)
+    elif item.kind == "fit":
+        axes.plot(x, y, color=color)
     else:
-        style = DASHED if item.kind in ("second", "noisy_second") else "-"
-        if item.kind.startswith("noisy") and len(y) >= SHORTEST_NOISY:
-            axes.plot(x, y, color=color, alpha=0.2, linewidth=0.8)
-            y = running_mean(y, window(len(y)))
-        axes.plot(x, y, color=color, linestyle=style, marker="." if len(x) == 1 else "")
+        draw_line(axes, item)
+
+
+def draw_line(axes: Axes, item: Series) -> None:
+    """A line over steps, through its running mean where it is noisy or crowded."""
+    color, x, y = color_of(item.run), item.x, item.y
+    if len(y) >= (SHORTEST_NOISY if item.kind.startswith("noisy") else SHORTEST_CROWDED):
+        axes.plot(x, y, color=color, alpha=0.2, linewidth=0.8)
+        y = running_mean(y, max(7, len(y) // 30))
+    style = DASHED if item.kind in ("second", "noisy_second") else "-"
+    axes.plot(x, y, color=color, linestyle=style, marker="." if len(x) == 1 else "")
 
 
 def draw_panel(axes: Axes, panel: Panel) -> None:
@@ -64,7 +73,7 @@ def draw_panel(axes: Axes, panel: Panel) -> None:
     if panel.from_zero:
         axes.set_ylim(bottom=0)
     axes.locator_params(axis="x", nbins=6)
-    axes.ticklabel_format(scilimits=(-3, 5))
+    axes.ticklabel_format(scilimits=(-3, 5), useOffset=False)
     styles = {
         DASHED if item.kind.endswith("second") else "-": item.label for item in panel.series if item.kind in LINES
     }
@@ -94,6 +103,6 @@ def draw_svg(panel: Panel, name: str) -> str:
         figure = Figure(figsize=PANEL_SIZE, layout="constrained")
         draw_panel(figure.subplots(), panel)
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        figure.savefig(buffer, format="svg", dpi=150, transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     return svg[svg.index("<svg") :]

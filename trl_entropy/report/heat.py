@@ -4,15 +4,20 @@
 
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from unicodedata import category
 
 from .runs import Run
 from .samples import token_logs
 
 
+if TYPE_CHECKING:
+    from rich.text import Text
+
 HOTTEST = (217, 72, 1)  # on white: black text keeps a contrast of 5 to 1
 LOWEST_SCALE = 0.1  # nats: below it a whole completion is certain, and colours would show noise
 SHOWN_TOKENS = 800
+UNPRINTABLE = "\ufffd"
 COLD = 0.03  # share of the scale below which a token of the terminal keeps its background
 
 
@@ -44,10 +49,16 @@ def heat_maps(runs: list[Run], count: int) -> list[HeatMap]:
     ]
 
 
+def printable(text: str) -> str:
+    """Text without control characters, such as those that move the cursor of a terminal."""
+    return "".join(letter if letter in "\n\t" or category(letter) != "Cc" else UNPRINTABLE for letter in text)
+
+
 def heat_map(run: int, step: int, record: dict[str, Any]) -> HeatMap:
-    tokens = list(zip(record["tokens"], record["entropies"], strict=True))
+    tokens = [*zip(map(printable, record["tokens"]), record["entropies"], strict=True)]
     left_out = max(0, len(tokens) - SHOWN_TOKENS)
-    return HeatMap(run, step, record.get("prompt", ""), record.get("advantage"), tokens[:SHOWN_TOKENS], left_out)
+    prompt = printable(record.get("prompt", ""))
+    return HeatMap(run, step, prompt, record.get("advantage"), tokens[:SHOWN_TOKENS], left_out)
 
 
 def scale_of(maps: list[HeatMap]) -> float:
@@ -55,10 +66,29 @@ def scale_of(maps: list[HeatMap]) -> float:
     return max([LOWEST_SCALE, *(entropy for shown in maps for _, entropy in shown.tokens if entropy is not None)])
 
 
+def ticks(scale: float) -> list[float]:
+    """Entropies that explain the colours."""
+    return [scale * share / 4 for share in range(5)]
+
+
 def color_at(entropy: float, scale: float) -> str:
     """White at 0 nats, the hottest colour from `scale` on."""
     share = min(max(entropy / scale, 0.0), 1.0)
     return "#" + "".join(f"{round(255 + share * (part - 255)):02x}" for part in HOTTEST)
+
+
+def colored_text(shown: HeatMap, scale: float) -> "Text":
+    """A completion for the terminal."""
+    from rich.text import Text
+
+    text = Text(f"{shown.prompt} | ", style="dim")
+    for token, entropy in shown.tokens:
+        cold = entropy is None or entropy < COLD * scale
+        style = "not dim" if cold else f"not dim black on {color_at(entropy, scale)}"
+        text.append(token, style="dim" if entropy is None else style)
+    if shown.left_out:
+        text.append(f" ... {shown.left_out} more tokens", style="dim")
+    return text
 
 
 def print_heat_maps(maps: list[HeatMap], labels: list[str]) -> None:
@@ -69,14 +99,8 @@ def print_heat_maps(maps: list[HeatMap], labels: list[str]) -> None:
     console, scale = Console(highlight=False), scale_of(maps)
     for shown in maps:
         console.rule(Text(f"{labels[shown.run]}, step {shown.step}, mean entropy {shown.mean:.3f} nats"), align="left")
-        text = Text(shown.prompt, style="dim")
-        for token, entropy in shown.tokens:
-            cold = entropy is None or entropy < COLD * scale
-            style = "dim" if entropy is None else "" if cold else f"black on {color_at(entropy, scale)}"
-            text.append(token, style=style)
-        text.append(f" ... {shown.left_out} more tokens" if shown.left_out else "", style="dim")
-        console.print(text)
+        console.print(colored_text(shown, scale))
     key = Text("nats: ")
-    for step in range(5):
-        key.append(f" {step * scale / 4:.2f} ", style=f"black on {color_at(step * scale / 4, scale)}")
+    for value in ticks(scale):
+        key.append(f" {value:.2f} ", style=f"black on {color_at(value, scale)}")
     console.print(key)

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from .. import __version__
 from .drawing import color_of, draw_svg
-from .heat import HeatMap, color_at, scale_of
+from .heat import HeatMap, color_at, scale_of, ticks
 from .panels import Panel
 from .runs import Run
 from .summary import differing_settings, summarize
@@ -54,7 +54,7 @@ def render_page(runs: list[Run], panels: list[Panel], maps: list[HeatMap]) -> st
         method_panels=[(panel, svg) for panel, svg in drawn if "/" in panel.title],
         maps=maps,
         scale=scale,
-        ticks=[(share * scale / 4, color_at(share * scale / 4, scale)) for share in range(5)],
+        ticks=[(value, color_at(value, scale)) for value in ticks(scale)],
         color_at=lambda entropy: color_at(entropy, scale),
         data=as_script({"runs": labels, "panels": [asdict(panel) for panel in panels]}),
     )

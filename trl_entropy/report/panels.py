@@ -34,7 +34,9 @@ class Series:
     run: int
     x: list[float]
     y: list[float]
-    kind: Literal["line", "second", "noisy", "noisy_second", "points", "evaluation", "fit", "band"] = "line"
+    kind: Literal["line", "second", "noisy", "noisy_second", "points", "evaluation", "fit", "threshold", "band"] = (
+        "line"
+    )
     label: str = ""
     upper: list[float] | None = None
 
@@ -190,15 +192,20 @@ def advantage_panel(runs: list[Run]) -> Panel:
 
 
 def tip_panel(runs: list[Run]) -> Panel:
-    """Entropy and divergence of tokens, by whether TIP kept them."""
+    """Entropy and divergence of tokens, by whether TIP kept them, and what parts its quadrants."""
     series = []
     for index, run in enumerate(runs):
         found = tip_scatter(run)
-        for kept in (False, True) if found is not None else ():
-            chosen = [row for row in zip(*found, strict=True) if row[2] is kept]
-            if chosen:
-                x, y, _ = map(list, zip(*chosen, strict=True))
-                series.append(Series(index, x, y, "points", "kept" if kept else "dropped"))
-    return Panel(
-        "divergence from the teacher (nats)", series, "student entropy (nats)", "TIP: filled points were kept."
-    )
+        if found is None:
+            continue
+        points = [*zip(found["entropy"], found["divergence"], found["kept"], strict=True)]
+        for kept, label in ((False, "dropped"), (True, "kept")):
+            x, y = ([point[axis] for point in points if point[2] is kept] for axis in (0, 1))
+            series += [Series(index, x, y, "points", label)] if x else []
+        if points and "entropy_threshold" in found:
+            entropy, divergence = found["entropy_threshold"], found["divergence_threshold"]
+            far, uncertain = max(found["divergence"]), max(found["entropy"])
+            series.append(Series(index, [entropy, entropy], [0.0, far], "threshold"))
+            series.append(Series(index, [0.0, uncertain], [divergence, divergence], "threshold"))
+    about = "Tokens of a batch of TIP: filled points were kept; dotted, what parts the quadrants."
+    return Panel("divergence from the teacher (nats)", series, "student entropy (nats)", about)

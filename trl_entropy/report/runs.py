@@ -46,7 +46,9 @@ class Run:
 
     @property
     def methods(self) -> list[type[Method]]:
-        return [METHODS[name] for name in self.settings.get("methods", []) if name in METHODS]
+        """Those of its methods that this version knows."""
+        names = self.settings.get("methods") or []
+        return [METHODS[name] for name in ([names] if isinstance(names, str) else names) if name in METHODS]
 
     def series(self, *keys: str) -> list[list[float]]:
         """The values of each of `keys` over the lines that have all of them."""
@@ -54,9 +56,12 @@ class Run:
         return [[line[key] for line in lines] for key in keys]
 
     def with_defaults(self) -> dict[str, Any]:
-        """All settings that have a plain default, and those that were changed."""
+        """The settings that were changed, and the plain defaults of all others but those of methods that it lacks."""
+        idle = tuple(f"{name}_" for name in METHODS if METHODS[name] not in self.methods)
+        active = tuple(f"{method.name}_" for method in self.methods)
         defaults = {item.name: item.default for item in fields(EntropyGRPOConfig) if item.default is not MISSING}
-        return defaults | self.settings
+        kept = {key: value for key, value in defaults.items() if key.startswith(active) or not key.startswith(idle)}
+        return {"methods": [], **kept, **self.settings}
 
     def target(self) -> tuple[list[float], list[float], list[float]] | None:
         """Steps and the two ends of where entropy was meant to be, in nats; `None` without a target."""

@@ -79,17 +79,19 @@ def check_token_log(path: Path, log: Any) -> None:
         raise ValueError(f"{path} must hold `step` and `completions` with as many `tokens` as `entropies`.")
 
 
-def tip_scatter(run: Run) -> tuple[list[float], list[float], list[bool]] | None:
-    """Entropy, divergence and whether it was kept, of each token of the last batch that a distillation has saved."""
-    paths = sorted(run.folder.glob("tip_scatter*.json"))
-    if not paths:
+def tip_scatter(run: Run) -> dict[str, Any] | None:
+    """What a distillation has saved of the tokens of a batch: `entropy`, `divergence`, `kept`, and two thresholds.
+
+    See `trl_entropy.quadrants`, which writes it.
+    """
+    path = run.folder / "tip_scatter.json"
+    if not path.exists():
         return None
-    found = read_json(paths[-1])
+    found = read_json(path)
     try:
-        columns = found["entropy"], found["divergence"], found["kept"]
-        fits = len(set(map(len, columns))) == 1
+        fits = len({len(found[key]) for key in ("entropy", "divergence", "kept")}) == 1
     except (KeyError, TypeError):
         fits = False
     if not fits:
-        raise ValueError(f"{paths[-1]} must hold lists `entropy`, `divergence` and `kept` of the same length.")
-    return columns
+        raise ValueError(f"{path} must hold lists `entropy`, `divergence` and `kept` of the same length.")
+    return found

@@ -3,9 +3,10 @@
 """The table of a report: each run in a few numbers, and the settings in which the runs differ."""
 
 from statistics import fmean
+from typing import Any
 
 from ..token_log import is_private
-from .panels import Panel
+from .panels import GROUPS, Panel
 from .runs import Run
 
 
@@ -44,15 +45,29 @@ def summarize(runs: list[Run], panels: list[Panel]) -> list[dict[str, str]]:
 
 
 def named_methods(run: Run) -> str:
-    return ", ".join(run.settings.get("methods") or ["none"]) if run.settings else UNKNOWN
+    """Its methods by its settings; where these name none, those that have logged something."""
+    names = [method.name for method in run.methods] or [
+        group for group in GROUPS if any(key.startswith(f"{group}/") for key in run.keys)
+    ]
+    return ", ".join(names) or ("none" if run.settings else UNKNOWN)
 
 
 def differing_settings(runs: list[Run]) -> dict[str, list[str]]:
-    """The settings in which runs differ, with the value of each run."""
-    known = [run.with_defaults() if run.settings else {} for run in runs]
+    """The settings in which runs differ, with the value of each run; nothing for a method that a run does without."""
+    known = [run.with_defaults() for run in runs]
     names = sorted(name for name in set().union(*(run.settings for run in runs)) if not is_private(name))
-    values = {name: [str(settings.get(name, UNKNOWN)) for settings in known] for name in names}
+    values = {
+        name: [
+            in_words(settings.get(name, "")) if run.settings else UNKNOWN
+            for run, settings in zip(runs, known, strict=True)
+        ]
+        for name in names
+    }
     return {name: row for name, row in values.items() if len(set(row)) > 1}
+
+
+def in_words(value: Any) -> str:
+    return (", ".join(map(str, value)) or "none") if isinstance(value, list) else str(value)
 
 
 def as_text(rows: list[dict[str, str]]) -> str:
