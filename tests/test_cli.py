@@ -17,6 +17,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from trl_entropy import METHODS, cli, launch
+from trl_entropy.report.heat import heat_maps
+from trl_entropy.report.runs import read_runs
+from trl_entropy.report.summary import named_methods
 
 
 ROOT = Path(__file__).parents[1]
@@ -388,7 +391,9 @@ def test_failure_of_a_process_is_the_status(run, monkeypatch):
 
 def test_two_processes_on_cpu_from_the_command(run, tiny):
     """The real thing: `trl-entropy` starts two processes by the packaged configuration, and they train one model."""
-    Path("recipe.yaml").write_text(yaml.safe_dump(settings(tiny, save_strategy="steps", save_steps=2)))
+    Path("recipe.yaml").write_text(
+        yaml.safe_dump(settings(tiny, save_strategy="steps", save_steps=2, log_token_entropies=1))
+    )
     config = str(ROOT / "recipes" / "accelerate" / "cpu_two_processes.yaml")
     code = "import sys; from trl_entropy.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "grpo", "--config", "recipe.yaml", "--accelerate_config", config]
@@ -399,12 +404,19 @@ def test_two_processes_on_cpu_from_the_command(run, tiny):
     history = logged("out/checkpoint-2")
     assert [entry["step"] for entry in history] == [1, 2] and "steer/weight_mean" in history[0]
     assert done.stdout.count("Model saved to out.") == 1
+    # What the report reads is there once, not once per process.
+    (run_there,) = read_runs([Path("out")])
+    assert (run_there.steps, named_methods(run_there)) == (2, "clip_cov, steer") and Path(
+        "out/trainer_state.json"
+    ).exists()
+    assert [shown.step for shown in heat_maps([run_there], 9)] == [1, 2]
 
 
 def test_help_lists_the_commands_and_imports_nothing_slow():
     command = [sys.executable, "-X", "importtime", "-m", "trl_entropy.cli", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and "grpo" in done.stdout and "torch" not in done.stderr
+    assert done.returncode == 0 and "torch" not in done.stderr
+    assert all(name in done.stdout for name in cli.COMMANDS)
 
 
 def test_no_command_and_unknown_command_are_refused(capsys):

@@ -14,6 +14,8 @@ from huggingface_hub import ModelCard
 from trl_entropy.countdown_model import WarmStart, load_warm_start
 from trl_entropy.quickstart import RECIPE, build_parser, config_for, main, read_recipe, run
 from trl_entropy.quickstart_report import COLUMNS, running_mean, table
+from trl_entropy.report.runs import read_runs
+from trl_entropy.report.summary import named_methods
 
 
 TINY = WarmStart(hidden_size=32, layers=1, steps=20, batch_size=32)
@@ -48,6 +50,9 @@ def test_results_are_written(quick):
     assert image.startswith(b"\x89PNG") and 10_000 < len(image) < 120_000
     for label in ("stock", "clip_cov"):
         assert load_warm_start(arguments.output / label)[0].config.hidden_size == 32
+    stock, method = read_runs([arguments.output / label for label in ("stock", "clip_cov")])
+    assert stock.series("step", "entropy")[1] == [point["entropy"] for point in results["history"]["stock"]]
+    assert (named_methods(stock), named_methods(method), method.steps) == ("none", "clip_cov", 8)
 
 
 def test_the_method_ran_in_its_run_alone(quick):

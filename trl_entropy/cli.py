@@ -34,7 +34,33 @@ def grpo(argv: list[str], launch: bool) -> int:
     return run_training("grpo", kinds, train_grpo, argv, launch)
 
 
-COMMANDS: dict[str, Callable[[list[str], bool], int]] = {"grpo": grpo}
+def report(argv: list[str], launch: bool) -> int:
+    """Compare runs in a page and a picture."""
+    from .report.command import main as run
+
+    return run(argv)
+
+
+def methods(argv: list[str], launch: bool) -> int:
+    """List the methods with their papers and fields."""
+    from .method_list import main as run
+
+    return run(argv)
+
+
+def env(argv: list[str], launch: bool) -> int:
+    """Print versions and hardware, for bug reports."""
+    from .environment import main as run
+
+    return run(argv)
+
+
+COMMANDS: dict[str, Callable[[list[str], bool], int]] = {
+    "grpo": grpo,
+    "report": report,
+    "methods": methods,
+    "env": env,
+}
 
 
 def run_training(name: str, kinds: tuple[type, ...], train: Callable, argv: list[str], launch: bool) -> int:
@@ -98,6 +124,7 @@ def train_grpo(parser, script_args, training_args, model_args, dataset_args) -> 
     }
     trainer.card_facts = {"dataset_name": script_args.dataset_name, "recipe": recipe}
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.save_state()  # which `trl-entropy report` reads
     trainer.save_model(training_args.output_dir)
     trainer.accelerator.print(f"Model saved to {training_args.output_dir}.")
     trainer.create_model_card()

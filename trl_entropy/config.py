@@ -11,7 +11,7 @@ from trl import GRPOConfig
 
 from .entropy_bonus import EntropyBonusConfig
 from .methods import Method, MethodsConfig, build_methods, idle_fields
-from .methods.base import non_negative, one_of
+from .methods.base import checked, non_negative, one_of
 from .provenance import given_settings
 
 
@@ -49,6 +49,9 @@ class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, GRPOConfig):
     entropy_forecast (`bool`, *optional*, defaults to `False`):
         Log the first-order prediction of each step's entropy change beside the realised change. On by itself where a
         method needs the same statistics.
+    log_token_entropies (`int`, *optional*, defaults to `0`):
+        How many completions of each log to keep below `output_dir/completions`, with the entropy of each token, for
+        `trl-entropy report`.
 
     > Parameters that control TRL's entropy bonus
 
@@ -82,6 +85,13 @@ class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, GRPOConfig):
             "itself where a method needs the same statistics."
         },
     )
+    log_token_entropies: int = field(
+        default=0,
+        metadata={
+            "help": "How many completions of each log to keep below `output_dir/completions`, with the entropy of each "
+            "token, for `trl-entropy report`."
+        },
+    )
 
     def __post_init__(self):
         self.given_settings = given_settings(self)  # what model cards show: before TRL derives values from others
@@ -89,6 +99,7 @@ class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, GRPOConfig):
         methods = build_methods(self)
         self._check_head(methods)
         self._check_bonus()
+        checked(self, "log_token_entropies", lambda value: type(value) is int and value >= 0, "a whole number >= 0")
         own = [warning for method in methods for warning in method.check(self)]
         for warning in (*self._idle_warnings(), *self._inert_warnings(methods), *own):
             logger.warning(warning)

@@ -28,6 +28,7 @@ from .metrics import entropy_metrics, named_metrics, reduce_metrics
 from .processes import collectives_of
 from .rollouts import RolloutHooks, forward_inputs, loss_mask
 from .statistics import HeadStatistics
+from .token_log import SettingsCallback, TokenLogHooks
 from .tokens import TokenBatch
 
 
@@ -45,7 +46,7 @@ def refuse_unsloth(trainer_class: type) -> None:
             )
 
 
-class EntropyGRPOTrainer(HubHooks, RolloutHooks, GRPOTrainer):
+class EntropyGRPOTrainer(HubHooks, TokenLogHooks, RolloutHooks, GRPOTrainer):
     """
     [`~trl.GRPOTrainer`] with entropy methods. Same arguments; `args` is an [`EntropyGRPOConfig`], whose `methods`
     lists what to apply. With `methods` empty, losses and gradients are those of `GRPOTrainer` to the bit.
@@ -107,6 +108,7 @@ class EntropyGRPOTrainer(HubHooks, RolloutHooks, GRPOTrainer):
         self.card_facts = {}
         self.model.add_model_tags(self._tag_names)
         self._world = collectives_of(self.accelerator)
+        self.add_callback(SettingsCallback)
         # What adds to a log line goes before what reports it; the sort is stable.
         self.callback_handler.callbacks.sort(key=lambda callback: not getattr(callback, "adds_to_logs", False))
         self._set_up_rewards()
@@ -161,6 +163,7 @@ class EntropyGRPOTrainer(HubHooks, RolloutHooks, GRPOTrainer):
                 if self.model.training and "auxiliary_rollouts" in method.needs:
                     loss = loss + self._auxiliary_loss(model, method) / self.current_gradient_accumulation_steps
             self._log_forward()
+            self._keep_tokens(inputs, self._acted)
         finally:
             self._batch = self._advantages = self._turns = self._acted = None
         return loss

@@ -115,6 +115,7 @@ def train(label: str, model_path: Path, config: EntropyGRPOConfig) -> tuple[dict
     start = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - start
+    trainer.save_state()  # which `trl-entropy report` reads
     trainer.save_model(config.output_dir)
     last = progress.history[-max(1, len(progress.history) // 10) :]
     found = evaluate(model, tokenizer, prompts(held_out=True))

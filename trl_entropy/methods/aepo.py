@@ -169,6 +169,11 @@ class Aepo(Method):
             found["auxiliary_positive_fraction"] = self._positive.float().mean()
         return found
 
+    @classmethod
+    def entropy_range(cls, settings, logged):
+        target = logged.get("aepo/target_entropy")
+        return None if target is None else (target, target)
+
     def state_dict(self):
         return {"entropy": self.entropy, "step_mean": self.step_mean.state_dict()}
 

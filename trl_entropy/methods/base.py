@@ -131,6 +131,11 @@ class Method:
         """
         return {}
 
+    @classmethod
+    def entropy_range(cls, settings: dict[str, Any], logged: dict[str, float]) -> tuple[float, float] | None:
+        """For plots: where it means the mean token entropy to be, in nats, by its fields and the values of a log line."""
+        return None
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know: JSON types, the same on every process."""
         return {}

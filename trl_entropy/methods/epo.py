@@ -118,6 +118,11 @@ class Epo(Method):
             found["history_entropy"] = torch.tensor(self.history_total / self.history_steps, device=tokens.mask.device)
         return found
 
+    @classmethod
+    def entropy_range(cls, settings, logged):
+        history = logged.get("epo/history_entropy")
+        return None if history is None else (settings["epo_low"] * history, settings["epo_high"] * history)
+
     def state_dict(self):
         return {
             "history_total": self.history_total,

@@ -1,0 +1,108 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Panels drawn with matplotlib: all of them as one PNG, or each as SVG for the page."""
+
+import io
+import math
+from pathlib import Path
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from ..quickstart_report import running_mean
+from .panels import Panel, Series
+
+
+# Dark enough for lines on white, and told apart by people who do not see all colours (Okabe and Ito).
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#b8a900", "#5e3c99", "#000000")
+COLUMNS = 3
+PANEL_SIZE = (4.3, 2.9)  # inches
+LINES, DASHED = ("line", "second", "noisy", "noisy_second"), "--"
+# Points from which a line is drawn through its running mean, where it is known to be noisy and otherwise
+SHORTEST_NOISY, SHORTEST_CROWDED = 15, 200
+MANY_POINTS = 500  # from which they are drawn small
+MOST_POINTS = 2000  # that are drawn one by one in a page
+SVG_SETTINGS = {"svg.fonttype": "none", "font.family": "sans-serif"}
+
+
+def color_of(run: int) -> str:
+    return COLORS[run % len(COLORS)]
+
+
+def draw_series(axes: Axes, item: Series) -> None:
+    color, x, y = color_of(item.run), item.x, item.y
+    if item.kind == "band":
+        if item.upper == y:
+            axes.plot(x, y, color=color, linestyle=":", linewidth=1.4)
+        else:
+            axes.fill_between(x, y, item.upper, color=color, alpha=0.12, linewidth=0)
+    elif item.kind == "points":
+        filled = color if item.label != "dropped" else "none"
+        style = dict(facecolors=filled, edgecolors=color, linewidths=0.6, alpha=0.6)
+        axes.scatter(x, y, s=4 if len(x) >= MANY_POINTS else 12, rasterized=len(x) > MOST_POINTS, **style)
+    elif item.kind == "evaluation":
+        axes.plot(x, y, color=color, marker="D", markersize=4, linestyle="none")
+    elif item.kind == "threshold":
+        axes.plot(x, y, color=color, linestyle=":", linewidth=1)
+    elif item.kind == "fit":
+        axes.plot(x, y, color=color)
+    else:
+        draw_line(axes, item)
+
+
+def draw_line(axes: Axes, item: Series) -> None:
+    """A line over steps, through its running mean where it is noisy or crowded."""
+    color, x, y = color_of(item.run), item.x, item.y
+    if len(y) >= (SHORTEST_NOISY if item.kind.startswith("noisy") else SHORTEST_CROWDED):
+        axes.plot(x, y, color=color, alpha=0.2, linewidth=0.8)
+        y = running_mean(y, max(7, len(y) // 30))
+    style = DASHED if item.kind in ("second", "noisy_second") else "-"
+    axes.plot(x, y, color=color, linestyle=style, marker="." if len(x) == 1 else "")
+
+
+def draw_panel(axes: Axes, panel: Panel) -> None:
+    for item in panel.series:
+        draw_series(axes, item)
+    axes.set_title(panel.title, fontsize="medium")
+    axes.set_xlabel(panel.x_label, fontsize="small")
+    axes.tick_params(labelsize="small")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    if panel.from_zero:
+        axes.set_ylim(bottom=0)
+    axes.locator_params(axis="x", nbins=6)
+    axes.ticklabel_format(scilimits=(-3, 5), useOffset=False)
+    styles = {
+        DASHED if item.kind.endswith("second") else "-": item.label for item in panel.series if item.kind in LINES
+    }
+    if any(styles.values()):
+        handles = [Line2D([], [], color="0.3", linestyle=style, label=label) for style, label in styles.items()]
+        axes.legend(handles=handles, fontsize="x-small", frameon=False)
+
+
+def draw_png(panels: list[Panel], labels: list[str], path: Path) -> None:
+    """All panels in one picture, below the colours of the runs."""
+    rows = math.ceil(len(panels) / COLUMNS)
+    columns = min(COLUMNS, len(panels))
+    figure = Figure(figsize=(PANEL_SIZE[0] * columns, PANEL_SIZE[1] * rows + 0.5), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes, panel in zip(grid, panels, strict=False):
+        draw_panel(axes, panel)
+    for axes in grid[len(panels) :]:
+        axes.remove()
+    handles = [Line2D([], [], color=color_of(run), linewidth=3, label=label) for run, label in enumerate(labels)]
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(labels), 4), frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+def draw_svg(panel: Panel, name: str) -> str:
+    """One panel as an SVG element to stand in a page, whose identifiers do not clash with those of another `name`."""
+    with rc_context({**SVG_SETTINGS, "svg.hashsalt": name}):
+        figure = Figure(figsize=PANEL_SIZE, layout="constrained")
+        draw_panel(figure.subplots(), panel)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", dpi=150, transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    return svg[svg.index("<svg") :]

@@ -1,0 +1,106 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Completions coloured by the entropy of their tokens, for the page and for the terminal."""
+
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+from unicodedata import category
+
+from .runs import Run
+from .samples import token_logs
+
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+HOTTEST = (217, 72, 1)  # on white: black text keeps a contrast of 5 to 1
+LOWEST_SCALE = 0.1  # nats: below it a whole completion is certain, and colours would show noise
+SHOWN_TOKENS = 800
+UNPRINTABLE = "\ufffd"
+COLD = 0.03  # share of the scale below which a token of the terminal keeps its background
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """A completion: `tokens` are the texts and entropies in nats (`None`: not counted) of those that are shown."""
+
+    run: int
+    step: int
+    prompt: str
+    advantage: float | None
+    tokens: list[tuple[str, float | None]]
+    left_out: int
+
+    @property
+    def mean(self) -> float:
+        """Mean entropy of the tokens shown, in nats."""
+        counted = [entropy for _, entropy in self.tokens if entropy is not None]
+        return fmean(counted) if counted else 0.0
+
+
+def heat_maps(runs: list[Run], count: int) -> list[HeatMap]:
+    """Up to `count` completions of the first and of the last log of each run that kept tokens."""
+    return [
+        heat_map(index, log["step"], record)
+        for index, run in enumerate(runs)
+        for log in token_logs(run)
+        for record in log["completions"][:count]
+    ]
+
+
+def printable(text: str) -> str:
+    """Text without control characters, such as those that move the cursor of a terminal."""
+    return "".join(letter if letter in "\n\t" or category(letter) != "Cc" else UNPRINTABLE for letter in text)
+
+
+def heat_map(run: int, step: int, record: dict[str, Any]) -> HeatMap:
+    tokens = [*zip(map(printable, record["tokens"]), record["entropies"], strict=True)]
+    left_out = max(0, len(tokens) - SHOWN_TOKENS)
+    prompt = printable(record.get("prompt", ""))
+    return HeatMap(run, step, prompt, record.get("advantage"), tokens[:SHOWN_TOKENS], left_out)
+
+
+def scale_of(maps: list[HeatMap]) -> float:
+    """The entropy that gets the hottest colour: one for all, so that colours can be compared."""
+    return max([LOWEST_SCALE, *(entropy for shown in maps for _, entropy in shown.tokens if entropy is not None)])
+
+
+def ticks(scale: float) -> list[float]:
+    """Entropies that explain the colours."""
+    return [scale * share / 4 for share in range(5)]
+
+
+def color_at(entropy: float, scale: float) -> str:
+    """White at 0 nats, the hottest colour from `scale` on."""
+    share = min(max(entropy / scale, 0.0), 1.0)
+    return "#" + "".join(f"{round(255 + share * (part - 255)):02x}" for part in HOTTEST)
+
+
+def colored_text(shown: HeatMap, scale: float) -> "Text":
+    """A completion for the terminal."""
+    from rich.text import Text
+
+    text = Text(f"{shown.prompt} | ", style="dim")
+    for token, entropy in shown.tokens:
+        cold = entropy is None or entropy < COLD * scale
+        style = "not dim" if cold else f"not dim black on {color_at(entropy, scale)}"
+        text.append(token, style="dim" if entropy is None else style)
+    if shown.left_out:
+        text.append(f" ... {shown.left_out} more tokens", style="dim")
+    return text
+
+
+def print_heat_maps(maps: list[HeatMap], labels: list[str]) -> None:
+    """Prints completions to the terminal. Needs rich."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console, scale = Console(highlight=False), scale_of(maps)
+    for shown in maps:
+        console.rule(Text(f"{labels[shown.run]}, step {shown.step}, mean entropy {shown.mean:.3f} nats"), align="left")
+        console.print(colored_text(shown, scale))
+    key = Text("nats: ")
+    for value in ticks(scale):
+        key.append(f" {value:.2f} ", style=f"black on {color_at(value, scale)}")
+    console.print(key)

@@ -1,0 +1,211 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What a report shows, as numbers: panels of series, which picture and page draw alike."""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..callbacks import fit_entropy_law
+from ..methods import METHODS
+from .runs import Run
+from .samples import pass_at_k_points, tip_scatter
+
+
+GROUPS = (*METHODS, "tip")  # of metrics that belong to a method
+PASS_AT_K = re.compile(r"(.*/)?(eval_)?pass@\d+$")
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line, cloud of points or band of a panel.
+
+    Attributes:
+        run: index of its run, which sets the colour.
+        x, y: its points; of a band the lower edge.
+        kind: how to draw it. `second` is a dashed line, where a run has two; `noisy` kinds are lines through the running
+            mean, with the line itself behind it.
+        label: what it is of its run, where a run has several.
+        upper: upper edge of a band.
+    """
+
+    run: int
+    x: list[float]
+    y: list[float]
+    kind: Literal["line", "second", "noisy", "noisy_second", "points", "evaluation", "fit", "threshold", "band"] = (
+        "line"
+    )
+    label: str = ""
+    upper: list[float] | None = None
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A pair of axes.
+
+    Attributes:
+        title, x_label: what the axes show.
+        series: what is drawn.
+        notes: one line per fact that is not in the drawing, by run.
+        about: what a reader must know to read it.
+        from_zero: the axis of y starts at 0.
+    """
+
+    title: str
+    series: list[Series]
+    x_label: str = "optimizer step"
+    about: str = ""
+    notes: dict[int, str] = field(default_factory=dict)
+    from_zero: bool = False
+
+
+def build_panels(runs: list[Run]) -> list[Panel]:
+    """Every panel for which at least one of the runs has something to show."""
+    candidates = [
+        entropy_panel(runs),
+        metric_panel(runs, "reward", "reward", kind="noisy"),
+        pass_at_k_panel(runs),
+        metric_panel(runs, "mean completion length (tokens)", "completions/mean_length"),
+        law_panel(runs),
+        forecast_panel(runs),
+        advantage_panel(runs),
+        tip_panel(runs),
+    ]
+    if not all("reward" in run.keys for run in runs):
+        candidates.append(metric_panel(runs, "loss", "loss"))
+    panels = [panel for panel in candidates if panel.series]
+    return panels + [metric_panel(runs, key, key) for key in method_metrics(runs)]
+
+
+def method_metrics(runs: list[Run]) -> list[str]:
+    """The metrics of methods that any of the runs has logged, in the order of methods."""
+    keys = sorted(set().union(*(run.keys for run in runs)))
+    return [key for group in GROUPS for key in keys if key.startswith(f"{group}/")]
+
+
+def metric_panel(runs: list[Run], title: str, key: str, kind: str = "line") -> Panel:
+    """One metric over steps, and its value in evaluations as points."""
+    return Panel(title, [*metric_series(runs, key, kind)])
+
+
+def metric_series(runs: list[Run], key: str, kind: str = "line") -> Iterator[Series]:
+    for index, run in enumerate(runs):
+        for name, how in ((key, kind), (f"eval_{key}", "evaluation")):
+            x, y = run.series("step", name)
+            if x:
+                yield Series(index, x, y, how, "evaluation" if how == "evaluation" else "")
+
+
+def entropy_panel(runs: list[Run]) -> Panel:
+    series = []
+    for index, run in enumerate(runs):
+        target = run.target()
+        if target is not None:
+            series.append(Series(index, target[0], target[1], "band", "target", target[2]))
+    series += metric_series(runs, "entropy")
+    about = "Mean over completion tokens."
+    if any(item.kind == "band" for item in series):
+        about += " Shaded, or dotted where it is one value: where a run was meant to be."
+    return Panel("token entropy (nats)", series, about=about, from_zero=True)
+
+
+def pass_at_k_panel(runs: list[Run]) -> Panel:
+    """From the tables of completions, else what was logged under such a name."""
+    series, sources = [], set()
+    for index, run in enumerate(runs):
+        found = pass_at_k_points(run)
+        if found is not None:
+            sources.add(f"Of the completions trained on; right is what `{found[0]}` gives 1.")
+            x = [point["step"] for point in found[1]]
+            one, many = (key for key in found[1][0] if key != "step")
+            for key, kind in ((many, "noisy"), (one, "noisy_second")):
+                series.append(Series(index, x, [point[key] for point in found[1]], kind, key))
+            continue
+        for position, key in enumerate(sorted(filter(PASS_AT_K.match, run.keys), key=k_of, reverse=True)):
+            series.append(Series(index, *run.series("step", key), "second" if position else "line", key))
+            sources.add("As logged.")
+    return Panel("pass@k", series, about=" ".join(sorted(sources)))
+
+
+def k_of(key: str) -> int:
+    return int(key.rpartition("@")[2])
+
+
+def law_panel(runs: list[Run]) -> Panel:
+    """Reward against entropy, and the law that fits a run."""
+    series, notes = [], {}
+    for index, run in enumerate(runs):
+        entropies, rewards = run.series("entropy", "reward")
+        if len(entropies) < 3:
+            continue
+        series.append(Series(index, entropies, rewards, "points"))
+        a, b, explained = fit_entropy_law(entropies, rewards)
+        if math.isfinite(a):
+            low, high = min(entropies), max(entropies)
+            grid = [low + (high - low) * step / 40 for step in range(41)]
+            series.append(Series(index, grid, [b - a * math.exp(entropy) for entropy in grid], "fit"))
+            r_squared = f", R² = {explained:.2f}" if math.isfinite(explained) else ""
+            notes[index] = f"a = {a:.3f}, b = {b:.3f}{r_squared}, at entropy 0: {b - a:.3f}"
+    about = "One point per log line; the line is the law R = -a exp(H) + b, fitted to them."
+    return Panel("reward against entropy", series, "token entropy (nats)", about, notes)
+
+
+def forecast_panel(runs: list[Run]) -> Panel:
+    """Realised against predicted entropy change, of the same step where each step was logged."""
+    series, notes = [], {}
+    for index, run in enumerate(runs):
+        predicted, realized = paired_changes(run)
+        if predicted:
+            series.append(Series(index, predicted, realized, "points"))
+            correlation = run.series("entropy/change_correlation")[0]
+            if correlation:
+                notes[index] = f"correlation over all steps: {correlation[-1]:.2f}"
+    about = "First order, for a learning rate of 1; sign and correlation carry the meaning."
+    return Panel("realised entropy change (nats)", series, "predicted entropy change", about, notes)
+
+
+def paired_changes(run: Run) -> tuple[list[float], list[float]]:
+    """Predicted and realised changes that belong together.
+
+    A line of one step has the prediction of a step and the realised change up to it, which the line before predicted.
+    Lines of several steps have means, of which all terms but one belong together.
+    """
+    steps, predicted = run.series("step", "entropy/predicted_change")
+    before = dict(zip(steps, predicted, strict=True))
+    each = any(step + 1 in before for step in steps)
+    steps, realized = run.series("step", "entropy/realized_change")
+    pairs = [(before.get(step - each), change) for step, change in zip(steps, realized, strict=True)]
+    pairs = [pair for pair in pairs if pair[0] is not None]
+    return [x for x, _ in pairs], [y for _, y in pairs]
+
+
+def advantage_panel(runs: list[Run]) -> Panel:
+    series = []
+    for index, run in enumerate(runs):
+        for sign, kind in (("positive", "line"), ("negative", "second")):
+            x, y = run.series("step", f"entropy/{sign}_advantage_mean")
+            if x:
+                series.append(Series(index, x, y, kind, "rewarded" if sign == "positive" else "punished"))
+    return Panel("entropy of rewarded and punished tokens (nats)", series, from_zero=True)
+
+
+def tip_panel(runs: list[Run]) -> Panel:
+    """Entropy and divergence of tokens, by whether TIP kept them, and what parts its quadrants."""
+    series = []
+    for index, run in enumerate(runs):
+        found = tip_scatter(run)
+        if found is None:
+            continue
+        points = [*zip(found["entropy"], found["divergence"], found["kept"], strict=True)]
+        for kept, label in ((False, "dropped"), (True, "kept")):
+            x, y = ([point[axis] for point in points if point[2] is kept] for axis in (0, 1))
+            series += [Series(index, x, y, "points", label)] if x else []
+        if points and "entropy_threshold" in found:
+            entropy, divergence = found["entropy_threshold"], found["divergence_threshold"]
+            far, uncertain = max(found["divergence"]), max(found["entropy"])
+            series.append(Series(index, [entropy, entropy], [0.0, far], "threshold"))
+            series.append(Series(index, [0.0, uncertain], [divergence, divergence], "threshold"))
+    about = "Tokens of a batch of TIP: filled points were kept; dotted, what parts the quadrants."
+    return Panel("divergence from the teacher (nats)", series, "student entropy (nats)", about)

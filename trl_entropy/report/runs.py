@@ -1,0 +1,148 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Runs as their folders tell of them: what was logged, and with which settings."""
+
+import json
+import math
+from collections import Counter
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..config import EntropyGRPOConfig
+from ..methods import METHODS, Method
+from ..token_log import SETTINGS_FILE
+
+
+STATE = "trainer_state.json"
+RECIPE = "recipe.yaml"  # which the quickstart writes
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run.
+
+    Attributes:
+        label: its name in the report.
+        folder: where it lies.
+        lines: what it logged, line by line: finite numbers only, `step` among them.
+        settings: those that are known to differ from their defaults.
+    """
+
+    label: str
+    folder: Path
+    lines: list[dict[str, float]]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        return int(self.lines[-1]["step"])
+
+    @property
+    def keys(self) -> set[str]:
+        return set().union(*self.lines)
+
+    @property
+    def methods(self) -> list[type[Method]]:
+        """Those of its methods that this version knows."""
+        names = self.settings.get("methods") or []
+        return [METHODS[name] for name in ([names] if isinstance(names, str) else names) if name in METHODS]
+
+    def series(self, *keys: str) -> list[list[float]]:
+        """The values of each of `keys` over the lines that have all of them."""
+        lines = [line for line in self.lines if all(key in line for key in keys)]
+        return [[line[key] for line in lines] for key in keys]
+
+    def with_defaults(self) -> dict[str, Any]:
+        """The settings that were changed, and the plain defaults of all others but those of methods that it lacks."""
+        idle = tuple(f"{name}_" for name in METHODS if METHODS[name] not in self.methods)
+        active = tuple(f"{method.name}_" for method in self.methods)
+        defaults = {item.name: item.default for item in fields(EntropyGRPOConfig) if item.default is not MISSING}
+        kept = {key: value for key, value in defaults.items() if key.startswith(active) or not key.startswith(idle)}
+        return {"methods": [], **kept, **self.settings}
+
+    def target(self) -> tuple[list[float], list[float], list[float]] | None:
+        """Steps and the two ends of where entropy was meant to be, in nats; `None` without a target."""
+        settings, found = self.with_defaults(), []
+        for line in self.lines:
+            ranges = [method.entropy_range(settings, line) for method in self.methods]
+            if settings["use_adaptive_entropy"] and "entropy" in line:  # TRL's own controller
+                ranges.append((settings["entropy_target"],) * 2)
+            ranges = [ends for ends in ranges if ends is not None]
+            if ranges:
+                found.append((line["step"], *ranges[0]))
+        return tuple(map(list, zip(*found, strict=True))) if found else None
+
+
+def read_runs(folders: list[Path]) -> list[Run]:
+    """The runs in these folders. Raises `ValueError` where one of them holds none that can be read."""
+    lines, settings = [read_lines(folder) for folder in folders], [read_settings(folder) for folder in folders]
+    return [Run(*parts) for parts in zip(labels_of(folders), folders, lines, settings, strict=True)]
+
+
+def labels_of(folders: list[Path]) -> list[str]:
+    """The names of the folders, with as many of their parents as tell them apart."""
+    paths = [folder.resolve() for folder in folders]
+    if len(set(paths)) < len(paths):
+        raise ValueError(f"RUN must be given once each, got {Counter(paths).most_common(1)[0][0].name!r} twice.")
+    depth = 1
+    while len({path.parts[-depth:] for path in paths}) < len(paths):
+        depth += 1
+    return ["/".join(path.parts[-depth:]) for path in paths]
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} must be JSON, but cannot be read: {error}.") from None
+
+
+def find_state(folder: Path) -> Path:
+    """The trainer's state of a run, or that of its last checkpoint where the run did not end."""
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise ValueError(f"RUN must be the folder of a run, got {str(folder)!r}, which {what}.")
+    checkpoints = [path for path in folder.glob(f"checkpoint-*/{STATE}") if path.parent.name[11:].isdigit()]
+    last = max(checkpoints, key=lambda path: int(path.parent.name[11:]), default=None)
+    own = folder / STATE
+    if own.exists() and last is not None:  # a run that was resumed may have left an older one
+        return max(own, last, key=lambda path: read_json(path).get("global_step", 0))
+    if own.exists() or last is not None:
+        return own if own.exists() else last
+    below = sorted(str(path.parent) for path in folder.glob(f"*/{STATE}"))
+    hint = f" There are runs in {', '.join(below)}." if below else " `trainer.save_state()` writes one."
+    raise ValueError(f"{folder} must hold {STATE}, itself or in a checkpoint, and does not.{hint}")
+
+
+def read_lines(folder: Path) -> list[dict[str, float]]:
+    """What a run logged."""
+    path = find_state(folder)
+    state = read_json(path)
+    history = state.get("log_history") if isinstance(state, dict) else None
+    if not isinstance(history, list) or not all(isinstance(line, dict) for line in history):
+        raise ValueError(f"{path} must have a list of log lines as `log_history`, got {type(history).__name__}.")
+    lines = [
+        {key: value for key, value in line.items() if type(value) in (int, float) and math.isfinite(value)}
+        for line in history
+    ]
+    lines = [line for line in lines if "step" in line]
+    if not any(line.keys() & {"entropy", "loss", "eval_loss"} for line in lines):
+        raise ValueError(f"{path} must have logged something, but has no line with `entropy` or `loss`.")
+    return lines
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings that a run has written down; none where it has not."""
+    path = next((folder / name for name in (SETTINGS_FILE, RECIPE) if (folder / name).exists()), None)
+    if path is None:
+        return {}
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))  # of which JSON is a part
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} must be JSON or YAML, but cannot be read: {error}.") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} must hold a mapping of settings, got {type(settings).__name__}.")
+    return settings

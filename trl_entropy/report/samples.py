@@ -1,0 +1,97 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What a run left besides its log: completions with their rewards, tokens with their entropies, selected tokens."""
+
+from collections import Counter
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pandas as pd
+
+from ..countdown import pass_at_k
+from .runs import Run, read_json
+
+
+TOKEN_FILES = "token_entropies_*.json"
+
+
+def pass_at_k_points(run: Run) -> tuple[str, list[dict[str, float]]] | None:
+    """The reward function by which completions are right, and pass@1 and pass@k of each log; `None` without any.
+
+    From the tables of `log_completions`: a completion is right where the first reward function that only ever gave 0
+    and 1 gave 1; k is the number of completions that most prompts had. Unbiased, mean over the prompts with k or more.
+    """
+    paths = sorted((run.folder / "completions").glob("completions_*.parquet"))
+    tables = [table for table in map(read_table, paths) if len(table)]
+    names = dict.fromkeys(key.split("/")[1] for line in run.lines for key in line if key.startswith("rewards/"))
+    name = next((name for name in names if tables and all(gives_0_and_1(table, name) for table in tables)), None)
+    if name is None:
+        return None
+    counts = {int(table["step"].iloc[0]): right_by_prompt(table, name) for table in tables}
+    sizes = Counter(samples for groups in counts.values() for samples, _ in groups)
+    k = sizes.most_common(1)[0][0] if sizes else 0
+    counts = {step: [count for count in groups if count[0] >= k] for step, groups in counts.items()}
+    if k < 2:
+        return None
+    return name, [
+        {"step": step, **{f"pass@{n}": fmean(pass_at_k(*count, n) for count in groups) for n in (1, k)}}
+        for step, groups in counts.items()
+        if groups
+    ]
+
+
+def gives_0_and_1(table: pd.DataFrame, name: str) -> bool:
+    return name in table and bool(table[name].dropna().isin((0, 1)).all())
+
+
+def right_by_prompt(table: pd.DataFrame, name: str) -> list[tuple[int, int]]:
+    """Scored completions of each prompt, and how many of them were right."""
+    scored = table[table[name].notna()]
+    return [(len(values), int(values.sum())) for _, values in scored.groupby(scored["prompt"].astype(str))[name]]
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:  # the second is the base of pyarrow's own
+        raise ValueError(f"{path} must be a Parquet file, but cannot be read: {error}.") from None
+
+
+def token_logs(run: Run) -> list[dict[str, Any]]:
+    """The completions with entropies of the first and of the last log that have any."""
+    paths = sorted((run.folder / "completions").glob(TOKEN_FILES))
+    logs = {path: read_json(path) for path in dict.fromkeys((*paths[:1], *paths[-1:]))}
+    for path, log in logs.items():
+        check_token_log(path, log)
+    return [*logs.values()]
+
+
+def check_token_log(path: Path, log: Any) -> None:
+    """Raises `ValueError` where a file is not what the trainer writes."""
+    try:
+        fits = (
+            all(len(record["tokens"]) == len(record["entropies"]) for record in log["completions"]) and "step" in log
+        )
+    except (KeyError, TypeError):
+        fits = False
+    if not fits:
+        raise ValueError(f"{path} must hold `step` and `completions` with as many `tokens` as `entropies`.")
+
+
+def tip_scatter(run: Run) -> dict[str, Any] | None:
+    """What a distillation has saved of the tokens of a batch: `entropy`, `divergence`, `kept`, and two thresholds.
+
+    See `trl_entropy.quadrants`, which writes it.
+    """
+    path = run.folder / "tip_scatter.json"
+    if not path.exists():
+        return None
+    found = read_json(path)
+    try:
+        fits = len({len(found[key]) for key in ("entropy", "divergence", "kept")}) == 1
+    except (KeyError, TypeError):
+        fits = False
+    if not fits:
+        raise ValueError(f"{path} must hold lists `entropy`, `divergence` and `kept` of the same length.")
+    return found
