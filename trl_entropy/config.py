@@ -11,7 +11,8 @@ from trl import GRPOConfig
 
 from .entropy_bonus import EntropyBonusConfig
 from .methods import Method, MethodsConfig, build_methods, idle_fields
-from .methods.base import non_negative, one_of
+from .methods.base import flag, non_negative, one_of
+from .recording import NOT_A_TOKEN_PER_FORWARD
 
 
 logger = get_logger(__name__)
@@ -48,6 +49,10 @@ class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, GRPOConfig):
     entropy_forecast (`bool`, *optional*, defaults to `False`):
         Log the first-order prediction of each step's entropy change beside the realised change. On by itself where a
         method needs the same statistics.
+    record_entropies (`bool`, *optional*, defaults to `False`):
+        Where entropies are asked for and TRL does not score its rollouts, record them during generation instead of
+        making one more forward. Equal to those of a forward up to rounding, which in bfloat16 is a hundredth of a
+        nat. Not with vLLM, continuous batching, beams, or a rollout function.
 
     > Parameters that control TRL's entropy bonus
 
@@ -81,11 +86,19 @@ class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, GRPOConfig):
             "itself where a method needs the same statistics."
         },
     )
+    record_entropies: bool = field(
+        default=False,
+        metadata={
+            "help": "Where entropies are asked for and TRL does not score its rollouts, record them during generation "
+            "instead of making one more forward."
+        },
+    )
 
     def __post_init__(self):
         super().__post_init__()
         methods = build_methods(self)
         self._check_head(methods)
+        self._check_recording(methods)
         self._check_bonus()
         own = [warning for method in methods for warning in method.check(self)]
         for warning in (*self._idle_warnings(), *self._inert_warnings(methods), *own):
@@ -97,6 +110,16 @@ class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, GRPOConfig):
             askers.append("`entropy_forecast`")
         if askers and not self.fused_head:
             raise ValueError(f"`fused_head` must be true for {' and '.join(askers)}, got {self.fused_head!r}.")
+
+    def _check_recording(self, methods: list[Method]) -> None:
+        if not flag(self, "record_entropies"):
+            return
+        reasons = {f"`{name}`": getattr(self, name) for name in ("use_vllm", "use_transformers_continuous_batching")}
+        kwargs = self.generation_kwargs or {}
+        reasons |= {f"`{name}` in `generation_kwargs`": name in kwargs for name in NOT_A_TOKEN_PER_FORWARD}
+        reasons |= {f"method {method.name!r}": "rollout_logps" in method.needs for method in methods}
+        if found := [reason for reason, applies in reasons.items() if applies]:
+            raise ValueError(f"`record_entropies` must be false with {found[0]}, got True.")
 
     def _check_bonus(self) -> None:
         one_of(self, "entropy_coef_schedule", "constant", "linear", "cosine")
@@ -135,6 +158,11 @@ class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, GRPOConfig):
                         f"(now {self.steps_per_generation}) above `gradient_accumulation_steps` (now "
                         f"{self.gradient_accumulation_steps})."
                     )
+        if self.record_entropies and not single_update:
+            found.append(
+                "`record_entropies` does nothing: TRL scores its rollouts where a generation batch serves more than one "
+                "optimizer step, and entropies cost nothing there."
+            )
         if self.scale_rewards == "none":
             for method in methods:
                 if method.assumes_unit_advantages:
