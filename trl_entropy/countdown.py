@@ -32,8 +32,10 @@ from datasets import Dataset
 
 
 NUMBERS = range(1, 10)
+NUMBERS_PER_PROMPT = 4
 TOTALS = range(31)
 OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+MIN_SOLUTIONS = 4
 HELD_OUT_ONE_IN = 8
 END_OF_THOUGHT = "</think>"
 ATTEMPT, FAILED = "try", "no"
@@ -49,8 +51,8 @@ class Task:
         attempts: chains that miss the target which a thought may hold, before the one that works.
     """
 
-    numbers: int = 4
-    min_solutions: int = 4
+    numbers: int = NUMBERS_PER_PROMPT
+    min_solutions: int = MIN_SOLUTIONS
     attempts: int = 0
 
     @property

@@ -112,7 +112,7 @@ class ScoringHooks:
         if not scored:
             output.pop("old_per_token_logps", None)  # the ratio of such updates is 1, not 1 up to rounding
         if self._records:
-            scores = {"entropy": self._recorded_entropy(*output["completion_ids"].shape)}
+            scores = {"entropy": self._recorded_entropy(output["completion_ids"].size(1))}
         return output, scores
 
     def _generate(self, prompts):
@@ -131,12 +131,18 @@ class ScoringHooks:
         # TRL carries a value for each token, the log-probability in vLLM, through its loop of tools.
         return ids, recorder.rows(ids)
 
-    def _recorded_entropy(self, rows: int, length: int) -> Tensor:
-        """(rows, length) entropies that were recorded, 0 at padding and at the results of tools."""
-        entropy = torch.zeros(rows, length)
+    def _recorded_entropy(self, length: int) -> Tensor:
+        """(B, length) entropies that were recorded, 0 at padding and at the results of tools."""
+        entropy = torch.zeros(len(self._recorded), length)
         for row, values in zip(entropy, self._recorded, strict=True):
             row[: len(values)] = torch.tensor(values)
         return entropy.to(self.accelerator.device)
+
+    def _rollout_entropy(self) -> Tensor:
+        """(B, T) entropies of the last completions while they are being rewarded, from the one source of the run."""
+        if self._records:
+            return self._recorded_entropy(max(map(len, self._recorded)))
+        return self._scores[0]["entropy"]
 
     def _generated_mask(self, length: int, device: torch.device, tools: bool = True) -> Tensor:
         """(B, length) bool: the tokens of the last completions, truncated ones too; without `tools` only the policy's."""
@@ -187,10 +193,7 @@ class ScoringHooks:
             raise ValueError(
                 f"A reward function takes `{taken[0]}`, which is also a column of the dataset: rename it."
             )
-        if self._records:
-            entropy = self._recorded_entropy(len(inputs), max(map(len, self._generated[1])))
-        else:
-            entropy = self._scores[0]["entropy"]
+        entropy = self._rollout_entropy()
         own = self._generated_mask(entropy.size(1), entropy.device, tools=False)
         values, masks = entropy.float().masked_fill(~own, 0).tolist(), own.tolist()
         lengths = map(len, self._generated[1])
