@@ -96,6 +96,7 @@ def build_trainer(
     train_dataset=None,
     eval_dataset=None,
     callbacks=None,
+    processing_class=None,
     **settings,
 ):
     defaults = dict(
@@ -120,7 +121,7 @@ def build_trainer(
         args=config_class(str(output_dir), **{**defaults, **settings}),
         train_dataset=build_dataset() if train_dataset is None else train_dataset,
         eval_dataset=eval_dataset,
-        processing_class=build_tokenizer(),
+        processing_class=build_tokenizer() if processing_class is None else processing_class,
         callbacks=callbacks,
     )
 

@@ -5,6 +5,7 @@
 import json
 import math
 import random
+import re
 from dataclasses import replace
 from itertools import combinations, permutations, product
 
@@ -13,19 +14,24 @@ import torch
 from datasets import load_dataset
 
 from trl_entropy.countdown import (
+    CHAIN,
+    TASKS,
     Prompt,
     chain,
     countdown_dataset,
     countdown_reward,
+    misses,
     pass_at_k,
     prompts,
     read_answer,
     solutions,
     verify,
 )
-from trl_entropy.countdown_evaluation import COMPLETION_LENGTH, evaluate, sample
+from trl_entropy.countdown_evaluation import evaluate, sample
 from trl_entropy.countdown_model import (
     END,
+    WARM_STARTS,
+    WORDS,
     WarmStart,
     build_model,
     build_tokenizer,
@@ -39,6 +45,7 @@ from trl_entropy.countdown_model import (
 PROMPT = Prompt((2, 4, 6, 9), 17)
 THOUGHT = "<think> 4 * 6 = 24 - 9 = 15 + 2 = 17 </think>"
 TINY = WarmStart(hidden_size=16, layers=1, heads=2, steps=2, batch_size=4)
+ATTEMPTS = TASKS["attempts"]
 
 
 @pytest.mark.parametrize(
@@ -104,6 +111,33 @@ def test_chain_writes_the_running_totals():
         chain("9 * 6 - 4 + 2")
 
 
+def test_attempts_come_before_the_chain_and_are_not_verified():
+    failed = ("4 + 2 * 3", "3 - 2 + 4")
+    text = chain("2 * 3 + 4", failed)
+    assert text == "<think> try 4 + 2 = 6 * 3 = 18 no try 3 - 2 = 1 + 4 = 5 no 2 * 3 = 6 + 4 = 10 </think> 2 * 3 + 4"
+    assert verify(text, (2, 3, 4), 10) and not verify(text, (2, 3, 4), 18)
+    assert len(text.split()) + 1 == ATTEMPTS.completion_length == 39 and CHAIN.completion_length == 23
+
+
+def test_misses_are_the_answers_to_other_targets():
+    for target in (10, 24, 30):
+        every = {answer for other in range(31) for answer in solutions((2, 3, 4), other)}
+        assert set(misses((2, 3, 4), target)) == every - set(solutions((2, 3, 4), target))
+        assert len(misses((2, 3, 4), target)) == len(set(misses((2, 3, 4), target))) > 20
+
+
+def test_the_tasks_differ_in_prompts_words_and_settings():
+    held_out, rest = prompts(True, ATTEMPTS), prompts(False, ATTEMPTS)
+    assert (len(held_out), len(rest)) == (105, 713) and not set(held_out) & set(rest)
+    assert all(len(prompt.numbers) == 3 and solutions(*prompt) for prompt in held_out + rest)
+    assert countdown_dataset(True, ATTEMPTS)[0]["prompt"] == "n 1 2 3 t 6 :"
+    tokenizer = build_tokenizer(ATTEMPTS)
+    assert len(tokenizer) == len(WORDS) + 2 and len(build_tokenizer()) == len(WORDS) == 42
+    assert tokenizer.decode(tokenizer("try 2 no").input_ids) == "try 2 no"
+    assert set(WARM_STARTS) == set(TASKS) and all(WARM_STARTS[name].task == task for name, task in TASKS.items())
+    assert WARM_STARTS["chain"] == WarmStart()
+
+
 def test_hold_out_is_disjoint_complete_and_stable():
     held_out, rest = prompts(held_out=True), prompts(held_out=False)
     assert not set(held_out) & set(rest)
@@ -136,7 +170,7 @@ def test_tokenizer_round_trip():
     tokenizer = build_tokenizer()
     text = f"{PROMPT.text} {chain('4 * 6 - 9 + 2')}"
     tokens = tokenizer(f"{text} {END}").input_ids
-    assert len(tokens) == 8 + COMPLETION_LENGTH and tokens[-1] == tokenizer.eos_token_id
+    assert len(tokens) == 8 + CHAIN.completion_length and tokens[-1] == tokenizer.eos_token_id
     assert tokenizer.decode(tokens, skip_special_tokens=True) == text
 
 
@@ -146,14 +180,53 @@ def test_supervised_rows_are_right_answers():
         assert verify(tokenizer.decode(tokens[8:], skip_special_tokens=True), *row)
 
 
-def test_warm_start_learns_and_repeats():
-    settings = WarmStart(hidden_size=16, layers=1, heads=2, steps=40, batch_size=16)
-    tokenizer = build_tokenizer()
+def test_supervised_rows_hold_up_to_two_failed_attempts():
+    rows, tokenizer = prompts(False, ATTEMPTS)[::9], build_tokenizer(ATTEMPTS)
+    tokens = supervised_batch(rows, tokenizer, random.Random(0), ATTEMPTS)
+    assert tokens.shape == (80, 7 + 39) and (tokens[:, 0] == WORDS.index("n")).all()  # padding is on the right
+    attempts = (tokens == len(WORDS)).sum(1)
+    assert torch.equal(attempts, (tokens == len(WORDS) + 1).sum(1))
+    assert attempts.bincount().tolist() == pytest.approx([80 / 3] * 3, abs=12)
+    assert torch.equal((tokens != 0).sum(1), 7 + 17 + 11 * attempts)
+    for row, ids in zip(rows, tokens, strict=True):
+        words = tokenizer.decode(ids[7:], skip_special_tokens=True)
+        assert verify(words, *row)
+        totals = re.findall(r"= (\d+) no", words)
+        assert len(totals) == words.count("try") and str(row.target) not in totals
+
+
+def test_warm_start_does_not_learn_the_padding():
+    """The loss of the first step is the mean over words; one over padding too would be another."""
+    settings = replace(TINY, steps=1, batch_size=5, task=ATTEMPTS)
+    tokenizer, losses = build_tokenizer(ATTEMPTS), []
+    original = torch.Tensor.backward
+    torch.Tensor.backward = lambda loss: (losses.append(loss.item()), original(loss))[1]
+    try:
+        train_warm_start(settings, tokenizer)
+    finally:
+        torch.Tensor.backward = original
+    draw = random.Random(settings.seed)
+    rows = draw.choices(prompts(False, ATTEMPTS), k=5)
+    tokens = supervised_batch(rows, tokenizer, draw, ATTEMPTS)
+    logps = build_model(settings)(tokens).logits.log_softmax(-1)
+    words = [
+        -logps[row, at - 1, tokens[row, at]]
+        for row in range(5)
+        for at in range(7, tokens.size(1))
+        if tokens[row, at] != 0
+    ]
+    assert len(words) < tokens[:, 7:].numel() and losses == [pytest.approx(torch.stack(words).mean().item(), rel=1e-5)]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_warm_start_learns_and_repeats(task):
+    settings = WarmStart(hidden_size=16, layers=1, heads=2, steps=40, batch_size=16, task=TASKS[task])
+    tokenizer = build_tokenizer(settings.task)
     first, second = train_warm_start(settings, tokenizer), train_warm_start(settings, tokenizer)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
-    rows = prompts(held_out=True)[:4]
-    before = evaluate(build_model(settings), tokenizer, rows, samples=2)["entropy"]
-    assert evaluate(first, tokenizer, rows, samples=2)["entropy"] < before - 0.3
+    rows = prompts(True, settings.task)[:4]
+    before = evaluate(build_model(settings), tokenizer, rows, samples=2, task=settings.task)["entropy"]
+    assert evaluate(first, tokenizer, rows, samples=2, task=settings.task)["entropy"] < before - 0.3
 
 
 def test_warm_start_is_cached_keyed_and_rebuilt(tmp_path):
@@ -169,6 +242,7 @@ def test_warm_start_is_cached_keyed_and_rebuilt(tmp_path):
     assert second > first
     warm_start(tmp_path, replace(TINY, seed=1))
     third = stamp()
+    assert json.loads((tmp_path / "warm_start.json").read_text())["task"]["numbers"] == 4
     assert third > second and json.loads((tmp_path / "warm_start.json").read_text())["seed"] == 1
     (tmp_path / "warm_start.json").unlink()  # as an interrupted build leaves it
     warm_start(tmp_path, TINY)
@@ -190,7 +264,7 @@ def test_evaluation_counts(monkeypatch):
     scripted = [chain(answers[0]), chain(answers[0]), chain(answers[1]), "?", chain(fewer[0]), "?", "?", "?"]
     monkeypatch.setattr(
         "trl_entropy.countdown_evaluation.sample",
-        lambda model, tokenizer, texts, temperature: (scripted, torch.tensor([0.1, 0.3])),
+        lambda model, tokenizer, texts, temperature, length: (scripted, torch.tensor([0.1, 0.3] * 10)),
     )
     model = build_model(TINY).train()
     scores = evaluate(model, None, [PROMPT, other], samples=4)
@@ -199,6 +273,7 @@ def test_evaluation_counts(monkeypatch):
         "pass@1": (3 / 4 + 1 / 4) / 2,
         "distinct": 1.5,
         "coverage": (2 / len(answers) + 1 / len(fewer)) / 2,
+        "length": 20 / 8,
     }
     assert scores == pytest.approx(expected) and model.training
 
@@ -210,13 +285,13 @@ def test_samples_stop_at_the_end_and_their_entropy_is_of_what_was_sampled():
     torch.manual_seed(0)
     completions, entropy = sample(model, tokenizer, [PROMPT.text] * 64, temperature=1.0)
     torch.testing.assert_close(entropy, torch.full_like(entropy, math.log(len(tokenizer))))
-    assert len(completions) == 64 and 64 < entropy.numel() < 64 * COMPLETION_LENGTH
+    assert len(completions) == 64 and 64 < entropy.numel() < 64 * CHAIN.completion_length
 
 
 def test_evaluation_repeats_and_leaves_the_random_state():
     model, tokenizer, rows = build_model(TINY), build_tokenizer(), prompts(held_out=True)[:3]
     state = torch.get_rng_state()
     scores = evaluate(model, tokenizer, rows, samples=8)
-    assert list(scores) == ["entropy", "pass@1", "pass@8", "distinct", "coverage"]
+    assert list(scores) == ["entropy", "pass@1", "pass@8", "distinct", "coverage", "length"]
     assert scores == evaluate(model, tokenizer, rows, samples=8)
     assert torch.equal(torch.get_rng_state(), state)

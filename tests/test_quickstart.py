@@ -5,14 +5,16 @@
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from trl_entropy.countdown import TASKS
 from trl_entropy.countdown_model import WarmStart, load_warm_start
-from trl_entropy.quickstart import RECIPE, build_parser, config_for, main, read_recipe, run
+from trl_entropy.quickstart import CACHES, RECIPE, RECIPES, build_parser, config_for, main, read_recipe, run
 from trl_entropy.quickstart_report import COLUMNS, running_mean, table
 from trl_entropy.report.runs import read_runs
 from trl_entropy.report.summary import named_methods
@@ -41,6 +43,7 @@ def test_table_has_a_number_in_every_cell(quick):
     assert lines[0].split() == list(COLUMNS)
     assert [line.split()[0] for line in lines[1:]] == ["before", "stock", "clip_cov"]
     assert {len(line.split()) for line in lines[1:]} == {1 + len(COLUMNS)}
+    assert all(8 <= scores["length"] <= 23 for scores in rows.values())
 
 
 def test_results_are_written(quick):
@@ -63,6 +66,30 @@ def test_the_method_ran_in_its_run_alone(quick):
     assert 0.98 - 1e-3 < kept <= 1
     # The first completions of both runs are those of the warm start, from the same seed.
     assert history["stock"][0]["reward"] == history["clip_cov"][0]["reward"]
+
+
+def test_a_task_with_attempts_and_several_methods(tmp_path):
+    words = ["--task=attempts", "--method", "pear", "canon", "--steps=4", f"--output={tmp_path / 'out'}"]
+    words += [f"--cache={tmp_path / 'cache'}", "--set", "canon_metric=length", "--set", "canon_alpha=0.9"]
+    arguments = build_parser().parse_args([*words, "--set", "per_device_train_batch_size=16"])
+    results = run(arguments, replace(TINY, steps=5, task=TASKS["attempts"]))
+    assert list(results["rows"]) == ["before", "stock", "pear", "canon"]
+    assert all(7 < scores["length"] <= 39 for scores in results["rows"].values())
+    (first,) = results["history"]["pear"]
+    assert first["pear/think_entropy"] > 0 and not any(key.startswith("canon/") for key in first)
+    assert results["history"]["canon"][0]["canon/mu"] == 1
+    own = yaml.safe_load((tmp_path / "out" / "canon" / "recipe.yaml").read_text())
+    assert own["methods"] == ["canon"] and (own["canon_metric"], own["canon_alpha"]) == ("length", 0.9)
+    assert own["max_completion_length"] == TASKS["attempts"].completion_length
+
+
+def test_each_task_has_a_recipe_and_a_cache_of_its_own():
+    assert set(RECIPES) == set(CACHES) == set(TASKS)
+    for name, task in TASKS.items():
+        settings = read_recipe(RECIPES[name], {})
+        assert settings["max_completion_length"] == task.completion_length
+        assert Path(settings["model_name_or_path"]) == CACHES[name] / "model"
+        assert Path(settings["dataset_name"]) == CACHES[name] / "data"
 
 
 def test_settings_reach_the_trainer(tmp_path):

@@ -11,8 +11,9 @@ from trl import GRPOConfig
 
 from .entropy_bonus import EntropyBonusConfig
 from .methods import Method, MethodsConfig, build_methods, idle_fields
-from .methods.base import checked, non_negative, one_of
+from .methods.base import checked, flag, non_negative, one_of
 from .provenance import given_settings
+from .recording import NOT_A_TOKEN_PER_FORWARD
 
 
 logger = get_logger(__name__)
@@ -52,6 +53,10 @@ class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, GRPOConfig):
     log_token_entropies (`int`, *optional*, defaults to `0`):
         How many completions of each log to keep below `output_dir/completions`, with the entropy of each token, for
         `trl-entropy report`.
+    record_entropies (`bool`, *optional*, defaults to `False`):
+        Where entropies are asked for and TRL does not score its rollouts, record them during generation instead of
+        making one more forward. Equal to those of a forward up to rounding, which in bfloat16 is a hundredth of a
+        nat. Not with vLLM, continuous batching, beams, or a rollout function.
 
     > Parameters that control TRL's entropy bonus
 
@@ -92,12 +97,20 @@ class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, GRPOConfig):
             "token, for `trl-entropy report`."
         },
     )
+    record_entropies: bool = field(
+        default=False,
+        metadata={
+            "help": "Where entropies are asked for and TRL does not score its rollouts, record them during generation "
+            "instead of making one more forward."
+        },
+    )
 
     def __post_init__(self):
         self.given_settings = given_settings(self)  # what model cards show: before TRL derives values from others
         super().__post_init__()
         methods = build_methods(self)
         self._check_head(methods)
+        self._check_recording(methods)
         self._check_bonus()
         checked(self, "log_token_entropies", lambda value: type(value) is int and value >= 0, "a whole number >= 0")
         own = [warning for method in methods for warning in method.check(self)]
@@ -110,6 +123,16 @@ class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, GRPOConfig):
             askers.append("`entropy_forecast`")
         if askers and not self.fused_head:
             raise ValueError(f"`fused_head` must be true for {' and '.join(askers)}, got {self.fused_head!r}.")
+
+    def _check_recording(self, methods: list[Method]) -> None:
+        if not flag(self, "record_entropies"):
+            return
+        reasons = {f"`{name}`": getattr(self, name) for name in ("use_vllm", "use_transformers_continuous_batching")}
+        kwargs = self.generation_kwargs or {}
+        reasons |= {f"`{name}` in `generation_kwargs`": name in kwargs for name in NOT_A_TOKEN_PER_FORWARD}
+        reasons |= {f"method {method.name!r}": "rollout_logps" in method.needs for method in methods}
+        if found := [reason for reason, applies in reasons.items() if applies]:
+            raise ValueError(f"`record_entropies` must be false with {found[0]}, got True.")
 
     def _check_bonus(self) -> None:
         one_of(self, "entropy_coef_schedule", "constant", "linear", "cosine")
@@ -148,6 +171,11 @@ class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, GRPOConfig):
                         f"(now {self.steps_per_generation}) above `gradient_accumulation_steps` (now "
                         f"{self.gradient_accumulation_steps})."
                     )
+        if self.record_entropies and not single_update:
+            found.append(
+                "`record_entropies` does nothing: TRL scores its rollouts where a generation batch serves more than one "
+                "optimizer step, and entropies cost nothing there."
+            )
         if self.scale_rewards == "none":
             for method in methods:
                 if method.assumes_unit_advantages:

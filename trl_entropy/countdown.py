@@ -10,12 +10,19 @@ Four different numbers from 1 to 9 and a target. An answer takes every number on
 
 Only what follows `</think>` is verified. A prompt has about twelve right answers (four at least), so pass@k and the
 share of the right answers that a policy still finds say how much of its diversity is left.
+
+The task `attempts` is a variant whose length can shrink: three numbers, and a thought that may try chains which miss the
+target before it writes the one that works. Nothing is lost without them:
+
+    prompt      n 2 4 9 t 17 :
+    completion  <think> try 2 + 4 = 6 + 9 = 15 no try 9 * 2 = 18 - 4 = 14 no 4 * 2 = 8 + 9 = 17 </think> 4 * 2 + 9
 """
 
 import math
 import operator
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import combinations, permutations, product
 from typing import NamedTuple
@@ -31,6 +38,36 @@ OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 MIN_SOLUTIONS = 4
 HELD_OUT_ONE_IN = 8
 END_OF_THOUGHT = "</think>"
+ATTEMPT, FAILED = "try", "no"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A variant of Countdown.
+
+    Attributes:
+        numbers: how many a prompt gives.
+        min_solutions: right answers that a prompt has at least.
+        attempts: chains that miss the target which a thought may hold, before the one that works.
+    """
+
+    numbers: int = NUMBERS_PER_PROMPT
+    min_solutions: int = MIN_SOLUTIONS
+    attempts: int = 0
+
+    @property
+    def completion_length(self) -> int:
+        """Words of the longest completion, with the token that ends it.
+
+        `<think>`; chains of a first number and four words for each further one, all but the last between `try` and
+        `no`; `</think>`; the answer and the end.
+        """
+        chain = 1 + 4 * (self.numbers - 1)
+        return 1 + self.attempts * (chain + 2) + chain + 1 + (2 * self.numbers - 1) + 1
+
+
+TASKS = {"chain": Task(), "attempts": Task(numbers=3, min_solutions=1, attempts=2)}
+CHAIN = TASKS["chain"]
 
 
 class Prompt(NamedTuple):
@@ -79,8 +116,14 @@ def solutions(numbers: Sequence[int], target: int) -> tuple[str, ...]:
     return _answers_by_target(tuple(sorted(numbers))).get(target, ())
 
 
-def chain(answer: str) -> str:
-    """The completion that works an answer out with its running totals and then states it."""
+def misses(numbers: Sequence[int], target: int) -> tuple[str, ...]:
+    """Every answer with totals within bounds that reaches another target, as `solutions` writes those that reach it."""
+    other = _answers_by_target(tuple(sorted(numbers)))
+    return tuple(answer for total in sorted(other) if total != target for answer in other[total])
+
+
+def worked_out(answer: str) -> str:
+    """An answer with its running totals: `4 * 2 + 9` -> `4 * 2 = 8 + 9 = 17`."""
     words = answer.split()
     thought = [words[0]]
     totals = running_totals([int(word) for word in words[::2]], words[1::2])
@@ -88,7 +131,13 @@ def chain(answer: str) -> str:
         raise ValueError(f"answer={answer!r} leaves the totals {TOTALS[0]} to {TOTALS[-1]} that a chain can write")
     for symbol, number, total in zip(words[1::2], words[2::2], totals, strict=True):
         thought += [symbol, number, "=", str(total)]
-    return f"<think> {' '.join(thought)} {END_OF_THOUGHT} {answer}"
+    return " ".join(thought)
+
+
+def chain(answer: str, failed: Sequence[str] = ()) -> str:
+    """The completion that works out `failed` answers, then the one given, and then states that."""
+    attempts = "".join(f"{ATTEMPT} {worked_out(attempt)} {FAILED} " for attempt in failed)
+    return f"<think> {attempts}{worked_out(answer)} {END_OF_THOUGHT} {answer}"
 
 
 def read_answer(completion: str, numbers: Sequence[int], target: int) -> str | None:
@@ -114,20 +163,20 @@ def countdown_reward(completions: list[str], numbers: list[Sequence[int]], targe
     return [float(verify(*row)) for row in zip(completions, numbers, target, strict=True)]
 
 
-def prompts(held_out: bool) -> list[Prompt]:
-    """All prompts with at least `MIN_SOLUTIONS` right answers, of the held-out part or of the part to train on."""
+def prompts(held_out: bool, task: Task = CHAIN) -> list[Prompt]:
+    """All prompts of a task, of the held-out part or of the part to train on."""
     every = (
         Prompt(numbers, target)
-        for numbers in combinations(NUMBERS, NUMBERS_PER_PROMPT)
+        for numbers in combinations(NUMBERS, task.numbers)
         for target in TOTALS
-        if len(solutions(numbers, target)) >= MIN_SOLUTIONS
+        if len(solutions(numbers, target)) >= task.min_solutions
     )
     return [prompt for prompt in every if prompt.held_out is held_out]
 
 
-def countdown_dataset(held_out: bool = False) -> Dataset:
+def countdown_dataset(held_out: bool = False, task: Task = CHAIN) -> Dataset:
     """The prompts as TRL takes them: `prompt` (plain text) and the columns `numbers` and `target` of the reward."""
-    rows = prompts(held_out)
+    rows = prompts(held_out, task)
     return Dataset.from_dict(
         {
             "prompt": [row.text for row in rows],

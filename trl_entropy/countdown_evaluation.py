@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a policy still finds on Countdown: pass@k, distinct right answers, coverage and token entropy."""
+"""What a policy still finds on Countdown: pass@k, distinct right answers, coverage, token entropy and length."""
 
 from collections.abc import Iterator, Sequence
 from statistics import fmean
@@ -9,22 +9,22 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .countdown import NUMBERS_PER_PROMPT, Prompt, pass_at_k, read_answer, solutions
-
-
-# A chain is `<think>`, a first number, four words for each further one and `</think>`; then the answer and the end.
-COMPLETION_LENGTH = 1 + (1 + 4 * (NUMBERS_PER_PROMPT - 1)) + 1 + (2 * NUMBERS_PER_PROMPT - 1) + 1
+from .countdown import CHAIN, Prompt, Task, pass_at_k, read_answer, solutions
 
 
 @torch.no_grad()
 def sample(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], temperature: float
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str],
+    temperature: float,
+    max_new_tokens: int = CHAIN.completion_length,
 ) -> tuple[list[str], Tensor]:
     """One completion for each of B texts, and the entropies in nats of all N tokens that were sampled, (N,)."""
     batch = tokenizer(texts, return_tensors="pt", padding=True).to(model.device)
     generated = model.generate(
         **batch,
-        max_new_tokens=COMPLETION_LENGTH,
+        max_new_tokens=max_new_tokens,
         do_sample=True,
         temperature=temperature,
         top_k=0,
@@ -53,6 +53,7 @@ def evaluate(
     temperature: float = 1.0,
     batch_size: int = 1024,
     seed: int = 0,
+    task: Task = CHAIN,
 ) -> dict[str, float]:
     """Sample every prompt `samples` times and count.
 
@@ -62,11 +63,12 @@ def evaluate(
         temperature: of the samples; entropy is measured at the same.
         batch_size: completions generated at a time.
         seed: of the samples. The global random state is left as it was.
+        task: what the prompts are of, which bounds the length of a completion.
 
     Returns:
         `entropy`: mean over sampled tokens, in nats. `pass@1`, `pass@8`, `pass@16`: unbiased, mean over prompts.
         `distinct`: different right answers among the samples of a prompt, mean over prompts. `coverage`: their share
-        of all right answers of the prompt, mean over prompts.
+        of all right answers of the prompt, mean over prompts. `length`: mean tokens of a completion, its end included.
     """
     texts, completions, entropies = [row.text for row in rows for _ in range(samples)], [], []
     training = model.training
@@ -74,7 +76,7 @@ def evaluate(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for chunk in _chunks(texts, batch_size):
-            sampled, entropy = sample(model, tokenizer, chunk, temperature)
+            sampled, entropy = sample(model, tokenizer, chunk, temperature, task.completion_length)
             completions += sampled
             entropies.append(entropy)
     model.train(training)
@@ -90,4 +92,4 @@ def evaluate(
     scores["coverage"] = fmean(
         len(set(answers)) / len(solutions(*row)) for row, answers in zip(rows, right, strict=True)
     )
-    return scores
+    return scores | {"length": sum(map(len, entropies)) / len(completions)}

@@ -26,7 +26,22 @@ from transformers import (
 )
 
 from . import countdown
-from .countdown import END_OF_THOUGHT, OPERATIONS, TOTALS, Prompt, chain, countdown_dataset, prompts, solutions
+from .countdown import (
+    ATTEMPT,
+    CHAIN,
+    END_OF_THOUGHT,
+    FAILED,
+    OPERATIONS,
+    TASKS,
+    TOTALS,
+    Prompt,
+    Task,
+    chain,
+    countdown_dataset,
+    misses,
+    prompts,
+    solutions,
+)
 
 
 PAD, END = "<pad>", "<eos>"
@@ -41,6 +56,7 @@ class WarmStart:
         hidden_size, layers, heads: of the model.
         steps, batch_size, learning_rate: of the supervised training (AdamW, cosine to zero after a linear warm-up).
         seed: of the initial weights and of the draws.
+        task: what the model learns.
     """
 
     hidden_size: int = 96
@@ -50,11 +66,21 @@ class WarmStart:
     batch_size: int = 128
     learning_rate: float = 6e-3
     seed: int = 0
+    task: Task = CHAIN
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+# The settings with which the model of each task is warm-started.
+WARM_STARTS = {"chain": WarmStart(), "attempts": WarmStart(steps=700, task=TASKS["attempts"])}
+
+
+def words_of(task: Task) -> list[str]:
+    """The vocabulary; only a task with attempts has the words around one."""
+    return [*WORDS, ATTEMPT, FAILED] if task.attempts else WORDS
+
+
+def build_tokenizer(task: Task = CHAIN) -> PreTrainedTokenizerFast:
     """One token per word of the task; padding on the left, as generation needs it."""
-    words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token=PAD))
+    words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words_of(task))}, unk_token=PAD))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token=PAD, eos_token=END, padding_side="left")
 
@@ -63,7 +89,7 @@ def build_model(settings: WarmStart) -> Qwen3ForCausalLM:
     """A Qwen3 with random weights, float32, as large as `settings` say."""
     torch.manual_seed(settings.seed)
     config = Qwen3Config(
-        vocab_size=len(WORDS),
+        vocab_size=len(words_of(settings.task)),
         hidden_size=settings.hidden_size,
         intermediate_size=3 * settings.hidden_size,
         num_hidden_layers=settings.layers,
@@ -80,10 +106,18 @@ def build_model(settings: WarmStart) -> Qwen3ForCausalLM:
     return Qwen3ForCausalLM(config)
 
 
-def supervised_batch(rows: Sequence[Prompt], tokenizer: PreTrainedTokenizerFast, draw: random.Random) -> Tensor:
-    """(B, L) token ids: each prompt with one of its right answers, drawn uniformly. All have the same length."""
-    texts = [f"{row.text} {chain(draw.choice(solutions(*row)))} {END}" for row in rows]
-    return tokenizer(texts, return_tensors="pt").input_ids
+def supervised_batch(
+    rows: Sequence[Prompt], tokenizer: PreTrainedTokenizerFast, draw: random.Random, task: Task = CHAIN
+) -> Tensor:
+    """(B, L) token ids: each prompt with one of its right answers, drawn uniformly, and padding on the right.
+
+    Where the task has attempts, each number of them is as likely, and each attempt is drawn uniformly.
+    """
+    texts = []
+    for row in rows:
+        failed = draw.choices(misses(*row), k=draw.randint(0, task.attempts)) if task.attempts else ()
+        texts.append(f"{row.text} {chain(draw.choice(solutions(*row)), failed)} {END}")
+    return tokenizer(texts, return_tensors="pt", padding=True, padding_side="right").input_ids
 
 
 def progress_bar(label: str, total: int) -> tqdm:
@@ -93,7 +127,7 @@ def progress_bar(label: str, total: int) -> tqdm:
 
 def train_warm_start(settings: WarmStart, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
     """Supervised training from scratch on right answers to the prompts that are not held out."""
-    model, draw, rows = build_model(settings), random.Random(settings.seed), prompts(held_out=False)
+    model, draw, rows = build_model(settings), random.Random(settings.seed), prompts(False, settings.task)
     steps = settings.steps
     # Shorter averages than the usual 0.9 and 0.999 suit a run of a few hundred steps.
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, betas=(0.85, 0.98))
@@ -102,9 +136,12 @@ def train_warm_start(settings: WarmStart, tokenizer: PreTrainedTokenizerFast) ->
     model.train()
     bar = progress_bar("warm start", steps)
     for _ in range(steps):
-        tokens = supervised_batch(draw.choices(rows, k=settings.batch_size), tokenizer, draw)
+        tokens = supervised_batch(draw.choices(rows, k=settings.batch_size), tokenizer, draw, settings.task)
         logits = model(tokens).logits[:, prompt_length - 1 : -1]
-        loss = cross_entropy(logits.flatten(0, 1), tokens[:, prompt_length:].flatten())
+        # No word attends to the padding behind it.
+        loss = cross_entropy(
+            logits.flatten(0, 1), tokens[:, prompt_length:].flatten(), ignore_index=tokenizer.pad_token_id
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -127,19 +164,20 @@ def warm_start(cache: str | Path, settings: WarmStart | None = None, rebuild: bo
     Below `cache` lie `model` (as `save_pretrained` writes it, with the tokenizer) and `data` (`train.parquet` and
     `test.parquet`, the held-out prompts); `warm_start.json` says what they depend on, and is written last.
     """
-    cache, expected = Path(cache), fingerprint(settings or WarmStart())
+    settings = settings or WarmStart()
+    cache, expected = Path(cache), fingerprint(settings)
     record = cache / "warm_start.json"
     if not rebuild and record.exists() and json.loads(record.read_text()) == expected:
         return cache / "model"
     record.unlink(missing_ok=True)
     for name in ("model", "data"):
         shutil.rmtree(cache / name, ignore_errors=True)
-    tokenizer = build_tokenizer()
-    train_warm_start(settings or WarmStart(), tokenizer).save_pretrained(cache / "model")
+    tokenizer = build_tokenizer(settings.task)
+    train_warm_start(settings, tokenizer).save_pretrained(cache / "model")
     tokenizer.save_pretrained(cache / "model")
     (cache / "data").mkdir()
-    countdown_dataset(held_out=False).to_parquet(cache / "data" / "train.parquet")
-    countdown_dataset(held_out=True).to_parquet(cache / "data" / "test.parquet")
+    countdown_dataset(False, settings.task).to_parquet(cache / "data" / "train.parquet")
+    countdown_dataset(True, settings.task).to_parquet(cache / "data" / "test.parquet")
     record.write_text(json.dumps(expected, indent=2))
     return cache / "model"
 

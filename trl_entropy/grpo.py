@@ -111,6 +111,8 @@ class EntropyGRPOTrainer(HubHooks, TokenLogHooks, RolloutHooks, GRPOTrainer):
         self.add_callback(SettingsCallback)
         # What adds to a log line goes before what reports it; the sort is stable.
         self.callback_handler.callbacks.sort(key=lambda callback: not getattr(callback, "adds_to_logs", False))
+        if args.record_entropies and self.rollout_func is not None:
+            raise ValueError("`record_entropies` must be false with `rollout_func`, got True.")
         self._set_up_rewards()
         for method in self.methods:
             method.setup(self._tokenizer.decode)

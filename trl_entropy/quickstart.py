@@ -3,7 +3,8 @@
 """Collapse and cure on a laptop: `python -m trl_entropy.quickstart`.
 
 Warm-starts a tiny model on Countdown, trains it twice from there with GRPO, without any method and with one, and shows
-what each run does to entropy, reward and the number of right answers that the policy still finds.
+what each run does to entropy, reward and the number of right answers that the policy still finds. `--task attempts` is
+a task on which the length of completions can shrink.
 """
 
 import argparse
@@ -23,9 +24,9 @@ from trl.scripts.grpo import GRPOScriptArguments
 
 from .arguments import StrictParser
 from .config import EntropyGRPOConfig
-from .countdown import countdown_dataset, countdown_reward, prompts
+from .countdown import CHAIN, TASKS, Task, countdown_dataset, countdown_reward, prompts
 from .countdown_evaluation import evaluate
-from .countdown_model import WarmStart, load_warm_start, progress_bar, warm_start
+from .countdown_model import WARM_STARTS, WarmStart, load_warm_start, progress_bar, warm_start
 from .grpo import EntropyGRPOTrainer
 from .methods import METHODS
 from .provenance import public_value
@@ -33,6 +34,8 @@ from .quickstart_report import plot, table
 
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart.yaml"
+RECIPES = {"chain": RECIPE, "attempts": RECIPE.with_name("quickstart_attempts.yaml")}
+CACHES = {"chain": Path(".cache/countdown"), "attempts": Path(".cache/countdown_attempts")}
 
 
 class Progress(TrainerCallback):
@@ -95,7 +98,9 @@ def config_for(settings: dict, methods: list[str], folder: Path) -> EntropyGRPOC
     return config
 
 
-def train(label: str, model_path: Path, config: EntropyGRPOConfig) -> tuple[dict[str, float], list[dict[str, float]]]:
+def train(
+    label: str, model_path: Path, config: EntropyGRPOConfig, task: Task = CHAIN
+) -> tuple[dict[str, float], list[dict[str, float]]]:
     """One GRPO run from the warm start: its row of the table, and what it logged.
 
     The reward of the row is the mean over the last tenth of the logs, on prompts to train on; the rest is measured
@@ -107,7 +112,7 @@ def train(label: str, model_path: Path, config: EntropyGRPOConfig) -> tuple[dict
         model=model,
         reward_funcs=countdown_reward,
         args=config,
-        train_dataset=countdown_dataset(),
+        train_dataset=countdown_dataset(task=task),
         processing_class=tokenizer,
         callbacks=[progress],
     )
@@ -118,7 +123,7 @@ def train(label: str, model_path: Path, config: EntropyGRPOConfig) -> tuple[dict
     trainer.save_state()  # which `trl-entropy report` reads
     trainer.save_model(config.output_dir)
     last = progress.history[-max(1, len(progress.history) // 10) :]
-    found = evaluate(model, tokenizer, prompts(held_out=True))
+    found = evaluate(model, tokenizer, prompts(True, task), task=task)
     recipe = yaml.safe_load(Path(config.output_dir, "recipe.yaml").read_text())
     apart = {key: value for key, value in recipe.items() if not hasattr(config, key)}  # model, data and reward
     trainer.card_facts = {"recipe": public_value(apart)}
@@ -127,21 +132,23 @@ def train(label: str, model_path: Path, config: EntropyGRPOConfig) -> tuple[dict
 
 
 def run(arguments: argparse.Namespace, start: WarmStart | None = None) -> dict:
-    """Warm start, stock run, run with the method. Writes `results.json` and `quickstart.png`, returns the results."""
-    changes = {"model_name_or_path": str(arguments.cache / "model"), "dataset_name": str(arguments.cache / "data")}
-    named = {"seed": arguments.seed, "max_steps": arguments.steps, "methods": arguments.method and [arguments.method]}
+    """Warm start, stock run, run with each method. Writes `results.json` and `quickstart.png`, returns the results."""
+    task, cache = TASKS[arguments.task], arguments.cache or CACHES[arguments.task]
+    changes = {"model_name_or_path": str(cache / "model"), "dataset_name": str(cache / "data")}
+    named = {"seed": arguments.seed, "max_steps": arguments.steps, "methods": arguments.method}
     changes |= {key: value for key, value in named.items() if value is not None}
-    settings = read_recipe(arguments.config, changes | dict(arguments.set))
-    chosen = {"stock": [], "+".join(settings["methods"]): settings["methods"]}
+    settings = read_recipe(arguments.config or RECIPES[arguments.task], changes | dict(arguments.set))
+    runs = [[method] for method in arguments.method] if arguments.method else [settings["methods"]]
+    chosen = {"stock": []} | {"+".join(methods): methods for methods in runs}
     # Both before anything is trained, so that a bad setting shows at once.
     configs = {label: config_for(settings, methods, arguments.output / label) for label, methods in chosen.items()}
     began = time.perf_counter()
-    model_path = warm_start(arguments.cache, start, arguments.rebuild)
+    model_path = warm_start(cache, start or WARM_STARTS[arguments.task], arguments.rebuild)
     rows = {"before": {"seconds": time.perf_counter() - began}}
-    rows["before"] |= evaluate(*load_warm_start(model_path), prompts(held_out=True))
+    rows["before"] |= evaluate(*load_warm_start(model_path), prompts(True, task), task=task)
     histories = {}
     for label, config in configs.items():
-        rows[label], histories[label] = train(label, model_path, config)
+        rows[label], histories[label] = train(label, model_path, config, task)
     # The completions of the first log were sampled from the warm start.
     rows["before"]["reward"] = histories["stock"][0]["reward"]
     results = {"settings": settings, "rows": rows, "history": histories}
@@ -168,14 +175,15 @@ def silence_libraries() -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m trl_entropy.quickstart", description=__doc__.split("\n\n")[1])
-    parser.add_argument("--method", choices=METHODS, help="the method to compare with (the recipe's)")
+    parser.add_argument("--task", choices=TASKS, default="chain", help="the variant of Countdown (%(default)s)")
+    parser.add_argument("--method", choices=METHODS, nargs="+", help="what to compare, each in a run (the recipe's)")
     parser.add_argument("--steps", type=int, help="optimizer steps per run (the recipe's)")
-    parser.add_argument("--seed", type=int, help="seed of both runs (the recipe's); the warm start has its own")
+    parser.add_argument("--seed", type=int, help="seed of the runs (the recipe's); the warm start has its own")
     parser.add_argument("--set", type=setting, action="append", default=[], metavar="NAME=VALUE", help="any setting")
     parser.add_argument("--output", type=Path, default=Path("runs/quickstart"), help="results (%(default)s)")
-    parser.add_argument("--cache", type=Path, default=Path(".cache/countdown"), help="warm start (%(default)s)")
+    parser.add_argument("--cache", type=Path, help="warm start (.cache/countdown, or the task's)")
     parser.add_argument("--rebuild", action="store_true", help="train the warm start again")
-    parser.add_argument("--config", type=Path, default=RECIPE, help="recipe (recipes/quickstart.yaml)")
+    parser.add_argument("--config", type=Path, help="recipe (recipes/quickstart.yaml, or the task's)")
     return parser
 
 

@@ -6,14 +6,15 @@ from pathlib import Path
 from statistics import fmean
 
 
-COLUMNS = ("entropy", "reward", "pass@1", "pass@8", "pass@16", "distinct", "coverage", "seconds")
+COLUMNS = ("entropy", "reward", "pass@1", "pass@8", "pass@16", "distinct", "coverage", "length", "seconds")
+DIGITS = {"distinct": 2, "length": 1, "seconds": 0}
 
 
 def table(rows: dict[str, dict[str, float]]) -> str:
     """The scores of each row in aligned columns."""
     lines = [" " * 10 + "".join(f"{column:>10}" for column in COLUMNS)]
     for label, scores in rows.items():
-        digits = [0 if column == "seconds" else 2 if column == "distinct" else 3 for column in COLUMNS]
+        digits = [DIGITS.get(column, 3) for column in COLUMNS]
         cells = (f"{scores[column]:>10.{n}f}" for column, n in zip(COLUMNS, digits, strict=True))
         lines.append(f"{label:<10}" + "".join(cells))
     return "\n".join(lines)
@@ -36,11 +37,12 @@ def plot(results: dict, path: Path) -> None:
         rewards = [point["reward"] for point in history]
         reward.plot(steps, rewards, color=line.get_color(), alpha=0.3)
         reward.plot(steps, running_mean(rewards), color=line.get_color())
+    pitch = 0.81 / len(results["rows"])  # of the bars, which leave room between groups
     for offset, (label, scores) in enumerate(results["rows"].items()):
         color = "0.6" if label == "before" else f"C{offset - 1}"
-        positions = [group + 0.27 * (offset - 1) for group in range(3)]
+        positions = [group + pitch * (offset - 1) for group in range(3)]
         heights = [scores[key] for key in ("pass@1", "pass@8", "pass@16")]
-        found.bar(positions, heights, 0.25, color=color, label=label)
+        found.bar(positions, heights, pitch - 0.02, color=color, label=label)
     found.set_xticks(range(3), ["pass@1", "pass@8", "pass@16"])
     entropy.set(title="token entropy (nats)", xlabel="optimizer step", ylim=(0, None))
     reward.set(title="reward", xlabel="optimizer step", ylim=(0, None))

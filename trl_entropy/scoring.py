@@ -4,7 +4,8 @@
 
 TRL scores what it generates, before it asks for rewards, wherever a generation batch serves more updates than one. Its
 fused head computes entropies in any case, so that there they are free. Elsewhere it is made to run that same pass: one
-forward without gradient, with the inputs that TRL builds, and the loss learns nothing of it.
+forward without gradient, with the inputs that TRL builds, and the loss learns nothing of it. With `record_entropies`
+they are taken there from generation, and no such pass is made. All entropies of a run are of one kind.
 """
 
 import inspect
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .methods import Method
+from .recording import recording
 
 
 # What a reward function may take beside what TRL gives: one list per completion, one value per token of it.
@@ -90,12 +92,17 @@ class ScoringHooks:
         corrects = self.use_vllm and self.vllm_importance_sampling_correction
         return self.args.gradient_accumulation_steps % updates != 0 or corrects
 
+    @property
+    def _records(self) -> bool:
+        """Whether entropies are those recorded while generating: only where a pass would have to be added for them."""
+        return self.args.record_entropies and self._wants_entropies and not self._trl_scores
+
     def _roll_out(self, inputs: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """TRL's rollouts, and (B, T) statistics of the policy that generated them where a pass over them was made."""
         scored, iterations = self._trl_scores, self.num_iterations
         reads = bool(self.methods) or self._wants_entropies or self.log_completions
         self._scores = [] if reads else None
-        if self._wants_entropies and not scored:
+        if self._wants_entropies and not scored and not self._records:
             self.num_iterations = self.args.gradient_accumulation_steps + 1  # from which TRL infers that it must score
         try:
             output = super()._generate_and_score_completions(inputs)
@@ -105,12 +112,38 @@ class ScoringHooks:
             self.num_iterations, self._scores = iterations, None
         if not scored:
             output.pop("old_per_token_logps", None)  # the ratio of such updates is 1, not 1 up to rounding
+        if self._records:
+            scores = {"entropy": self._recorded_entropy(output["completion_ids"].size(1))}
         return output, scores
 
     def _generate(self, prompts):
         output = super()._generate(prompts)
         self._generated = output[:3]
+        if self._records:
+            self._recorded = output[4]
+            output = (*output[:4], None, *output[5:])
         return output
+
+    def _generate_single_turn(self, *args, **kwargs):
+        if not self._records:
+            return super()._generate_single_turn(*args, **kwargs)
+        with recording(self.accelerator.unwrap_model(self.model), self.temperature) as recorder:
+            ids, _ = super()._generate_single_turn(*args, **kwargs)
+        # TRL carries a value for each token, the log-probability in vLLM, through its loop of tools.
+        return ids, recorder.rows(ids)
+
+    def _recorded_entropy(self, length: int) -> Tensor:
+        """(B, length) entropies that were recorded, 0 at padding and at the results of tools."""
+        entropy = torch.zeros(len(self._recorded), length)
+        for row, values in zip(entropy, self._recorded, strict=True):
+            row[: len(values)] = torch.tensor(values)
+        return entropy.to(self.accelerator.device)
+
+    def _rollout_entropy(self) -> Tensor:
+        """(B, T) entropies of the last completions while they are being rewarded, from the one source of the run."""
+        if self._records:
+            return self._recorded_entropy(max(map(len, self._recorded)))
+        return self._scores[0]["entropy"]
 
     def _generated_mask(self, length: int, device: torch.device, tools: bool = True) -> Tensor:
         """(B, length) bool: the tokens of the last completions, truncated ones too; without `tools` only the policy's."""
@@ -173,7 +206,7 @@ class ScoringHooks:
             raise ValueError(
                 f"A reward function takes `{taken[0]}`, which is also a column of the dataset: rename it."
             )
-        entropy = self._scores[0]["entropy"]
+        entropy = self._rollout_entropy()
         own = self._generated_mask(entropy.size(1), entropy.device, tools=False)
         values, masks = entropy.float().masked_fill(~own, 0).tolist(), own.tolist()
         lengths = map(len, self._generated[1])

@@ -36,9 +36,10 @@ class Method:
         paper: what to cite.
         needs: what costs extra and is computed only when asked for. `rollout_entropy` is the entropy of the policy
             that generated, over the whole generation batch: free where TRL scores the rollouts anyway, one forward
-            without gradient elsewhere. `second_moments`, `nucleus_entropy` and `second_temperature` are statistics
-            of the fused head, `rewards` the rewards of the sequences, `auxiliary_rollouts` completions of a share of
-            the prompts at another temperature, with one more forward for each micro-batch.
+            without gradient elsewhere, or recorded during generation. `rollout_logps`, beside it, rules the last out.
+            `second_moments`, `nucleus_entropy` and `second_temperature` are statistics of the fused head, `rewards`
+            the rewards of the sequences, `auxiliary_rollouts` completions of a share of the prompts at another
+            temperature, with one more forward for each micro-batch.
         shapes_reward: `reward` replaces what the reward function `shaped_reward` gave, and is no reward of its own.
         replaces_advantages: `group_advantages` looks at rewards only, and so undoes what methods listed before did.
         excludes: methods that cannot be listed together with this one, and why.

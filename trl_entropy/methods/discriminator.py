@@ -102,7 +102,7 @@ class DiscriminatorClip(Method):
     def __init__(self, config):
         self.mu = non_negative(config, f"{self.name}_mu")
         self.renormalize = flag(config, f"{self.name}_renormalize")
-        self.needs = self.statistics + (("rollout_entropy",) if self.renormalize else ())
+        self.needs = self.statistics + (("rollout_entropy", "rollout_logps") if self.renormalize else ())
 
     def scores(self, batch: TokenBatch | Rollouts) -> Tensor:
         """(B, T) what the mask is a threshold on."""

@@ -1,0 +1,64 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Entropies of the policy taken while it generates, from the logits that it samples from: no forward more.
+
+A hook reads what each forward of `generate` gives, before penalties, top-k and top-p change it. So what is recorded is
+the entropy that a forward over the finished completion would give, at a cost of one softmax per token.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+# Ways of generating with which a forward is not that of one more token of each row.
+NOT_A_TOKEN_PER_FORWARD = ("num_beams", "num_return_sequences", "prompt_lookup_num_tokens", "prefill_chunk_size")
+
+
+def entropy_of_logits(logits: Tensor, temperature: float) -> Tensor:
+    """(..., V) -> (...) entropy in nats, float32, of softmax(logits / temperature); tokens of logit -inf count nothing."""
+    logps = (logits.float() / temperature).log_softmax(-1).clamp(min=torch.finfo(torch.float32).min)
+    return -(logps.exp() * logps).sum(-1)
+
+
+class EntropyRecorder:
+    """A forward hook that keeps the entropy (B,) of each step of generation."""
+
+    def __init__(self, temperature: float):
+        self.temperature = temperature
+        self.steps: list[Tensor] = []
+
+    def __call__(self, module: nn.Module, inputs: tuple, output) -> None:
+        self.steps.append(entropy_of_logits(output.logits[:, -1], self.temperature))
+
+    def rows(self, completion_ids: list[list[int]]) -> list[list[float]]:
+        """The entropy of each token of B completions, which may have ended early.
+
+        Raises:
+            `RuntimeError`: generation did not make one forward for each token of each completion.
+        """
+        steps, longest = len(self.steps), max(map(len, completion_ids), default=0)
+        rows = {len(step) for step in self.steps}
+        # Where processes generate in step, one that is ready makes forwards for the others: these come last.
+        if steps < longest or rows - {len(completion_ids)}:
+            raise RuntimeError(
+                f"`record_entropies` saw {steps} forwards of {sorted(rows)} rows while {len(completion_ids)} completions "
+                f"of up to {longest} tokens were generated. It needs one forward for each token: check "
+                "`generation_kwargs`, or set `record_entropies` to false."
+            )
+        values = torch.stack(self.steps, dim=1).tolist() if self.steps else [[]] * len(completion_ids)
+        return [row[: len(ids)] for row, ids in zip(values, completion_ids, strict=True)]
+
+
+@contextmanager
+def recording(model: nn.Module, temperature: float) -> Iterator[EntropyRecorder]:
+    """Records what `model`, an adapter's base model where it is one, gives while the context lasts."""
+    recorder = EntropyRecorder(temperature)
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    hook = base.register_forward_hook(recorder)
+    try:
+        yield recorder
+    finally:
+        hook.remove()
