@@ -26,7 +26,7 @@ from .methods import Method, build_methods
 from .metrics import entropy_metrics, named_metrics, reduce_metrics
 from .processes import collectives_of
 from .rollouts import RolloutHooks, forward_inputs, loss_mask
-from .states import load_states, save_states
+from .states import SavesStates
 from .statistics import HeadStatistics
 from .tokens import TokenBatch
 
@@ -45,7 +45,7 @@ def refuse_unsloth(trainer_class: type) -> None:
             )
 
 
-class EntropyGRPOTrainer(RolloutHooks, GRPOTrainer):
+class EntropyGRPOTrainer(RolloutHooks, SavesStates, GRPOTrainer):
     """
     [`~trl.GRPOTrainer`] with entropy methods. Same arguments; `args` is an [`EntropyGRPOConfig`], whose `methods`
     lists what to apply. With `methods` empty, losses and gradients are those of `GRPOTrainer` to the bit.
@@ -256,13 +256,3 @@ class EntropyGRPOTrainer(RolloutHooks, GRPOTrainer):
         parts = {method.name: method for method in self.methods}
         parts |= {"entropy_bonus": self._bonus} if self.args.entropy_controller == "pi" else {}
         return parts | ({"entropy_forecast": self._forecast} if self._forecast is not None else {})
-
-    def _save_optimizer_and_scheduler(self, output_dir):
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save:
-            save_states(output_dir, self._stateful)
-
-    def _load_optimizer_and_scheduler(self, checkpoint):
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            load_states(checkpoint, self._stateful)

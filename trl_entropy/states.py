@@ -26,3 +26,21 @@ def load_states(folder: str, parts: dict[str, Any]) -> None:
         states = json.load(file)
     for name in parts.keys() & states.keys():
         parts[name].load_state_dict(states[name])
+
+
+class SavesStates:
+    """The part of a trainer that saves `_stateful`, parts by name, beside its checkpoints. Mixed in before TRL's trainer."""
+
+    @property
+    def _stateful(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _save_optimizer_and_scheduler(self, output_dir):
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            save_states(output_dir, self._stateful)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            load_states(checkpoint, self._stateful)
