@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .callbacks import EntropyLawCallback as EntropyLawCallback
     from .config import EntropyGRPOConfig as EntropyGRPOConfig
+    from .distillation import EntropyDistillationTrainer as EntropyDistillationTrainer
+    from .distillation_config import EntropyDistillationConfig as EntropyDistillationConfig
     from .grpo import EntropyGRPOTrainer as EntropyGRPOTrainer
     from .methods import METHODS as METHODS
     from .methods import Method as Method
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "EntropyDistillationConfig": ".distillation_config",
+    "EntropyDistillationTrainer": ".distillation",
     "EntropyGRPOConfig": ".config",
     "EntropyGRPOTrainer": ".grpo",
     "EntropyLawCallback": ".callbacks",

@@ -112,3 +112,11 @@ def row_quantiles(values: Tensor, mask: Tensor, probability: float) -> Tensor:
     below, above = ordered.gather(1, low), ordered.gather(1, high)
     fraction = (position - low).to(values.dtype)
     return torch.where(fraction > 0, below + (above - below) * fraction, below)
+
+
+def row_top_mask(values: Tensor, mask: Tensor, counts: Tensor) -> Tensor:
+    """(B, T), (B, T), (B,) -> (B, T) bool: each row's `counts` largest valid values; ties go to the earlier token."""
+    order = values.masked_fill(~mask, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(values.size(1), device=values.device).expand_as(order)
+    rank = torch.empty_like(order).scatter_(1, order, places)
+    return (rank < counts.unsqueeze(1)) & mask

@@ -27,6 +27,7 @@ from .methods import Method, build_methods
 from .metrics import entropy_metrics, named_metrics, reduce_metrics
 from .processes import collectives_of
 from .rollouts import RolloutHooks, forward_inputs, loss_mask
+from .states import SavesStates
 from .statistics import HeadStatistics
 from .token_log import SettingsCallback, TokenLogHooks
 from .tokens import TokenBatch
@@ -46,7 +47,7 @@ def refuse_unsloth(trainer_class: type) -> None:
             )
 
 
-class EntropyGRPOTrainer(HubHooks, TokenLogHooks, RolloutHooks, GRPOTrainer):
+class EntropyGRPOTrainer(HubHooks, TokenLogHooks, RolloutHooks, SavesStates, GRPOTrainer):
     """
     [`~trl.GRPOTrainer`] with entropy methods. Same arguments; `args` is an [`EntropyGRPOConfig`], whose `methods`
     lists what to apply. With `methods` empty, losses and gradients are those of `GRPOTrainer` to the bit.
@@ -259,6 +260,6 @@ class EntropyGRPOTrainer(HubHooks, TokenLogHooks, RolloutHooks, GRPOTrainer):
 
     @property
     def _stateful(self) -> dict[str, Any]:
-        parts = super()._stateful
+        parts = {method.name: method for method in self.methods}
         parts |= {"entropy_bonus": self._bonus} if self.args.entropy_controller == "pi" else {}
         return parts | ({"entropy_forecast": self._forecast} if self._forecast is not None else {})

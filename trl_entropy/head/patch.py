@@ -10,10 +10,8 @@ it scores the labelled positions only, standing for ours.
 import functools
 import math
 import types
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
@@ -22,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers.utils import is_peft_available
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
+from ..rebinding import rebound
 from .function import DYNAMIC_DEVICES, TokenStatistics, token_statistics
 from .spec import HeadSpec
 
@@ -169,7 +168,7 @@ def add_entropy_head(
     model = model.get_base_model() if is_peft_model(model) else model
     _refuse_adapter(model)
     add_fused_lm_head(model, temperature, cast_lm_head_to_fp32, outputs=("log_probs", "entropy"))
-    fused_forward = _rebound(
+    fused_forward = rebound(
         model.forward.__func__,
         {KERNEL: head, SCORES_LABELLED_ONLY: lambda device: device.type in DYNAMIC_DEVICES},
     )
@@ -185,22 +184,6 @@ def add_entropy_head(
 
     model.forward = types.MethodType(forward, model)
     return head
-
-
-def _rebound(function: Callable, names: dict[str, Any]) -> Callable:
-    """`function` with some of the global names that it uses standing for other objects."""
-    missing = [name for name in names if name not in function.__code__.co_names]
-    if missing:
-        raise RuntimeError(f"TRL's fused forward no longer uses {missing}: this release of TRL is not supported.")
-    rebound = types.FunctionType(
-        function.__code__,
-        {**function.__globals__, **names},
-        function.__name__,
-        function.__defaults__,
-        function.__closure__,
-    )
-    rebound.__kwdefaults__ = function.__kwdefaults__
-    return rebound
 
 
 def _refuse_adapter(model: PreTrainedModel) -> None:

@@ -1,0 +1,220 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""TIP: distil on the tokens that matter, those where the student is uncertain or far from the teacher.
+
+How it departs from on-policy distillation:
+1. Each token of a rollout gets a score from the student's entropy H and from its divergence from the teacher.
+2. The loss is the mean over the highest scores of each rollout, a share `tip_ratio` of its tokens; the others have no gradient.
+"""
+
+import random
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..functional import accumulator_dtype, quantiles, row_top_mask
+from ..tokens import SINGLE_PROCESS, Collectives
+from .base import Paper, checked, one_of, share
+
+
+# The statistics of `TipTokens` that each rule looks at, but for the entropy
+NEEDS = {
+    **dict.fromkeys(("none", "entropy", "entropy_sample", "random"), ()),
+    **dict.fromkeys(("soft_or", "divergence", "bottom"), ("divergence",)),
+    "q3": ("forward_divergence",),
+}
+EMA_DECAY = 0.9  # per micro-batch
+
+
+@dataclass
+class TipConfig:
+    tip_rule: Literal["none", "soft_or", "entropy", "entropy_sample", "q3", "divergence", "random", "bottom"] = field(
+        default="soft_or",
+        metadata={
+            "help": "TIP: score by which tokens are kept. `soft_or` of entropy and divergence, the paper's; `entropy` "
+            "or `divergence` alone; `q3`, confident errors; `entropy_sample`, drawn in proportion to entropy; "
+            "`random`; `bottom`, the lowest of `soft_or`; `none`, all tokens, as TRL does."
+        },
+    )
+    tip_ratio: float = field(default=0.5, metadata={"help": "TIP: share of each rollout's tokens to keep, in (0, 1]."})
+    tip_entropy_clip_quantile: float | None = field(
+        default=0.98, metadata={"help": "TIP: quantile at which entropies are clipped before they are normalised."}
+    )
+    tip_divergence_clip_quantile: float | None = field(
+        default=None,
+        metadata={
+            "help": "TIP: the same for divergences. Not in the paper; 0.98 is wiser where `tip_ratio` is below 0.5, "
+            "since one outlier makes all other divergences small."
+        },
+    )
+    tip_min_tokens: int = field(
+        default=1, metadata={"help": "TIP: tokens to keep of each rollout at least. The paper's formula has 0."}
+    )
+    tip_scope: Literal["micro_batch", "global", "ema"] = field(
+        default="micro_batch",
+        metadata={
+            "help": "TIP: tokens that normalise the scores: one process' micro-batch, that of all processes (`global`), "
+            "or a running mean of the latter (`ema`)."
+        },
+    )
+
+
+@dataclass(frozen=True)
+class TipTokens:
+    """The completion tokens of one forward of a distillation loss; statistics in nats and without gradient.
+
+    Attributes:
+        entropy: (B, T) entropy H of the student.
+        mask: (B, T) bool, the tokens that the loss counts: no padding, no tool results.
+        divergence: (B, T) reverse KL(student || teacher); may be `None` where the rule needs none.
+        forward_divergence: (B, T) forward KL(teacher || student), where the rule needs it.
+        draw: integers that identify this forward in the run (seed, optimizer step, micro-batch).
+        world: collectives over all processes.
+    """
+
+    entropy: Tensor
+    mask: Tensor
+    divergence: Tensor | None = None
+    forward_divergence: Tensor | None = None
+    draw: tuple[int, int, int] = (0, 0, 0)
+    world: Collectives = SINGLE_PROCESS
+
+    @property
+    def finite(self) -> Tensor:
+        """(B, T) bool: valid tokens all of whose statistics are numbers."""
+        statistics = [self.entropy, self.divergence, self.forward_divergence]
+        return self.mask & torch.stack([x.isfinite() for x in statistics if x is not None]).all(0)
+
+
+def quantile_or_none(config: Any, name: str) -> float | None:
+    return checked(config, name, lambda value: value is None or 0 < value <= 1, "a quantile in (0, 1] or null")
+
+
+def kept_counts(mask: Tensor, ratio: float, min_tokens: int = 1) -> Tensor:
+    """(B, T) bool -> (B,) tokens to keep of each rollout: max(min_tokens, ⌊ρ m⌋), at most its m tokens; Eq. 8."""
+    lengths = mask.sum(1)
+    exact = lengths.to(accumulator_dtype(mask.device)) * ratio * (1 + 1e-12)  # 0.29 of 100 is 29, not 28
+    return exact.floor().long().clamp(min=min_tokens).minimum(lengths)
+
+
+def rescale(values: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
+    """(B, T) -> (B, T) in [0, 1]: clipped to [low, high] and min-max normalised; 0 where low = high."""
+    width = torch.as_tensor(high, dtype=values.dtype, device=values.device) - low
+    return torch.where(width > 0, (values - low) / width, 0).clamp(0, 1)
+
+
+def soft_or(entropy: Tensor, divergence: Tensor) -> Tensor:
+    """(B, T) ĥ and d̂ in [0, 1] -> (B, T) s = ĥ + d̂ - ĥ d̂ = 1 - (1 - ĥ)(1 - d̂); Eq. 7."""
+    return entropy + (1 - entropy) * divergence
+
+
+def draws(tokens: TipTokens, shared: bool) -> Tensor:
+    """(B, T) independent exponential variables, which depend on `tokens.draw` and the number of tokens alone.
+
+    `shared`: on the tokens of all processes, so that they do not depend on how a batch is spread.
+    """
+    own = int(tokens.mask.sum())
+    world = tokens.world if shared else SINGLE_PROCESS
+    total = int(world.sum(torch.tensor(own, device=tokens.mask.device)))
+    seed = tokens.draw if shared else (*tokens.draw, tokens.world.rank)
+    generator = torch.Generator().manual_seed(random.Random(repr(seed)).getrandbits(63))
+    drawn = torch.empty(total, dtype=torch.float32).exponential_(generator=generator)
+    drawn = world.own(drawn.to(tokens.mask.device), own).clamp(min=torch.finfo(torch.float32).tiny)
+    return torch.ones_like(tokens.mask, dtype=torch.float32).masked_scatter(tokens.mask, drawn)
+
+
+class Tip:
+    """Keeps in each rollout the `tip_ratio` of its tokens that score highest.
+
+        soft_or         s = ĥ + d̂ - ĥ d̂                      (Eq. 7)
+        q3              s = KL(P_T || P_S) (1 - ĥ)             (Sec. 7.3)
+        divergence      s = d = KL(P_S || P_T)                 (Eq. 3)
+        bottom          s = -(ĥ + d̂ - ĥ d̂)
+        entropy         s = H                                  (Eq. 7 with d̂ = 0, without the clip)
+        entropy_sample  drawn without replacement, p ∝ H       (Table 3)
+
+    ĥ and d̂ are H and d clipped at their quantiles and min-max normalised over the tokens that `tip_scope` names; the
+    division of H by ln V in the paper cancels. "Entropy-only" in the paper is `entropy_sample`; the top-k by entropy
+    is not in it.
+
+    Departs from the paper: at least `tip_min_tokens` of each rollout, since ⌊ρ m⌋ is 0 for short ones; divergences can
+    be clipped as entropies are. A token whose statistics are not finite is never kept.
+
+    Attributes:
+        selects: False with the rule `none`, and where every token is kept.
+        needs: which of `TipTokens.divergence` and `TipTokens.forward_divergence` the rule looks at.
+    """
+
+    name = "tip"
+    paper = Paper(
+        arxiv="2604.14084",
+        title="TIP: Token Importance in On-Policy Distillation",
+        bibtex="""@article{xu2026tip,
+    title   = {TIP: Token Importance in On-Policy Distillation},
+    author  = {Yuanda Xu and Hejian Sang and Zhengze Zhou and Ran He and Zhipeng Wang and Alborz Geramifard},
+    journal = {arXiv preprint arXiv:2604.14084},
+    year    = {2026}
+}""",
+    )
+
+    def __init__(self, config: Any):
+        """Raises `ValueError` for a field out of range."""
+        self.rule = one_of(config, "tip_rule", *NEEDS)
+        self.ratio = share(config, "tip_ratio")
+        self.entropy_quantile = quantile_or_none(config, "tip_entropy_clip_quantile")
+        self.divergence_quantile = quantile_or_none(config, "tip_divergence_clip_quantile")
+        self.min_tokens = checked(config, "tip_min_tokens", lambda x: type(x) is int and x >= 0, "an integer >= 0")
+        self.scope = one_of(config, "tip_scope", "micro_batch", "global", "ema")
+        self.selects = self.rule != "none" and self.ratio < 1
+        self.needs = NEEDS[self.rule]
+        self.ranges: dict[str, list[float]] = {}  # running ends of both axes, in nats, with the scope `ema`
+
+    def counts(self, mask: Tensor) -> Tensor:
+        """(B, T) bool -> (B,) tokens that `keep` leaves of each rollout, if all statistics are finite."""
+        return kept_counts(mask, self.ratio, self.min_tokens) if self.selects else mask.sum(1)
+
+    @torch.no_grad()
+    def keep(self, tokens: TipTokens) -> Tensor:
+        """(B, T) bool: the tokens that stay in the loss. Every process must call it."""
+        if not self.selects:
+            return tokens.mask
+        return row_top_mask(self.scores(tokens), tokens.finite, self.counts(tokens.mask))
+
+    def scores(self, tokens: TipTokens) -> Tensor:
+        """(B, T) the rule's score; what it is where a token is not finite means nothing."""
+        if self.rule == "entropy":
+            return tokens.entropy
+        if self.rule == "divergence":
+            return tokens.divergence
+        if self.rule in ("random", "entropy_sample"):  # the order of such a race is a draw without replacement
+            positive = tokens.entropy.clamp(min=torch.finfo(tokens.entropy.dtype).tiny)
+            speed = positive.log() if self.rule == "entropy_sample" else 0.0
+            return speed - draws(tokens, self.scope != "micro_batch").log()
+        entropy = rescale(tokens.entropy, *self._range("entropy", tokens.entropy, self.entropy_quantile, tokens))
+        if self.rule == "q3":
+            return tokens.forward_divergence.clamp(min=0) * (1 - entropy)
+        divergence = tokens.divergence.clamp(min=0)  # rounding can leave -1e-7
+        divergence = rescale(divergence, *self._range("divergence", divergence, self.divergence_quantile, tokens))
+        score = soft_or(entropy, divergence)
+        return -score if self.rule == "bottom" else score
+
+    def _range(self, axis: str, values: Tensor, quantile: float | None, tokens: TipTokens) -> list[Tensor | float]:
+        """Minimum and (clipped) maximum of an axis over the scope."""
+        local = values[tokens.finite]
+        gathered = local if self.scope == "micro_batch" else tokens.world.gather(local)
+        found = quantiles(gathered, (0.0, quantile or 1.0))
+        if self.scope != "ema":
+            return found
+        if gathered.numel():
+            new = torch.stack(found).tolist()
+            old = self.ranges.get(axis, new)
+            self.ranges[axis] = [EMA_DECAY * a + (1 - EMA_DECAY) * b for a, b in zip(old, new, strict=True)]
+        return self.ranges.get(axis, [0.0, 0.0])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"ranges": self.ranges}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.ranges = dict(state["ranges"])
