@@ -90,7 +90,7 @@ def cell(value: Any) -> str:
 
 def changed_fields(method: Method, config: Any) -> list[tuple[str, str, str]]:
     """Name, value and default of each field of a method that is not at its default."""
-    others = tuple(f"{name}_" for name in config.methods if name.startswith(f"{method.name}_"))
+    others = tuple(f"{name}_" for name in getattr(config, "methods", ()) if name.startswith(f"{method.name}_"))
     rows = []
     for name, field in type(config).__dataclass_fields__.items():
         if name.startswith(f"{method.name}_") and not (others and name.startswith(others)):
