@@ -131,6 +131,23 @@ def make_trainer(tmp_path):
     return make
 
 
+@pytest.fixture
+def make_distiller(tmp_path):
+    """`make_distiller(**settings)` gives an `EntropyDistillationTrainer`, `make_distiller(stock=True)` TRL's."""
+
+    def make(stock: bool = False, **settings):
+        from distilling import build_distiller
+        from trl import DistillationConfig, DistillationTrainer
+
+        from trl_entropy import EntropyDistillationConfig, EntropyDistillationTrainer
+
+        classes = (DistillationTrainer, DistillationConfig)
+        classes = classes if stock else (EntropyDistillationTrainer, EntropyDistillationConfig)
+        return build_distiller(*classes, settings.pop("output_dir", tmp_path), **settings)
+
+    return make
+
+
 def make_loss_batch(rows: int = 4, length: int = 6, seed: int = 3, **extra) -> dict[str, torch.Tensor]:
     """A batch as TRL's `_compute_loss` takes it: padding, mixed advantage signs, ratios beyond each clip bound."""
     generator = torch.Generator().manual_seed(seed)

@@ -59,10 +59,38 @@ def make_batch(lengths=LENGTHS, tools=True, seed=3) -> dict[str, torch.Tensor]:
     return batch
 
 
+def two_process_results(output_dir, rank, processes):
+    """Loss, gradients, metrics and state over this process' part of eight rollouts, one of the halves almost empty."""
+    from trl_entropy import EntropyDistillationConfig, EntropyDistillationTrainer
+
+    whole, rows, found = make_batch(lengths=(6, 3, 0, 5, 1, 0, 2, 0)), 8 // processes, {}
+    part = {k: v if v.dim() == 0 else v[rank * rows : (rank + 1) * rows] for k, v in whole.items()}
+    for rule, scope in (("soft_or", "global"), ("entropy_sample", "global"), ("q3", "ema")):
+        trainer = build_distiller(
+            EntropyDistillationTrainer,
+            EntropyDistillationConfig,
+            output_dir,
+            per_device_train_batch_size=rows,
+            tip_rule=rule,
+            tip_scope=scope,
+            tip_ratio=0.4,
+        )
+        trainer.model.train()
+        loss = trainer.compute_loss(trainer.model, part)
+        loss.backward()
+        reduce = trainer.accelerator.reduce
+        gradients = {name: reduce(p.grad, "mean") for name, p in trainer.model.named_parameters()}
+        metrics = {k: v[-1] for k, v in trainer._metrics["train"].items() if k.startswith("tip/") or k == "entropy"}
+        found[rule] = dict(
+            loss=reduce(loss.detach(), "mean"), gradients=gradients, metrics=metrics, state=trainer._tip.state_dict()
+        )
+    return found
+
+
 def distributions(model, batch, temperature):
     """(B, T, V) log-probabilities of the completion tokens' distributions, from full logits."""
     ids, mask = (torch.cat([batch[f"prompt_{kind}"], batch[f"completion_{kind}"]], 1) for kind in ("ids", "mask"))
-    hidden = model.model(input_ids=ids, attention_mask=mask).last_hidden_state if hasattr(model, "lm_head") else None
+    hidden = model.model(input_ids=ids, attention_mask=mask).last_hidden_state
     logits = model.lm_head(hidden)[:, -1 - batch["completion_ids"].size(1) : -1].double()
     logits = logits * (getattr(model.config, "logit_scale", None) or 1.0)
     softcap = getattr(model.config, "final_logit_softcapping", None)

@@ -80,10 +80,10 @@ def run(tiny, tmp_path, monkeypatch, capfd, caplog):
         str(tmp_path / "train.jsonl")
     )
 
-    def call(*flags, recipe=None, started=False, **keys):
+    def call(*flags, recipe=None, started=False, command="grpo", **keys):
         Path("recipe.yaml").write_text(yaml.safe_dump(settings(tiny, **keys)) if recipe is None else recipe)
         try:
-            status = cli.main(["grpo", "--config", "recipe.yaml", *flags], launch=started)
+            status = cli.main([command, "--config", "recipe.yaml", *flags], launch=started)
         except SystemExit as stop:
             status = stop.code
         return status, capfd.readouterr().err + caplog.text
@@ -114,12 +114,17 @@ def settings(model, **keys):
     return {key: value for key, value in {**defaults, **keys}.items() if value is not ...}
 
 
-def error_of(result):
+# For a command that distils: the keys that it has not, without the methods of the other.
+OF_GRPO = dict(reward_funcs=..., methods=..., num_generations=..., steps_per_generation=...)
+
+
+def error_of(result, command="grpo"):
     """The one line of an error, from (status, stderr)."""
     status, text = result
-    lines = [line for line in text.splitlines() if line.startswith("trl-entropy grpo: error: ")]
+    prefix = f"trl-entropy {command}: error: "
+    lines = [line for line in text.splitlines() if line.startswith(prefix)]
     assert status == 2 and len(lines) == 1 and "Traceback" not in text
-    return lines[0].removeprefix("trl-entropy grpo: error: ")
+    return lines[0].removeprefix(prefix)
 
 
 def logged(folder="out"):
@@ -163,6 +168,56 @@ def test_lora_and_two_rewards(run):
     keys = dict(use_peft=True, lora_r=2, lora_target_modules=["q_proj", "v_proj"])
     assert run(reward_funcs=["accuracy_reward", "probe_rewards.even"], reward_weights=["1e-1", 1], **keys)[0] == 0
     assert Path("out/adapter_model.safetensors").exists()
+
+
+def test_distillation_trains_on_the_tokens_of_the_recipe(run, tiny):
+    keys = {**OF_GRPO, "teacher_model_name_or_path": str(tiny), "tip_ratio": 0.25, "tip_scope": "ema"}
+    evaluation = dict(eval_strategy="steps", eval_steps=1, dataset_test_split="train")
+    assert run(command="distillation", save_strategy="steps", save_steps=1, **evaluation, **keys)[0] == 0
+    history = logged("out/checkpoint-2")
+    assert [entry["tip/kept_fraction"] for entry in history if "loss" in entry] == [0.25, 0.25]
+    assert [entry["step"] for entry in history if "eval_loss" in entry] == [1, 2]
+    AutoModelForCausalLM.from_pretrained("out")
+
+
+@pytest.mark.parametrize(
+    "keys, message",
+    [
+        (dict(teacher_model_name_or_path=...), "`teacher_model_name_or_path` must be given."),
+        (
+            dict(teacher_model_name_or_path="./nowhere"),
+            "`teacher_model_name_or_path` must exist, got './nowhere', which",
+        ),
+        (dict(tip_ration=0.5), "Unknown key `tip_ration` in recipe.yaml: did you mean `tip_ratio`?"),
+        (dict(tip_ratio=0), "`tip_ratio` must be a share in (0, 1], got 0."),
+        (dict(tip_rule="softor"), "`tip_rule` in recipe.yaml must be one of 'none', 'soft_or', "),
+    ],
+)
+def test_distillation_names_what_is_wrong(run, tiny, keys, message):
+    keys = {**OF_GRPO, "teacher_model_name_or_path": str(tiny), **keys}
+    assert error_of(run(command="distillation", **keys), "distillation").startswith(message)
+
+
+def test_recipe_of_tip_runs_scaled_down(run, tiny):
+    changes = dict(
+        model_name_or_path=tiny,
+        teacher_model_name_or_path=tiny,
+        dataset_name="train.jsonl",
+        output_dir="out",
+        use_vllm="false",
+        use_cpu="true",
+        bf16="false",
+        report_to="none",
+        per_device_train_batch_size=2,
+        max_completion_length=8,
+        tip_scatter_steps=1,
+        save_steps=2,
+        max_steps=2,
+    )
+    flags = [f"--{key}={value}" for key, value in changes.items()]
+    assert run(*flags, command="distillation", recipe=(ROOT / "recipes" / "tip.yaml").read_text())[0] == 0
+    assert [entry["tip/kept_fraction"] for entry in logged("out/checkpoint-2")] == [0.5, 0.5]
+    assert Path("out/tip_scatter.json").exists()
 
 
 def test_recipe_sets_the_environment(run, monkeypatch):
@@ -308,13 +363,8 @@ def test_missing_recipe_is_named(tmp_path, capsys):
 
 def test_processes_that_do_not_see_each_other_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    arguments = (
-        SimpleNamespace(reward_funcs=["r"]),
-        SimpleNamespace(world_size=1),
-        SimpleNamespace(model_name_or_path="m"),
-    )
     with pytest.raises(ValueError, match="2 processes were launched, but each sees 1: .* set `use_cpu: true`"):
-        cli.check_arguments(*arguments)
+        cli.check_processes(SimpleNamespace(world_size=1))
 
 
 # Launching
@@ -404,7 +454,11 @@ def test_two_processes_on_cpu_from_the_command(run, tiny):
 def test_help_lists_the_commands_and_imports_nothing_slow():
     command = [sys.executable, "-X", "importtime", "-m", "trl_entropy.cli", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and "grpo" in done.stdout and "torch" not in done.stderr
+    assert (
+        done.returncode == 0
+        and all(name in done.stdout for name in ("grpo", "distillation"))
+        and "torch" not in done.stderr
+    )
 
 
 def test_no_command_and_unknown_command_are_refused(capsys):

@@ -3,14 +3,22 @@
 """What this package assumes about private parts of TRL, one test per assumption, named after it."""
 
 import inspect
+import re
 
 import pytest
 import torch
 from conftest import EXACT, LOSS_TYPES, loss_and_gradients, make_loss_batch
+from distilling import make_batch
 from trl import GRPOTrainer
+from trl.kernels import chunked_divergence
+from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
+from trl.trainer import distillation_trainer
 
+from trl_entropy.distillation import KERNEL, LOSS
+from trl_entropy.distillation_head import Head
 from trl_entropy.functional import aggregate
 from trl_entropy.grpo import CLIPPING_LOSSES
+from trl_entropy.rebinding import rebound, swapped
 from trl_entropy.rollouts import FORWARD_KEYS
 
 
@@ -166,3 +174,85 @@ def test_constructor_passes_everything_on():
     ours = list(inspect.signature(EntropyGRPOTrainer.__init__).parameters)
     stock = list(inspect.signature(GRPOTrainer.__init__).parameters)
     assert ours[:4] == stock[:4] == ["self", "model", "reward_funcs", "args"]
+
+
+def test_distillation_loss_hands_mask_and_heads_to_one_function(make_distiller):
+    """`_compute_loss` looks `_chunked_divergence_loss` up in its module, and that one the kernel."""
+    names = list(inspect.signature(distillation_trainer._chunked_divergence_loss).parameters)
+    assert names == [
+        *("student_hidden_states", "teacher_hidden_states", "student_lm_head_weight", "teacher_lm_head_weight"),
+        *("completion_mask", "beta", "num_items_in_batch", "student_lm_head_bias", "teacher_lm_head_bias"),
+        *("student_logit_scale", "teacher_logit_scale"),
+        *("student_final_logit_softcapping", "teacher_final_logit_softcapping", "temperature"),
+    ]
+    trainer, batch, calls = make_distiller(stock=True), make_batch(), []
+    stock = distillation_trainer._chunked_divergence_loss
+
+    def spy(*args, **kwargs):
+        calls.append((args, kwargs))
+        return stock(*args, **kwargs)
+
+    with swapped(distillation_trainer, LOSS, spy):
+        trainer.compute_loss(trainer.model, batch)
+    (args, kwargs), *more = calls
+    assert not more and len(args) == 6 and distillation_trainer._chunked_divergence_loss is stock
+    assert torch.equal(args[4], batch["completion_mask"] * batch["tool_mask"])
+    assert kwargs["num_items_in_batch"] == batch["num_items_in_batch"]
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_distillation_loss_makes_one_call_of_the_kernel(compact, monkeypatch):
+    """With all positions in their order or, on Triton devices, the valid ones; it sums what comes back over them."""
+    arguments = list(inspect.signature(ChunkedDivergenceFunction.forward).parameters)[1:]
+    assert len(arguments) == len(Head._fields)
+    assert [name.replace("final_logit_softcapping", "softcap") for name in arguments] == list(Head._fields)
+    hidden, mask, seen = torch.randn(2, 3, 4), torch.tensor([[1, 1, 0], [1, 0, 0]]), []
+
+    class Kernel:
+        @staticmethod
+        def apply(*args):
+            seen.append(Head(*args))
+            return torch.arange(1.0, 1 + len(args[0])), torch.arange(2.0, 2 + len(args[0]))
+
+    loss = rebound(distillation_trainer._chunked_divergence_loss, {KERNEL: Kernel, "_use_triton": lambda _: compact})
+    heads = dict(student_lm_head_weight=torch.randn(5, 4), teacher_lm_head_weight=torch.randn(5, 4))
+    options = dict(student_logit_scale=2.0, teacher_logit_scale=3.0, temperature=0.7)
+    softcaps = dict(student_final_logit_softcapping=4.0, teacher_final_logit_softcapping=5.0)
+    found = loss(
+        hidden, 2 * hidden, completion_mask=mask, beta=0.3, num_items_in_batch=4, **heads, **options, **softcaps
+    )
+    rows = hidden[mask.bool()] if compact else hidden.view(6, 4)
+    assert torch.equal(seen[0].student_hidden, rows) and torch.equal(seen[0].teacher_hidden, 2 * rows)
+    assert seen[0][6:] == (0.3, 0.7, 2.0, 4.0, 3.0, 5.0) and len(seen) == 1
+    valid = torch.tensor([1.0, 2, 3]) if compact else torch.tensor([1.0, 2, 4])
+    assert found[0] == valid.sum() / 4 and found[1] == (valid + 1).sum() and found[2] == 3
+
+
+def test_divergence_kernel_folds_tiles_into_seven_sums():
+    """In this order, in one buffer of all rows each, which the rest of the kernel only reads."""
+    for fold in (chunked_divergence._stats_tile, getattr(chunked_divergence._stats_kernel, "fn", None)):
+        names = list(inspect.signature(fold).parameters)[4:11] if fold is not None else []
+        stems = [name.removesuffix("_ptr") for name in names]
+        assert stems == ["s_max", "s_sum", "s_x_sum", "t_max", "t_sum", "t_weighted_gap", "s_weighted_gap"]
+
+
+def test_divergence_kernel_remembers_what_its_backward_reads():
+    """The saved tensors, nine, of which the last three have one number per row; and a few attributes."""
+    source = inspect.getsource(ChunkedDivergenceFunction.backward)
+    read = set(re.findall(r"ctx\.(\w+)", source))
+    assert read == {"saved_tensors", "dtypes", "needs_input_grad", "beta", "mode", "kernel_args"}
+    saved = source.partition(") = ctx.saved_tensors")[0].rpartition("(")[2]
+    assert re.findall(r"\w+", saved) == [*Head._fields[:6], "s_log_z", "t_log_z", "aux"]
+
+
+def test_distillation_counts_the_tokens_of_an_update_after_generation(make_distiller):
+    trainer = make_distiller(stock=True, gradient_accumulation_steps=2)
+    batch = trainer._prepare_inputs([{"prompt": "w1 w2"}] * 8)
+    assert len(trainer._buffered_inputs) == 2
+    counts = [part["completion_mask"].sum() for part in trainer._buffered_inputs]
+    assert batch["num_items_in_batch"] == sum(counts)
+    batch["num_items_in_batch"] = torch.tensor(1.0)
+    trainer.model.train()
+    once = trainer.compute_loss(trainer.model, batch)
+    batch["num_items_in_batch"] = torch.tensor(4.0)
+    assert trainer.compute_loss(trainer.model, batch) * 4 == once

@@ -24,18 +24,6 @@ from trl_entropy.states import STATE_FILE
 from trl_entropy.tokens import SINGLE_PROCESS
 
 
-@pytest.fixture
-def make_distiller(tmp_path):
-    """`make_distiller(**settings)` gives an `EntropyDistillationTrainer`, `make_distiller(stock=True)` TRL's."""
-
-    def make(stock=False, **settings):
-        classes = (DistillationTrainer, DistillationConfig)
-        classes = classes if stock else (EntropyDistillationTrainer, EntropyDistillationConfig)
-        return build_distiller(*classes, settings.pop("output_dir", tmp_path), **settings)
-
-    return make
-
-
 def loss_and_gradients(trainer, batch):
     trainer.model.zero_grad()
     trainer.model.train()

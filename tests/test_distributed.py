@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import EXACT
+from distilling import two_process_results
 from two_processes import GROUPED, METHODS, results
 
 
@@ -38,7 +39,7 @@ def two(tmp_path_factory):
     ]
     try:
         for process in processes:
-            _, errors = process.communicate(timeout=120)
+            _, errors = process.communicate(timeout=240)
             assert process.returncode == 0, errors[-3000:]
     finally:
         for process in processes:
@@ -88,3 +89,31 @@ def test_run_of_two_processes_stays_in_step(two):
     for row, other in zip(runs[0]["rows"], runs[1]["rows"], strict=True):
         assert row["aepo/temperature"] == other["aepo/temperature"]
         assert 0 <= row["aepo/auxiliary_positive_fraction"] == other["aepo/auxiliary_positive_fraction"] <= 1
+
+
+@pytest.mark.parametrize("rule", ["soft_or", "entropy_sample", "q3"])
+def test_distillation_in_two_processes_equals_one(two, one_distillation, rule):
+    one = one_distillation[rule]
+    for rank in (0, 1):
+        found = torch.load(two / f"distillation{rank}.pt")[rule]
+        torch.testing.assert_close(found["loss"], one["loss"], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found["gradients"], one["gradients"], rtol=1e-5, atol=3e-6)
+        assert found["metrics"] == pytest.approx(one["metrics"], rel=1e-5, abs=1e-6, nan_ok=True)
+        assert found["state"]["ranges"].keys() == one["state"]["ranges"].keys()
+        for axis, ends in one["state"]["ranges"].items():
+            assert found["state"]["ranges"][axis] == pytest.approx(ends, rel=1e-5)
+    assert 0.3 < one["metrics"]["tip/kept_fraction"] < 0.5
+
+
+@pytest.fixture(scope="module")
+def one_distillation(tmp_path_factory):
+    return two_process_results(tmp_path_factory.mktemp("one"), 0, 1)
+
+
+def test_distillation_of_two_processes_stays_in_step(two):
+    runs = [torch.load(two / f"distillation_run{rank}.pt") for rank in (0, 1)]
+    torch.testing.assert_close(runs[0]["weights"], runs[1]["weights"], **EXACT)
+    assert len(runs[0]["rows"]) == 2
+    for row, other in zip(runs[0]["rows"], runs[1]["rows"], strict=True):
+        assert row["tip/kept_fraction"] == other["tip/kept_fraction"] < 0.6 and row["loss"] == row["loss"]
+    assert (two / "distillation" / "tip_scatter.json").exists()

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from trl_entropy.methods import METHODS, Method, MethodsConfig
+from trl_entropy.methods.tip import Tip, TipConfig
 
 
 ROOT = Path(__file__).parents[1]
@@ -82,9 +83,17 @@ def test_fields_have_one_owner_help_and_default():
 
 
 def test_no_field_hides_one_of_trl():
-    from trl import GRPOConfig
+    from trl import DistillationConfig, GRPOConfig
 
-    assert not {field.name for field in fields(MethodsConfig)} & {field.name for field in fields(GRPOConfig)}
+    for ours, theirs in ((MethodsConfig, GRPOConfig), (TipConfig, DistillationConfig)):
+        assert not {field.name for field in fields(ours)} & {field.name for field in fields(theirs)}
+
+
+def test_fields_of_tip_have_prefix_help_and_default():
+    assert not issubclass(Tip, Method) and Tip.name not in METHODS  # it sees other tensors than a method of GRPO
+    for field in fields(TipConfig):
+        assert field.name.startswith("tip_") and field.metadata["help"] and "%" not in field.metadata["help"]
+        assert field.default is not MISSING
 
 
 def test_source_files_carry_the_licence():

@@ -8,18 +8,20 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from trl import DatasetMixtureConfig, ModelConfig
+from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 from trl.scripts.grpo import GRPOScriptArguments
 
-from trl_entropy import METHODS, EntropyGRPOConfig
+from trl_entropy import METHODS, EntropyDistillationConfig, EntropyGRPOConfig
 from trl_entropy.arguments import StrictParser
+from trl_entropy.methods.tip import Tip
 from trl_entropy.rewards import reward_by_name
 
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 ACCELERATE = [path for path in RECIPES if path.parent.name == "accelerate"]
-TRAINING = [path for path in RECIPES if path not in ACCELERATE]
+DISTILLATION = [path for path in RECIPES if "teacher_model_name_or_path:" in path.read_text()]
+TRAINING = [path for path in RECIPES if path not in (*ACCELERATE, *DISTILLATION)]
 PUBLISHED = [path for path in TRAINING if path.stem in METHODS]
 GPUS = 8
 RUN = ("logging_steps", "save_steps", "seed")  # change nothing about the method
@@ -37,8 +39,12 @@ BATCHES = {
 }
 
 
+GRPO_KINDS = (GRPOScriptArguments, EntropyGRPOConfig, ModelConfig, DatasetMixtureConfig)
+DISTILLATION_KINDS = (ScriptArguments, EntropyDistillationConfig, ModelConfig, DatasetMixtureConfig)
+
+
 def parse(path):
-    parser = StrictParser((GRPOScriptArguments, EntropyGRPOConfig, ModelConfig, DatasetMixtureConfig), prog="test")
+    parser = StrictParser(DISTILLATION_KINDS if path in DISTILLATION else GRPO_KINDS, prog="test")
     return parser.parse(["--config", str(path), "--use_cpu", "true", "--bf16", "false"])
 
 
@@ -49,7 +55,8 @@ def header(path):
 
 def test_recipes_are_found():
     assert {path.stem for path in PUBLISHED} == set(METHODS) >= set(BATCHES)
-    assert ACCELERATE and len(RECIPES) == len(ACCELERATE) + len(TRAINING)
+    assert ACCELERATE and len(RECIPES) == len(ACCELERATE) + len(TRAINING) + len(DISTILLATION)
+    assert "tip" in [path.stem for path in DISTILLATION]
 
 
 @pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
@@ -76,6 +83,10 @@ def test_recipe_of_a_method_cites_its_paper_and_every_number(path):
     assert f"accelerate launch --num_processes {GPUS} -m trl_entropy.cli grpo --config recipes/{path.name}" in header(
         path
     )
+    assert numbers_without_source(path) == []
+
+
+def numbers_without_source(path):
     lines = {line.split(":")[0]: line for line in path.read_text().splitlines()}
     numbers = [
         key
@@ -83,7 +94,23 @@ def test_recipe_of_a_method_cites_its_paper_and_every_number(path):
         if type(value) in (int, float) and key not in RUN
     ]
     assert len(numbers) > 10
-    assert [key for key in numbers if "  # " not in lines[key]] == []
+    return [key for key in numbers if "  # " not in lines[key]]
+
+
+@pytest.mark.parametrize("path", DISTILLATION, ids=lambda path: path.stem)
+def test_recipe_of_distillation(path):
+    script_args, training_args, model_args, dataset_args = parse(path)
+    assert model_args.model_name_or_path and training_args.teacher_model_name_or_path
+    assert bool(script_args.dataset_name) != bool(dataset_args.datasets)
+    assert training_args._inert_warnings(Tip(training_args)) == []
+    assert f"trl-entropy distillation --config {path.relative_to(ROOT).as_posix()}" in header(path)
+    assert Tip.paper.title in header(path) and Tip.paper.url in header(path) and "What to expect:" in header(path)
+    assert numbers_without_source(path) == []
+
+
+def test_batch_of_tip_is_that_of_the_paper():
+    _, args, _, _ = parse(ROOT / "recipes" / "tip.yaml")
+    assert GPUS * args.per_device_train_batch_size * args.gradient_accumulation_steps == 8
 
 
 @pytest.mark.parametrize("name", BATCHES)

@@ -9,8 +9,14 @@ from pathlib import Path
 import torch
 from cases import off_policy_batch
 from conftest import build_model, build_trainer, loss_and_gradients
+from distilling import build_distiller, two_process_results
 
-from trl_entropy import EntropyGRPOConfig, EntropyGRPOTrainer
+from trl_entropy import (
+    EntropyDistillationConfig,
+    EntropyDistillationTrainer,
+    EntropyGRPOConfig,
+    EntropyGRPOTrainer,
+)
 
 
 METHODS = ["clip_cov", "steer", "clip_b", "clip_v", "aepo", "kl_cov", "siren", "epo"]
@@ -165,4 +171,19 @@ if __name__ == "__main__":
         {"rows": rows, "weights": trainer.accelerator.unwrap_model(trainer.model).state_dict()},
         folder / f"run{rank}.pt",
     )
+    torch.save(two_process_results(folder / "out", rank, 2), folder / f"distillation{rank}.pt")
+    trainer = build_distiller(
+        EntropyDistillationTrainer,
+        EntropyDistillationConfig,
+        folder / "distillation",
+        max_steps=2,
+        gradient_accumulation_steps=2,
+        tip_scope="ema",
+        tip_scatter_steps=1,
+        ddp_backend="gloo",
+    )
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    weights = trainer.accelerator.unwrap_model(trainer.model).state_dict()
+    torch.save({"rows": rows, "weights": weights}, folder / f"distillation_run{rank}.pt")
     trainer.accelerator.end_training()

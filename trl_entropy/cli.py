@@ -34,7 +34,17 @@ def grpo(argv: list[str], launch: bool) -> int:
     return run_training("grpo", kinds, train_grpo, argv, launch)
 
 
-COMMANDS: dict[str, Callable[[list[str], bool], int]] = {"grpo": grpo}
+def distillation(argv: list[str], launch: bool) -> int:
+    """Distil a teacher on the tokens that TIP keeps of the student's own completions."""
+    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
+
+    from .distillation_config import EntropyDistillationConfig
+
+    kinds = (ScriptArguments, EntropyDistillationConfig, ModelConfig, DatasetMixtureConfig)
+    return run_training("distillation", kinds, train_distillation, argv, launch)
+
+
+COMMANDS: dict[str, Callable[[list[str], bool], int]] = {"grpo": grpo, "distillation": distillation}
 
 
 def run_training(name: str, kinds: tuple[type, ...], train: Callable, argv: list[str], launch: bool) -> int:
@@ -51,22 +61,20 @@ def run_training(name: str, kinds: tuple[type, ...], train: Callable, argv: list
 
 def train_grpo(parser, script_args, training_args, model_args, dataset_args) -> None:
     """What TRL's script does, with the entropy trainer."""
-    import transformers
     from accelerate.logging import get_logger
-    from packaging.version import Version
     from trl import get_peft_config, get_quantization_config
 
-    from .data import asks_for_answer_line, pick_split
+    from .data import asks_for_answer_line
     from .grpo import EntropyGRPOTrainer
     from .rewards import accuracy_reward, reward_by_name
 
     with parser.reporting():
-        check_arguments(script_args, training_args, model_args)
+        check_model("model_name_or_path", model_args.model_name_or_path)
+        if not (script_args.reward_funcs or script_args.reward_model_name_or_path):
+            raise ValueError("One of `reward_funcs` and `reward_model_name_or_path` must be given.")
+        check_processes(training_args)
         reward_funcs = [reward_by_name(name) for name in script_args.reward_funcs or []]
-        dataset = load_dataset(script_args, dataset_args)
-        train_dataset = pick_split(dataset, "dataset_train_split", script_args.dataset_train_split)
-        evaluates = training_args.eval_strategy != "no"
-        eval_dataset = pick_split(dataset, "dataset_test_split", script_args.dataset_test_split) if evaluates else None
+        train_dataset, eval_dataset = load_splits(script_args, training_args, dataset_args)
     if accuracy_reward in reward_funcs and asks_for_answer_line(next(iter(train_dataset))["prompt"]):
         get_logger(__name__).warning(
             "The prompts ask for a line `Answer: ...`, which `accuracy_reward` does not read: it gives 0 to a right "
@@ -74,13 +82,9 @@ def train_grpo(parser, script_args, training_args, model_args, dataset_args) -> 
         )
     if script_args.reward_model_name_or_path:
         reward_funcs.insert(0, script_args.reward_model_name_or_path)
-    training_args.model_init_kwargs = {
-        "revision": model_args.model_revision,
-        "trust_remote_code": training_args.trust_remote_code,
-        "attn_implementation": model_args.attn_implementation,
-        "dtype": model_args.dtype,
-        **(training_args.model_init_kwargs or {}),
-    }
+    training_args.model_init_kwargs = model_kwargs(
+        model_args, training_args, model_args.model_revision, training_args.model_init_kwargs
+    )
 
     trainer = EntropyGRPOTrainer(
         model=model_args.model_name_or_path,
@@ -91,6 +95,57 @@ def train_grpo(parser, script_args, training_args, model_args, dataset_args) -> 
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
+    train_and_save(trainer, script_args)
+
+
+def train_distillation(parser, script_args, training_args, model_args, dataset_args) -> None:
+    """What TRL's script does, with the entropy trainer."""
+    from trl import get_peft_config, get_quantization_config
+
+    from .distillation import EntropyDistillationTrainer
+
+    with parser.reporting():
+        check_model("model_name_or_path", model_args.model_name_or_path)
+        check_model("teacher_model_name_or_path", training_args.teacher_model_name_or_path)
+        check_processes(training_args)
+        train_dataset, eval_dataset = load_splits(script_args, training_args, dataset_args)
+    training_args.model_init_kwargs = model_kwargs(
+        model_args, training_args, model_args.model_revision, training_args.model_init_kwargs
+    )
+    # The teacher is not quantized with the student: that would change the distribution to be matched.
+    training_args.teacher_model_init_kwargs = model_kwargs(
+        model_args, training_args, training_args.teacher_model_revision, training_args.teacher_model_init_kwargs
+    )
+
+    trainer = EntropyDistillationTrainer(
+        model=model_args.model_name_or_path,
+        teacher_model=training_args.teacher_model_name_or_path,
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+    train_and_save(trainer, script_args)
+
+
+def model_kwargs(model_args, training_args, revision, given) -> dict:
+    """The arguments with which a model is loaded; what the user has given wins."""
+    return {
+        "revision": revision,
+        "trust_remote_code": training_args.trust_remote_code,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(given or {}),
+    }
+
+
+def train_and_save(trainer, script_args) -> None:
+    """Trains, saves, pushes if asked to, and ends the processes of the trainer in order."""
+    import transformers
+    from packaging.version import Version
+
+    training_args = trainer.args
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     trainer.save_model(training_args.output_dir)
     trainer.accelerator.print(f"Model saved to {training_args.output_dir}.")
@@ -104,6 +159,17 @@ def train_grpo(parser, script_args, training_args, model_args, dataset_args) -> 
     trainer.accelerator.wait_for_everyone()
     if Version(transformers.__version__) >= Version("5.18.0"):  # closes trackers and the process group
         trainer.end()
+
+
+def load_splits(script_args, training_args, dataset_args):
+    """The split to train on, and the one to evaluate on or `None`."""
+    from .data import pick_split
+
+    dataset = load_dataset(script_args, dataset_args)
+    train_dataset = pick_split(dataset, "dataset_train_split", script_args.dataset_train_split)
+    if training_args.eval_strategy == "no":
+        return train_dataset, None
+    return train_dataset, pick_split(dataset, "dataset_test_split", script_args.dataset_test_split)
 
 
 def load_dataset(script_args, dataset_args):
@@ -122,15 +188,16 @@ def load_dataset(script_args, dataset_args):
     return load_problems(script_args.dataset_name, script_args.dataset_config, script_args.dataset_streaming)
 
 
-def check_arguments(script_args, training_args, model_args) -> None:
-    """What no single dataclass can check. Raises `ValueError`."""
-    model = model_args.model_name_or_path
+def check_model(field: str, model: str | None) -> None:
+    """Raises `ValueError` where a model is not given, or a folder that does not exist."""
     if not model:
-        raise ValueError("`model_name_or_path` must be given.")
+        raise ValueError(f"`{field}` must be given.")
     if model.startswith(("/", ".")) and not os.path.exists(model):
-        raise ValueError(f"`model_name_or_path` must exist, got {model!r}, which is no folder.")
-    if not (script_args.reward_funcs or script_args.reward_model_name_or_path):
-        raise ValueError("One of `reward_funcs` and `reward_model_name_or_path` must be given.")
+        raise ValueError(f"`{field}` must exist, got {model!r}, which is no folder.")
+
+
+def check_processes(training_args) -> None:
+    """Raises `ValueError` where the launched processes do not see each other."""
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if launched != training_args.world_size:
         # Without this each process would train a model of its own, with nothing to show for it.
