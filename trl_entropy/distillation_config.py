@@ -85,5 +85,8 @@ class EntropyDistillationConfig(TipConfig, DistillationConfig):
             lambda value: value is None or (type(value) is int and value > 0),
             "an integer > 0 or null",
         )
-        for warning in inert_settings(self, tip, self.max_completion_length):
+        for warning in self._inert_warnings(tip):
             logger.warning(warning)
+
+    def _inert_warnings(self, tip: Tip) -> list[str]:
+        return inert_settings(self, tip, self.max_completion_length)
