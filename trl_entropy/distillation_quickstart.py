@@ -30,7 +30,7 @@ from .quickstart import Progress, setting, silence_libraries
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart_distillation.yaml"
 # The student is stopped early; the teacher is larger and saw more batches.
-WARM_STARTS = {"student": WarmStart(steps=300), "teacher": WarmStart(hidden_size=128, steps=800)}
+WARM_STARTS = {"student": WarmStart(steps=150), "teacher": WarmStart(hidden_size=128, steps=800)}
 
 
 class Selection(NamedTuple):
