@@ -1,12 +1,17 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The Triton kernels against the torch tiles, run by Triton's interpreter on a CPU: see `test_head_triton.py`."""
+"""The Triton kernels against the torch tiles, run by Triton's interpreter on a CPU: see `test_head_triton.py`.
+
+And TRL's kernel of the divergence with ours around it, where tiles are folded by a Triton kernel.
+"""
 
 from dataclasses import replace
 
 import pytest
 import torch
+from trl.kernels import chunked_divergence
 
+from trl_entropy.distillation_head import Head, divergences
 from trl_entropy.head import function, nucleus, sweeps, triton_tiles
 from trl_entropy.head.function import token_statistics
 from trl_entropy.head.spec import HeadSpec
@@ -119,3 +124,20 @@ def test_refinement_of_crowded_boundary_bins(kernels, monkeypatch):
     torch.testing.assert_close(expected, torch.full((2,), 23.0).log(), rtol=0, atol=1e-5)
     monkeypatch.setattr(sweeps, "backend_for", lambda *_: kernels)
     torch.testing.assert_close(token_statistics(*arguments).nucleus_entropy, expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.4, 1.0])
+def test_divergences_where_a_kernel_folds(monkeypatch, beta):
+    monkeypatch.setattr(chunked_divergence, "_BLOCK_SIZE", 16)
+    monkeypatch.setattr(chunked_divergence, "TOKEN_CHUNK_SIZE", 4)
+    monkeypatch.setattr(chunked_divergence, "VOCAB_CHUNK_SIZE", 20)
+    (hidden, weight, bias), _ = example(torch.float32)
+    head = Head(hidden, weight, bias, hidden.detach() * 1.5, weight.detach().roll(1, 0), None, beta, 0.7)
+    found = []
+    for triton in (False, True):
+        monkeypatch.setattr(chunked_divergence, "_use_triton", lambda _, triton=triton: triton)
+        of_rows = divergences(head, live_rows=True)
+        grads = torch.autograd.grad(of_rows.loss, (hidden, weight, bias), torch.tensor([1.0, 0, 2, 0, 0, 1]))
+        found.append((*of_rows, *grads))
+    assert len(found[0]) == 7 and found[0][2].min() > 0.01
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)

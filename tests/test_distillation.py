@@ -445,6 +445,14 @@ def test_bad_settings_are_named(tmp_path):
         build_distiller(EntropyDistillationTrainer, DistillationConfig, tmp_path)
 
 
+def test_replaced_loss_is_refused(make_distiller, monkeypatch):
+    trainer = make_distiller()
+    zero = torch.tensor(0.0), torch.tensor(0.0), torch.tensor(1)
+    monkeypatch.setattr(DistillationTrainer, "_compute_loss", lambda *_: zero)
+    with pytest.raises(RuntimeError, match="another package has replaced parts of TRL's trainer"):
+        loss_and_gradients(trainer, make_batch())
+
+
 @pytest.mark.parametrize("settings", [dict(tip_scope="ema"), dict(tip_rule="entropy_sample", tip_ratio=0.4)])
 def test_resumed_run_equals_uninterrupted_run(make_distiller, tmp_path, settings):
     settings = dict(max_steps=4, save_strategy="steps", save_steps=2, **settings)

@@ -99,6 +99,7 @@ class EntropyDistillationTrainer(SavesStates, DistillationTrainer):
 
     Raises:
         `TypeError`: `args` is not an `EntropyDistillationConfig`.
+        `RuntimeError`: in training, where another package has replaced TRL's loss.
 
     Example:
 
@@ -162,8 +163,15 @@ class EntropyDistillationTrainer(SavesStates, DistillationTrainer):
             selecting_loss = rebound(stock_loss, {KERNEL: self._kernel})
             return selecting_loss(student_hidden, teacher_hidden, student_head, teacher_head, mask, *args, **kwargs)
 
+        self._kernel = None
         with swapped(distillation_trainer, LOSS, loss_on_kept_tokens):
-            return super()._compute_loss(unwrapped_student, inputs, num_items_in_batch)
+            found = super()._compute_loss(unwrapped_student, inputs, num_items_in_batch)
+        if self._kernel is None or self._kernel.keep is None:
+            raise RuntimeError(
+                f"The loss was computed without `{distillation_trainer.__name__}.{LOSS}`, so that no token could be "
+                "chosen: another package has replaced parts of TRL's trainer."
+            )
+        return found
 
     # Metrics
 

@@ -84,10 +84,8 @@ class TipTokens:
     @property
     def finite(self) -> Tensor:
         """(B, T) bool: valid tokens all of whose statistics are numbers."""
-        finite = self.mask & self.entropy.isfinite()
-        for divergence in (self.divergence, self.forward_divergence):
-            finite = finite if divergence is None else finite & divergence.isfinite()
-        return finite
+        statistics = [self.entropy, self.divergence, self.forward_divergence]
+        return self.mask & torch.stack([x.isfinite() for x in statistics if x is not None]).all(0)
 
 
 def quantile_or_none(config: Any, name: str) -> float | None:
@@ -151,9 +149,9 @@ class Tip:
 
     name = "tip"
     paper = Paper(
-        "2604.14084",
-        "TIP: Token Importance in On-Policy Distillation",
-        """@article{xu2026tip,
+        arxiv="2604.14084",
+        title="TIP: Token Importance in On-Policy Distillation",
+        bibtex="""@article{xu2026tip,
     title   = {TIP: Token Importance in On-Policy Distillation},
     author  = {Yuanda Xu and Hejian Sang and Zhengze Zhou and Ran He and Zhipeng Wang and Alborz Geramifard},
     journal = {arXiv preprint arXiv:2604.14084},
@@ -167,9 +165,7 @@ class Tip:
         self.ratio = share(config, "tip_ratio")
         self.entropy_quantile = quantile_or_none(config, "tip_entropy_clip_quantile")
         self.divergence_quantile = quantile_or_none(config, "tip_divergence_clip_quantile")
-        self.min_tokens = checked(
-            config, "tip_min_tokens", lambda value: type(value) is int and value >= 0, "an integer >= 0"
-        )
+        self.min_tokens = checked(config, "tip_min_tokens", lambda x: type(x) is int and x >= 0, "an integer >= 0")
         self.scope = one_of(config, "tip_scope", "micro_batch", "global", "ema")
         self.selects = self.rule != "none" and self.ratio < 1
         self.needs = NEEDS[self.rule]
@@ -192,11 +188,10 @@ class Tip:
             return tokens.entropy
         if self.rule == "divergence":
             return tokens.divergence
-        if self.rule == "random":
-            return draws(tokens, self.scope != "micro_batch")
-        if self.rule == "entropy_sample":  # the order of such a race is a draw without replacement
+        if self.rule in ("random", "entropy_sample"):  # the order of such a race is a draw without replacement
             positive = tokens.entropy.clamp(min=torch.finfo(tokens.entropy.dtype).tiny)
-            return positive.log() - draws(tokens, self.scope != "micro_batch").log()
+            speed = positive.log() if self.rule == "entropy_sample" else 0.0
+            return speed - draws(tokens, self.scope != "micro_batch").log()
         entropy = rescale(tokens.entropy, *self._range("entropy", tokens.entropy, self.entropy_quantile, tokens))
         if self.rule == "q3":
             return tokens.forward_divergence.clamp(min=0) * (1 - entropy)
