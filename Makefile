@@ -4,10 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test test-all quality style clean
+.PHONY: quickstart quickstart-distillation test test-all quality style clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m trl_entropy.quickstart
+
+quickstart-distillation: $(VENV)/.installed
+	$(BIN)/python -m trl_entropy.distillation_quickstart
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"

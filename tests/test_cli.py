@@ -201,6 +201,7 @@ def test_distillation_names_what_is_wrong(run, tiny, keys, message):
     assert error_of(run(command="distillation", **keys), "distillation").startswith(message)
 
 
+@pytest.mark.slow
 def test_recipe_of_tip_runs_scaled_down(run, tiny):
     changes = dict(
         model_name_or_path=tiny,

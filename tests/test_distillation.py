@@ -80,11 +80,12 @@ def test_evaluation_is_over_all_tokens(make_distiller, tmp_path):
     found = []
     for stock in (True, False):
         torch.manual_seed(0)
-        trainer = make_distiller(stock=stock, output_dir=tmp_path / str(stock), eval_dataset=build_dataset(4))
+        ours = {} if stock else dict(tip_scope="ema")
+        trainer = make_distiller(stock=stock, output_dir=tmp_path / str(stock), eval_dataset=build_dataset(4), **ours)
         found.append(trainer.evaluate())
         assert "num_items_in_batch" in trainer._generate_and_score_completions([{"prompt": "w1 w2"}] * 4)
     assert found[0]["eval_loss"] == found[1]["eval_loss"] and found[0]["eval_entropy"] == found[1]["eval_entropy"]
-    assert not any("tip" in key for key in found[1])
+    assert not any("tip" in key for key in found[1]) and trainer._tip.ranges == {}
 
 
 # The paper's loss
@@ -453,7 +454,10 @@ def test_replaced_loss_is_refused(make_distiller, monkeypatch):
         loss_and_gradients(trainer, make_batch())
 
 
-@pytest.mark.parametrize("settings", [dict(tip_scope="ema"), dict(tip_rule="entropy_sample", tip_ratio=0.4)])
+SAMPLED = pytest.param(dict(tip_rule="entropy_sample", tip_ratio=0.4), marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("settings", [dict(tip_scope="ema"), SAMPLED])
 def test_resumed_run_equals_uninterrupted_run(make_distiller, tmp_path, settings):
     settings = dict(max_steps=4, save_strategy="steps", save_steps=2, **settings)
     whole = make_distiller(output_dir=tmp_path / "whole", **settings)
@@ -468,6 +472,7 @@ def test_resumed_run_equals_uninterrupted_run(make_distiller, tmp_path, settings
         assert resumed._tip.state_dict() == whole._tip.state_dict() and whole._tip.ranges
 
 
+@pytest.mark.slow
 def test_evaluation_does_not_move_training(make_distiller, tmp_path):
     weights = []
     for strategy in ("no", "steps"):

@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from .config import EntropyGRPOConfig as EntropyGRPOConfig
     from .distillation import EntropyDistillationTrainer as EntropyDistillationTrainer
     from .distillation_config import EntropyDistillationConfig as EntropyDistillationConfig
+    from .experimental import EntropyGKDTrainer as EntropyGKDTrainer
+    from .experimental import EntropySDFTTrainer as EntropySDFTTrainer
+    from .experimental import EntropySDPOTrainer as EntropySDPOTrainer
+    from .experimental_config import EntropyGKDConfig as EntropyGKDConfig
+    from .experimental_config import EntropySDFTConfig as EntropySDFTConfig
+    from .experimental_config import EntropySDPOConfig as EntropySDPOConfig
     from .grpo import EntropyGRPOTrainer as EntropyGRPOTrainer
     from .methods import METHODS as METHODS
     from .methods import Method as Method
@@ -23,9 +29,15 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "EntropyDistillationConfig": ".distillation_config",
     "EntropyDistillationTrainer": ".distillation",
+    "EntropyGKDConfig": ".experimental_config",
+    "EntropyGKDTrainer": ".experimental",
     "EntropyGRPOConfig": ".config",
     "EntropyGRPOTrainer": ".grpo",
     "EntropyLawCallback": ".callbacks",
+    "EntropySDFTConfig": ".experimental_config",
+    "EntropySDFTTrainer": ".experimental",
+    "EntropySDPOConfig": ".experimental_config",
+    "EntropySDPOTrainer": ".experimental",
     "METHODS": ".methods",
     "Method": ".methods",
 }

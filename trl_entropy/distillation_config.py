@@ -19,6 +19,24 @@ logger = get_logger(__name__)
 check_trl_version(trl.__version__)
 
 
+def inert_settings(config: TipConfig, tip: Tip, longest: int | None) -> list[str]:
+    """Warnings: all tokens are trained on although something else seems to be meant. `longest`: tokens of a rollout."""
+    if tip.rule == "none":
+        return [
+            f"`{item.name}` is set to {getattr(config, item.name)!r}, but `tip_rule` is 'none': it does nothing."
+            for item in fields(TipConfig)
+            if item.name != "tip_rule" and getattr(config, item.name) != item.default
+        ]
+    if not tip.selects:
+        return [f"`tip_rule` {tip.rule!r} does nothing, since `tip_ratio` {tip.ratio!r} keeps all tokens."]
+    if longest is not None and tip.min_tokens >= longest:
+        return [
+            f"`tip_rule` {tip.rule!r} does nothing, since `tip_min_tokens` ({tip.min_tokens}) is not below "
+            f"`max_completion_length` ({longest}): all tokens are kept."
+        ]
+    return []
+
+
 @dataclass
 class EntropyDistillationConfig(TipConfig, DistillationConfig):
     r"""
@@ -73,19 +91,4 @@ class EntropyDistillationConfig(TipConfig, DistillationConfig):
             logger.warning(warning)
 
     def _inert_warnings(self, tip: Tip) -> list[str]:
-        """Settings under which all tokens are trained on although something else seems to be meant."""
-        if tip.rule == "none":
-            return [
-                f"`{item.name}` is set to {getattr(self, item.name)!r}, but `tip_rule` is 'none': it does nothing."
-                for item in fields(TipConfig)
-                if item.name != "tip_rule" and getattr(self, item.name) != item.default
-            ]
-        if not tip.selects:
-            return [f"`tip_rule` {tip.rule!r} does nothing, since `tip_ratio` {tip.ratio!r} keeps all tokens."]
-        longest = self.max_completion_length
-        if longest is not None and tip.min_tokens >= longest:
-            return [
-                f"`tip_rule` {tip.rule!r} does nothing, since `tip_min_tokens` ({tip.min_tokens}) is not below "
-                f"`max_completion_length` ({longest}): all tokens are kept."
-            ]
-        return []
+        return inert_settings(self, tip, self.max_completion_length)

@@ -33,7 +33,6 @@ from trl_entropy.methods.tip import Tip, TipConfig
 from trl_entropy.tokens import SINGLE_PROCESS
 
 
-RATIOS = (1.0, 0.5, 0.2, 0.1)
 PRESETS = {
     "cpu": dict(
         **dict(rows=8, length=64, hidden=256, teacher_hidden=512, layers=2, vocabulary=16384),
@@ -177,6 +176,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--preset", choices=PRESETS, default="cpu")
     parser.add_argument("--rule", default="soft_or")
     parser.add_argument("--beta", type=float, default=1.0)
+    parser.add_argument("--ratios", type=float, nargs="+", default=[1.0, 0.5, 0.2, 0.1])
     parser.add_argument("--only", choices=("heads", "step"), help="one of the tables")
     for name, value in PRESETS["cpu"].items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value))
@@ -196,14 +196,14 @@ def main() -> None:
     )
     if options.only != "step":
         variants = {"stock": heads(options, None)}
-        variants |= {f"{options.rule} {ratio:.0%}": heads(options, ratio) for ratio in RATIOS}
+        variants |= {f"{options.rule} {ratio:.0%}": heads(options, ratio) for ratio in options.ratios}
         print("\nHeads, forward and backward\n", *measure(options, variants), sep="\n")
     if options.only != "heads":
         batch = random_batch(options)
         with tempfile.TemporaryDirectory() as folder:
             classes = (EntropyDistillationTrainer, EntropyDistillationConfig)
             variants = {"stock": step(build_trainer(DistillationTrainer, DistillationConfig, options, folder), batch)}
-            for ratio in RATIOS:
+            for ratio in options.ratios:
                 trainer = build_trainer(*classes, options, folder, tip_rule=options.rule, tip_ratio=ratio)
                 variants[f"{options.rule} {ratio:.0%}"] = step(trainer, batch)
             print("\nStep\n", *measure(options, variants), sep="\n")

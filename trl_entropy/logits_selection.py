@@ -1,0 +1,52 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""For losses over full logits: the statistics by which tokens are chosen, and the rows that are left."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import kl_div
+
+
+CHUNK = 2**24  # logits that the statistics hold in float32 at a time: 64 MiB
+
+
+@torch.no_grad()
+def token_statistics(
+    student_logits: Tensor, teacher_logits: Tensor, mask: Tensor, needs: Iterable[str], temperature: float = 1.0
+) -> dict[str, Tensor]:
+    """(B, T, V), (B, T, V), (B, T) -> what [`TipTokens`] holds: `entropy` and those that the rule needs, (B, T).
+
+    Nats, of the distributions at `temperature`; 0 outside the mask. Rows are taken a few at a time, so that this adds
+    next to nothing to the memory that full logits take.
+    """
+    dtype = torch.promote_types(student_logits.dtype, torch.float32)
+    found = {name: torch.zeros(mask.shape, dtype=dtype, device=mask.device) for name in ("entropy", *needs)}
+    for places in mask.nonzero().split(max(1, CHUNK // student_logits.size(-1))):
+        at = tuple(places.unbind(1))
+        student = (student_logits[at].to(dtype) / temperature).log_softmax(-1)
+        found["entropy"][at] = -(student.exp() * student).sum(-1)
+        if needs:
+            teacher = (teacher_logits[at].to(dtype) / temperature).log_softmax(-1)
+        if "divergence" in needs:
+            found["divergence"][at] = kl_div(teacher, student, reduction="none", log_target=True).sum(-1)
+        if "forward_divergence" in needs:
+            found["forward_divergence"][at] = kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
+    return found
+
+
+def compact(keep: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, T) bool -> (B, K) positions of each row's kept tokens, in order, and (B, K) bool, which of them are real.
+
+    K is the largest number kept in a row; shorter rows repeat their first.
+    """
+    longest = int(keep.sum(1).max())
+    order = keep.int().argsort(dim=1, descending=True, stable=True)
+    real = keep.gather(1, order)[:, :longest]
+    return torch.where(real, order[:, :longest], order[:, :1]), real
+
+
+def rows_at(values: Tensor, positions: Tensor) -> Tensor:
+    """(B, T, ...), (B, K) -> (B, K, ...)."""
+    return values[torch.arange(len(values), device=values.device).unsqueeze(1), positions]
