@@ -34,7 +34,14 @@ def grpo(argv: list[str], launch: bool) -> int:
     return run_training("grpo", kinds, train_grpo, argv, launch)
 
 
-COMMANDS: dict[str, Callable[[list[str], bool], int]] = {"grpo": grpo}
+def kappa(argv: list[str], launch: bool) -> int:
+    """Rank the weights of a model by condition number."""
+    from .kappa.command import run
+
+    return run(argv)
+
+
+COMMANDS: dict[str, Callable[[list[str], bool], int]] = {"grpo": grpo, "kappa": kappa}
 
 
 def run_training(name: str, kinds: tuple[type, ...], train: Callable, argv: list[str], launch: bool) -> int:
