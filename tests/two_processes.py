@@ -10,7 +10,7 @@ import torch
 from cases import off_policy_batch
 from conftest import build_model, build_trainer, loss_and_gradients
 
-from trl_entropy import EntropyGRPOConfig, EntropyGRPOTrainer
+from trl_entropy import EntropyGRPOConfig, EntropyGRPOTrainer, KappaTuneCallback
 
 
 METHODS = ["clip_cov", "steer", "clip_b", "clip_v", "aepo", "kl_cov", "siren", "epo"]
@@ -165,4 +165,20 @@ if __name__ == "__main__":
         {"rows": rows, "weights": trainer.accelerator.unwrap_model(trainer.model).state_dict()},
         folder / f"run{rank}.pt",
     )
+    # And one that trains what KappaTune selects: each process computes a part of the condition numbers.
+    trainer = build_trainer(
+        EntropyGRPOTrainer,
+        EntropyGRPOConfig,
+        folder / "kappa",
+        kappa_mode="freeze",
+        kappa_num_modules=3,
+        kappa_cache=str(folder / "cache"),
+        ddp_backend="gloo",
+    )
+    trainer.train()
+    kappa = next(
+        callback for callback in trainer.callback_handler.callbacks if isinstance(callback, KappaTuneCallback)
+    )
+    weights = trainer.accelerator.unwrap_model(trainer.model).state_dict()
+    torch.save({"layers": kappa.layers, "selected": kappa.selected, "weights": weights}, folder / f"kappa{rank}.pt")
     trainer.accelerator.end_training()

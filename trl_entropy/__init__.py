@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from .callbacks import EntropyLawCallback as EntropyLawCallback
     from .config import EntropyGRPOConfig as EntropyGRPOConfig
     from .grpo import EntropyGRPOTrainer as EntropyGRPOTrainer
+    from .kappa.callback import KappaTuneCallback as KappaTuneCallback
+    from .kappa.tuning import kappa_peft_config as kappa_peft_config
     from .methods import METHODS as METHODS
     from .methods import Method as Method
 
@@ -22,8 +24,10 @@ _PUBLIC = {
     "EntropyGRPOConfig": ".config",
     "EntropyGRPOTrainer": ".grpo",
     "EntropyLawCallback": ".callbacks",
+    "KappaTuneCallback": ".kappa.callback",
     "METHODS": ".methods",
     "Method": ".methods",
+    "kappa_peft_config": ".kappa.tuning",
 }
 
 

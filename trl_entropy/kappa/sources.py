@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-
 from .fingerprint import CHUNK, chunk_sums, files_fingerprint, read_header
 from .layers import Layer
 
