@@ -38,7 +38,7 @@ def two(tmp_path_factory):
     ]
     try:
         for process in processes:
-            _, errors = process.communicate(timeout=120)
+            _, errors = process.communicate(timeout=240)
             assert process.returncode == 0, errors[-3000:]
     finally:
         for process in processes:
