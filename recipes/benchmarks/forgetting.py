@@ -5,9 +5,9 @@
     python recipes/benchmarks/forgetting.py
 
 The model is the warm start of the quickstart, which knows Countdown with four numbers up to 9. It is trained with TRL's
-`SFTTrainer` on a second task in the same words: three numbers up to 15, one of them above 9, added and subtracted. Each arm
-is trained with several learning rates and seeds; the table shows, for each arm, the learning rate with the best mean
-accuracy on the new task, and `forgetting.json` all of them. KappaTune and the random choice train the same number of
+`SFTTrainer` on a second task in the same words: four numbers up to 12, one of them above 9, added and subtracted. Each
+arm is trained with several learning rates and seeds; the table shows, for each arm, the learning rate with the best mean
+accuracy on the new task, and `forgetting.json` has all of them. KappaTune and the random choice train the same number of
 parameters of the same model to the last one; LoRA's rank is the largest with no more. The random choice differs by seed.
 Accuracy is pass@1 on held-out prompts at temperature 1.
 """
@@ -26,7 +26,7 @@ from transformers.utils import logging
 from trl import SFTConfig, SFTTrainer
 
 from trl_entropy import KappaTuneCallback
-from trl_entropy.countdown import TOTALS, Prompt, chain, prompts, solutions
+from trl_entropy.countdown import NUMBERS_PER_PROMPT, TOTALS, Prompt, chain, prompts, solutions
 from trl_entropy.countdown_evaluation import evaluate
 from trl_entropy.countdown_model import load_warm_start, warm_start
 from trl_entropy.kappa.analysis import analyze
@@ -34,14 +34,14 @@ from trl_entropy.kappa.selection import Selection
 from trl_entropy.kappa.sources import LiveSource
 
 
-LARGE, NUMBERS = 9, range(1, 16)  # the first task has numbers up to 9
+LARGE, NUMBERS = 9, range(1, 13)  # the first task has numbers up to 9
 ARMS = ("all", "lora", "kappa", "random")
 
 
 def second_task() -> dict[Prompt, list[str]]:
     """Every prompt of the second task, with its right answers."""
     found = {}
-    for numbers in itertools.combinations(NUMBERS, 3):
+    for numbers in itertools.combinations(NUMBERS, NUMBERS_PER_PROMPT):
         for target in TOTALS:
             answers = [answer for answer in solutions(numbers, target) if "*" not in answer]
             if answers and max(numbers) > LARGE:
@@ -124,7 +124,7 @@ def train(arm: str, path: Path, data: datasets.Dataset, rate: float, seed: int, 
 
 
 def scores(model, tokenizer, options) -> dict[str, float]:
-    new = [prompt for prompt in second_task() if prompt.held_out]
+    new = [prompt for prompt in second_task() if prompt.held_out][: options.prompts]
     old = prompts(held_out=True)
     found = {"new": evaluate(model, tokenizer, new, samples=options.samples)["pass@1"]}
     return found | {"old": evaluate(model, tokenizer, old, samples=options.samples)["pass@1"]}
@@ -153,10 +153,10 @@ def rates(runs: list[dict]) -> list[float]:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2])
+    parser.add_argument("--rates", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
-    for name, default in dict(steps=200, batch=64, samples=4).items():
+    for name, default in dict(steps=150, batch=64, samples=4, prompts=300).items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument(
         "--top-p", type=float, default=0.2, help="share of the linear layers' parameters (%(default)s)"

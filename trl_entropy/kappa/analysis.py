@@ -63,6 +63,10 @@ def measured(layer: Layer, weight: "Tensor") -> tuple[Layer, np.ndarray]:
     return row, values if weight.dim() == 3 else values[0]
 
 
+def available_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def compute(
     source: Source, layers: Sequence[Layer], local_processes: int = 1, progress: bool = True
 ) -> list[tuple[Layer, np.ndarray]]:
@@ -74,8 +78,7 @@ def compute(
     from tqdm.auto import tqdm
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cores = max(1, cores // local_processes)
+    cores = max(1, available_cores() // local_processes)
     workers = 1 if device.type == "cuda" else min(cores, MAX_WORKERS, len(layers))
     threads, before = max(1, cores // workers), torch.get_num_threads()
 
