@@ -4,18 +4,21 @@
 
 import json
 import logging
+from dataclasses import dataclass
 
 import pytest
 import torch
 from conftest import EXACT, build_model, build_tokenizer
 from datasets import Dataset
 from peft import LoraConfig
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl import DistillationConfig, DistillationTrainer, DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from trl_entropy import EntropyGRPOConfig, KappaTuneCallback, kappa_peft_config
 from trl_entropy.kappa.analysis import analyze
+from trl_entropy.kappa.config import KappaConfig
 from trl_entropy.kappa.selection import Selection
 from trl_entropy.kappa.sources import LiveSource
+from trl_entropy.kappa.wiring import with_kappa
 
 
 pytestmark = pytest.mark.usefixtures("cache_folder")
@@ -77,7 +80,7 @@ def test_gradients_of_the_trained_weights_are_those_of_full_training(make_traine
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_freeze_with_gradient_checkpointing(make_trainer, reentrant):
-    """Reentrant checkpoints would cut off the gradient where nothing before the first trained weight asks for one."""
+    """Reentrant checkpoints pass no gradient on where no input asks for one: that one does is left to transformers."""
     model = build_model()
     before, chosen = copies(model), selected(model, include=["layers.0"], num_modules=2)
     trainer = make_trainer(
@@ -125,6 +128,40 @@ def test_lora_targets_are_the_selected_modules(tmp_path, by_name):
     # What was tracked last is the merged weight's.
     expected = [torch.linalg.cond(merged[layer.parameter].double()).item() for layer in chosen]
     assert trainer.state.log_history[1]["kappa/max"] == pytest.approx(max(expected), rel=1e-4)
+
+
+@dataclass
+class DistillingConfig(KappaConfig, DistillationConfig):
+    """The fields in front of another config of TRL."""
+
+
+class DistillingTrainer(DistillationTrainer):
+    """And its trainer, given what they ask for."""
+
+    def __init__(self, *positional, **keywords):
+        super().__init__(**with_kappa(DistillationTrainer, *positional, **keywords))
+
+
+@pytest.mark.parametrize("mode", ["freeze", "lora"])
+def test_fields_and_wiring_fit_another_trainer_of_trl(tmp_path, mode):
+    from conftest import build_dataset
+
+    student = build_model()
+    before, chosen = copies(student), selected(student, num_modules=2)
+    args = DistillingConfig(
+        str(tmp_path), kappa_mode=mode, kappa_num_modules=2, max_steps=1, per_device_train_batch_size=4,
+        max_completion_length=8, learning_rate=0.05, logging_steps=1, use_cpu=True, bf16=False, report_to=[],
+        save_strategy="no", gradient_checkpointing=False,
+    )  # fmt: skip
+    adapters = dict(peft_config=LoraConfig(r=2)) if mode == "lora" else {}
+    trainer = DistillingTrainer(
+        student, build_model(seed=1), args, build_dataset(), processing_class=build_tokenizer(), **adapters
+    )
+    trainer.train()
+    if mode == "freeze":
+        assert_trained(trainer, before, chosen)
+    else:
+        assert adapted(trainer.model) == {layer.name for layer in chosen}
 
 
 def test_tracked_condition_numbers_are_logged(make_trainer):

@@ -177,9 +177,6 @@ class KappaTuneCallback(KappaMonitor):
         if not self.chosen:
             self.analyze(model, not args.disable_tqdm)
         freeze_all_but(model, self.chosen)
-        # Reentrant checkpoints pass no gradient on where no input asks for one.
-        if args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
-            model.enable_input_require_grads()
 
     def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
         if not self.chosen:
