@@ -153,13 +153,13 @@ def rates(runs: list[dict]) -> list[float]:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rates", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3])
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
-    for name, default in dict(steps=150, batch=64, samples=4, prompts=300).items():
+    for name, default in dict(steps=120, batch=64, samples=4, prompts=300).items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument(
-        "--top-p", type=float, default=0.2, help="share of the linear layers' parameters (%(default)s)"
+        "--top-p", type=float, default=0.3, help="share of the linear layers' parameters (%(default)s)"
     )
     parser.add_argument("--cache", type=Path, default=Path(".cache/countdown"), help="warm start (%(default)s)")
     parser.add_argument("--output", type=Path, default=Path("runs/forgetting.json"))

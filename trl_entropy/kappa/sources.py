@@ -8,6 +8,7 @@ import logging
 import os
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Protocol
 
 from .fingerprint import CHUNK, chunk_sums, files_fingerprint, read_header
@@ -92,7 +93,7 @@ class CheckpointSource:
 
     def __init__(self, model: str, revision: str | None = None, trust_remote_code: bool = False):
         self.name, self.trust_remote_code = model, trust_remote_code
-        self.folder = Path(model)
+        self.folder, self._loading = Path(model), Lock()
         if not self.folder.is_dir():
             if model.startswith(("/", ".", "~")):
                 raise ValueError(f"The model must be a folder or an id on the Hub, got {model!r}, which is no folder.")
@@ -138,16 +139,16 @@ class CheckpointSource:
         from .inventory import layers_of
 
         config, architecture = self._architecture()
-        build = getattr(architecture, "from_config", None) or architecture._from_config
-        options = (
-            {"trust_remote_code": True} if self.trust_remote_code and hasattr(architecture, "from_config") else {}
-        )
         with torch.device("meta"):
-            return layers_of(build(config, **options))
+            if hasattr(architecture, "from_config"):  # an auto class, for code that comes with the checkpoint
+                return layers_of(architecture.from_config(config, trust_remote_code=self.trust_remote_code))
+            return layers_of(architecture(config))
 
     def read(self, layer: Layer) -> "Tensor":
         if not self.readable(layer):
-            return self._loaded.read(layer)
+            with self._loading:
+                source = self._loaded
+            return source.read(layer)
         from safetensors import safe_open
 
         with safe_open(self.stored[layer.parameter][0], framework="pt") as file:
