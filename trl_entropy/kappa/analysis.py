@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -89,13 +90,13 @@ def compute(
     total = sum(layer.cost for layer in layers)
     form = "{desc} {percentage:3.0f}% |{bar}| {elapsed}<{remaining}"
     bar = tqdm(total=total, desc="condition numbers", bar_format=form, disable=not progress)
-    with threadpool_limits(threads), bar:
+    with threadpool_limits(threads), bar, ExitStack() as afterwards:
+        afterwards.callback(torch.set_num_threads, before)
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
             done = []
             for future in as_completed([pool.submit(work, layer) for layer in layers]):
                 done.append(future.result())
                 bar.update(done[-1][0].cost)
-    torch.set_num_threads(before)
     return done
 
 
