@@ -6,9 +6,9 @@
 
 The model is the warm start of the quickstart, which knows Countdown with four numbers up to 9. It is trained with TRL's
 `SFTTrainer` on a second task in the same words: four numbers up to 12, one of them above 9, added and subtracted. Each
-arm is trained with several learning rates and seeds; the table shows, for each arm, the learning rate with the best mean
-accuracy on the new task, and `forgetting.json` has all of them. KappaTune and the random choice train the same number of
-parameters of the same model to the last one; LoRA's rank is the largest with no more. The random choice differs by seed.
+arm is trained with several learning rates on the first seed, and with the one that is best on the new task on the others.
+A run that was cut off goes on from its results, `forgetting.json`. KappaTune and the random choice, another for each seed,
+train the same number of parameters to the last one; LoRA's rank is the largest with no more.
 Accuracy is pass@1 on held-out prompts at temperature 1.
 """
 
@@ -130,15 +130,17 @@ def scores(model, tokenizer, options) -> dict[str, float]:
     return found | {"old": evaluate(model, tokenizer, old, samples=options.samples)["pass@1"]}
 
 
-def table(start: dict[str, float], runs: list[dict]) -> str:
-    """The best learning rate of each arm: mean over seeds, lowest and highest in brackets."""
+def best_rate(runs: list[dict], arm: str, seed: int) -> float:
+    return max((run for run in runs if (run["arm"], run["seed"]) == (arm, seed)), key=lambda run: run["new"])["rate"]
+
+
+def table(start: dict[str, float], runs: list[dict], first_seed: int) -> str:
+    """A line for each arm: mean over seeds, lowest and highest in brackets."""
     lines = [f"{'':10}{'rate':>8}{'trained':>10}{'new task':>24}{'old task':>24}"]
     lines.append(f"{'before':10}{'':>8}{'':>10}{start['new']:>24.3f}{start['old']:>24.3f}")
-    for arm in ARMS:
-        by_rate = {rate: [run for run in runs if (run["arm"], run["rate"]) == (arm, rate)] for rate in rates(runs)}
-        rate, best = max(by_rate.items(), key=lambda item: fmean([run["new"] for run in item[1]] or [-1]))
-        if not best:
-            continue
+    for arm in dict.fromkeys(run["arm"] for run in runs):
+        rate = best_rate(runs, arm, first_seed)
+        best = [run for run in runs if (run["arm"], run["rate"]) == (arm, rate)]
         cells = []
         for key in ("new", "old"):
             values = [run[key] for run in best]
@@ -147,13 +149,9 @@ def table(start: dict[str, float], runs: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def rates(runs: list[dict]) -> list[float]:
-    return sorted({run["rate"] for run in runs})
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-3])
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
     for name, default in dict(steps=120, batch=64, samples=4, prompts=300).items():
@@ -169,13 +167,19 @@ def main():
     path, task, runs = warm_start(options.cache), second_task(), []
     start = scores(*load_warm_start(path), options)
     options.output.parent.mkdir(parents=True, exist_ok=True)
+    if options.output.exists():
+        runs = json.loads(options.output.read_text())["runs"]
     for seed in options.seeds:
         data = training_data(task, options.steps * options.batch, seed)
-        for rate, arm in itertools.product(options.rates, options.arms):
-            runs.append(train(arm, path, data, rate, seed, options))
-            print(runs[-1], flush=True)
-            options.output.write_text(json.dumps({"before": start, "runs": runs}, indent=1))
-    print(table(start, runs))
+        first = seed == options.seeds[0]
+        for arm in options.arms:
+            for rate in options.rates if first else [best_rate(runs, arm, options.seeds[0])]:
+                if any((run["arm"], run["rate"], run["seed"]) == (arm, rate, seed) for run in runs):
+                    continue
+                runs.append(train(arm, path, data, rate, seed, options))
+                print(runs[-1], flush=True)
+                options.output.write_text(json.dumps({"before": start, "runs": runs}, indent=1))
+    print(table(start, runs, options.seeds[0]))
 
 
 if __name__ == "__main__":

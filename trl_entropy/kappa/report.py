@@ -76,13 +76,14 @@ def plot(path: str | Path, layers: Sequence[Layer], chosen: Collection[str], sel
     columns = min(4, max(1, len(panels)))
     rows = max(1, -(-len(panels) // columns))
     figure = Figure(figsize=(3 * columns, 0.4 + 1.9 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, sharey=True).flat
+    grid = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
     for axes, (kind, members) in zip(grid, panels.items(), strict=False):
         colors = ["C0" if layer.name in chosen else "0.75" for layer in members.values()]
         axes.bar(list(members), [layer.kappa(selection.experts) for layer in members.values()], color=colors)
         axes.set(title=kind, yscale="log")
         axes.xaxis.get_major_locator().set_params(integer=True)
-    for axes in list(grid)[len(panels) :]:
+    grid[0].set_ylim(bottom=1)  # shared
+    for axes in grid[len(panels) :]:
         axes.set_visible(False)
     figure.supylabel("condition number")
     figure.supxlabel("decoder layer (blue: selected)")
