@@ -270,3 +270,13 @@ def random_rollouts(rows=8, length=7, seed=0, group=4, **extra):
     return make_rollouts(
         entropy, advantages, mask, **{"generated": generated, "rewards": rewards, "num_generations": group, **extra}
     )
+
+
+@pytest.fixture
+def cache_folder(tmp_path_factory, monkeypatch):
+    """Where condition numbers are cached: the test's own folder, not the one of the machine."""
+    from trl_entropy.kappa import cache
+
+    folder = tmp_path_factory.mktemp("kappa")
+    monkeypatch.setattr(cache, "default_folder", lambda: folder)
+    return folder

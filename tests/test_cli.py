@@ -432,6 +432,15 @@ def test_launch_key_after_the_launch_warns_unless_read_before(run, monkeypatch, 
     assert ("The processes run already: recipe.yaml sets num_processes to no effect." in text) is not by_us
 
 
+def test_recipe_with_kappa_and_adapters(run, cache_folder):
+    fields = dict(kappa_mode="lora", kappa_num_modules=2, use_peft=True, lora_r=2, kappa_track_steps=1)
+    assert run(save_strategy="steps", save_steps=2, **fields)[0] == 0
+    selected = json.loads(Path("out/kappa.json").read_text())["selected"]
+    adapter = json.loads(Path("out/adapter_config.json").read_text())
+    assert len(selected) == 2 and sorted(adapter["target_modules"]) == sorted(selected)
+    assert logged("out/checkpoint-2")[0]["kappa/max"] > 1 and len(list(cache_folder.iterdir())) == 2
+
+
 def test_failure_of_a_process_is_the_status(run, monkeypatch):
     def fail(arguments):
         raise subprocess.CalledProcessError(returncode=7, cmd=["python"])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import EXACT
+from conftest import EXACT, build_model
 from distilling import two_process_results
 from two_processes import GROUPED, METHODS, results
 
@@ -117,3 +117,13 @@ def test_distillation_of_two_processes_stays_in_step(two):
     for row, other in zip(runs[0]["rows"], runs[1]["rows"], strict=True):
         assert row["tip/kept_fraction"] == other["tip/kept_fraction"] < 0.6 and row["loss"] == row["loss"]
     assert (two / "distillation" / "tip_scatter.json").exists()
+
+
+def test_two_processes_select_and_train_the_same_weights(two):
+    ranks = [torch.load(two / f"kappa{rank}.pt", weights_only=False) for rank in (0, 1)]
+    assert ranks[0]["layers"] == ranks[1]["layers"] and ranks[0]["selected"] == ranks[1]["selected"]
+    assert sum(bool(layer.kappas) for layer in ranks[0]["layers"]) == 14
+    torch.testing.assert_close(ranks[0]["weights"], ranks[1]["weights"], **EXACT)
+    before = build_model().state_dict()
+    changed = {name for name, weight in ranks[0]["weights"].items() if not torch.equal(weight, before[name])}
+    assert changed == {f"{name}.weight" for name in ranks[0]["selected"]} and len(changed) == 3

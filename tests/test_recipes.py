@@ -63,7 +63,8 @@ def test_recipes_are_found():
 def test_recipe_parses_without_a_setting_that_does_nothing(path):
     script_args, training_args, model_args, dataset_args = parse(path)
     assert model_args.model_name_or_path and bool(script_args.dataset_name) != bool(dataset_args.datasets)
-    assert training_args.methods and all(callable(reward_by_name(name)) for name in script_args.reward_funcs)
+    assert training_args.methods or training_args.kappa_mode != "none"
+    assert all(callable(reward_by_name(name)) for name in script_args.reward_funcs)
     assert training_args._idle_warnings() == []
     assert training_args._inert_warnings([METHODS[name](training_args) for name in training_args.methods]) == []
 

@@ -16,6 +16,7 @@ from trl_entropy import (
     EntropyDistillationTrainer,
     EntropyGRPOConfig,
     EntropyGRPOTrainer,
+    KappaTuneCallback,
 )
 
 
@@ -186,4 +187,20 @@ if __name__ == "__main__":
     rows = [row for row in trainer.state.log_history if "loss" in row]
     weights = trainer.accelerator.unwrap_model(trainer.model).state_dict()
     torch.save({"rows": rows, "weights": weights}, folder / f"distillation_run{rank}.pt")
+    # And one that trains what KappaTune selects: each process computes a part of the condition numbers.
+    trainer = build_trainer(
+        EntropyGRPOTrainer,
+        EntropyGRPOConfig,
+        folder / "kappa",
+        kappa_mode="freeze",
+        kappa_num_modules=3,
+        kappa_cache=str(folder / "cache"),
+        ddp_backend="gloo",
+    )
+    trainer.train()
+    kappa = next(
+        callback for callback in trainer.callback_handler.callbacks if isinstance(callback, KappaTuneCallback)
+    )
+    weights = trainer.accelerator.unwrap_model(trainer.model).state_dict()
+    torch.save({"layers": kappa.layers, "selected": kappa.selected, "weights": weights}, folder / f"kappa{rank}.pt")
     trainer.accelerator.end_training()

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .experimental_config import EntropySDFTConfig as EntropySDFTConfig
     from .experimental_config import EntropySDPOConfig as EntropySDPOConfig
     from .grpo import EntropyGRPOTrainer as EntropyGRPOTrainer
+    from .kappa.callback import KappaTuneCallback as KappaTuneCallback
+    from .kappa.tuning import kappa_peft_config as kappa_peft_config
     from .methods import METHODS as METHODS
     from .methods import Method as Method
 
@@ -38,8 +40,10 @@ _PUBLIC = {
     "EntropySDFTTrainer": ".experimental",
     "EntropySDPOConfig": ".experimental_config",
     "EntropySDPOTrainer": ".experimental",
+    "KappaTuneCallback": ".kappa.callback",
     "METHODS": ".methods",
     "Method": ".methods",
+    "kappa_peft_config": ".kappa.tuning",
 }
 
 

@@ -44,6 +44,13 @@ def distillation(argv: list[str], launch: bool) -> int:
     return run_training("distillation", kinds, train_distillation, argv, launch)
 
 
+def kappa(argv: list[str], launch: bool) -> int:
+    """Rank the weights of a model by condition number."""
+    from .kappa.command import run
+
+    return run(argv)
+
+
 def report(argv: list[str], launch: bool) -> int:
     """Compare runs in a page and a picture."""
     from .report.command import main as run
@@ -68,6 +75,7 @@ def env(argv: list[str], launch: bool) -> int:
 COMMANDS: dict[str, Callable[[list[str], bool], int]] = {
     "grpo": grpo,
     "distillation": distillation,
+    "kappa": kappa,
     "report": report,
     "methods": methods,
     "env": env,

@@ -10,6 +10,7 @@ from packaging.version import Version
 from trl import GRPOConfig
 
 from .entropy_bonus import EntropyBonusConfig
+from .kappa.config import KappaConfig
 from .methods import Method, MethodsConfig, build_methods, idle_fields
 from .methods.base import checked, flag, non_negative, one_of
 from .provenance import given_settings
@@ -36,7 +37,7 @@ check_trl_version(trl.__version__)
 
 
 @dataclass
-class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, GRPOConfig):
+class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, KappaConfig, GRPOConfig):
     r"""
     [`~trl.GRPOConfig`] with entropy methods. With `methods` empty it is `GRPOConfig`.
 
@@ -68,6 +69,12 @@ class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, GRPOConfig):
         Proportional gain of `"pi"`: coefficient per nat.
     entropy_controller_ki (`float`, *optional*, defaults to `0.01`):
         Integral gain of `"pi"`: coefficient per nat and optimizer step.
+
+    > Parameters that control which weights are trained
+
+    kappa_mode (`str`, *optional*, defaults to `"none"`):
+        `"freeze"` trains the weights of low condition number, `"lora"` makes them the targets of `peft_config`. The other
+        fields of this group are those of `trl_entropy.kappa.config.KappaConfig`.
 
     The fields of a method start with its name and are described by `--help` and in the method's module under
     `trl_entropy.methods`.

@@ -23,6 +23,7 @@ from .forecast import EntropyForecast
 from .functional import aggregate
 from .head import add_entropy_head
 from .hub import HubHooks
+from .kappa.wiring import with_kappa
 from .methods import Method, build_methods
 from .metrics import entropy_metrics, named_metrics, reduce_metrics
 from .processes import collectives_of
@@ -104,7 +105,7 @@ class EntropyGRPOTrainer(HubHooks, TokenLogHooks, RolloutHooks, SavesStates, GRP
         self._scores: list[dict[str, Tensor]] | None = None  # statistics of each pass over a generation batch
         self._auxiliary: dict[str, list[dict[str, Any]]] = {}  # extra rollouts by method, in micro-batches
         self._statistics = HeadStatistics(None, [], set(), 1.0)
-        super().__init__(model, reward_funcs, args, *positional, **keywords)
+        super().__init__(**with_kappa(GRPOTrainer, model, reward_funcs, args, *positional, **keywords))
         self._tag_names = [*self._tag_names, *args.methods]
         self.card_facts = {}
         self.model.add_model_tags(self._tag_names)

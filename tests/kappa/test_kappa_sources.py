@@ -1,0 +1,224 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Models in memory and checkpoints: the same numbers, fingerprints that tell weights apart, a cache that is not trusted."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from conftest import build_model
+from safetensors.numpy import load_file
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+from trl_entropy.kappa import analysis
+from trl_entropy.kappa.analysis import analyze
+from trl_entropy.kappa.cache import KappaCache
+from trl_entropy.kappa.fingerprint import chunk_sums
+from trl_entropy.kappa.inventory import layers_of, read_weight
+from trl_entropy.kappa.selection import Selection
+from trl_entropy.kappa.sources import CheckpointSource, LiveSource, source_of
+
+
+def build_moe(**overrides):
+    torch.manual_seed(0)
+    settings = dict(
+        vocab_size=24,
+        hidden_size=16,
+        intermediate_size=32,
+        moe_intermediate_size=8,
+        num_experts=3,
+        num_experts_per_tok=2,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        initializer_range=0.5,
+    )
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**{**settings, **overrides}))
+
+
+def kappas(source, **settings):
+    layers = analyze(source, Selection(**settings).candidate, progress=False)
+    return {layer.name: layer.kappas for layer in layers if layer.kappas}
+
+
+@pytest.fixture
+def count(monkeypatch):
+    """How many weights are analysed."""
+    counted = []
+    measured = analysis.measured
+    monkeypatch.setattr(analysis, "measured", lambda *arguments: counted.append(1) or measured(*arguments))
+    return counted
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_checkpoint_in_shards_equals_model(tmp_path, dtype, monkeypatch):
+    model = build_model().to(dtype)
+    model.save_pretrained(tmp_path, max_shard_size="5KB")
+    source = CheckpointSource(str(tmp_path))
+    assert len(source.files) > 2
+    monkeypatch.setattr(CheckpointSource, "_loaded", None)  # weights are streamed
+    assert kappas(source) == kappas(LiveSource(model)) and len(kappas(source)) == 14
+
+
+def test_fused_experts_of_a_checkpoint_that_stores_them_apart(tmp_path):
+    model = build_moe()
+    model.save_pretrained(tmp_path)
+    source = CheckpointSource(str(tmp_path))
+    assert any("experts.2.up_proj" in name for name in source.stored)
+    found = kappas(source)
+    experts = "model.layers.1.mlp.experts.gate_up_proj"
+    assert found == kappas(LiveSource(model)) and len(found[experts]) == 3
+    expected = [np.linalg.cond(matrix.double().numpy()) for matrix in model.get_parameter(experts).detach()]
+    assert found[experts] == pytest.approx(expected, rel=1e-9)
+    assert not any(name.endswith("mlp.gate") for name in found)  # the router
+
+
+def test_inventory_names_every_kind():
+    kinds = {layer.name: layer.kind for layer in layers_of(build_moe())}
+    assert kinds["lm_head"] == "head" and kinds["model.embed_tokens"] == "embedding"
+    assert kinds["model.layers.0.mlp.experts.down_proj"] == "experts"
+    assert {kind for name, kind in kinds.items() if "mlp.gate" in name} == {"router"}
+    tied = layers_of(build_model(tie_word_embeddings=True))
+    assert "lm_head" not in {layer.name for layer in tied}
+
+
+def test_quantised_weights_are_restored_or_refused(monkeypatch):
+    model = build_model()
+    (layer,) = [layer for layer in layers_of(model) if layer.name == "model.layers.0.mlp.up_proj"]
+    module = model.model.layers[0].mlp.up_proj
+    whole = module.weight.detach().clone()
+    module.weight = torch.nn.Parameter((whole * 40).to(torch.int8), requires_grad=False)
+    with pytest.raises(ValueError, match="`model.layers.0.mlp.up_proj.weight` is quantised to torch.int8"):
+        read_weight(model, layer)
+    # What PEFT does with the formats that it knows
+    monkeypatch.setattr("peft.utils.integrations.dequantize_module_weight", lambda module: module.weight.float() / 40)
+    assert (read_weight(model, layer) - whole).abs().max() <= 0.025
+
+
+def test_fingerprint_sees_every_byte(tmp_path):
+    model = build_model()
+    model.save_pretrained(tmp_path / "a", max_shard_size="10KB")
+    live, stored = LiveSource(model).fingerprint(), CheckpointSource(str(tmp_path / "a")).fingerprint()
+    build_model().save_pretrained(tmp_path / "b", max_shard_size="10KB")
+    assert (
+        CheckpointSource(str(tmp_path / "b")).fingerprint() == stored
+        and LiveSource(build_model()).fingerprint() == live
+    )
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[7, 3] += 1e-3
+    model.save_pretrained(tmp_path / "b", max_shard_size="10KB")
+    assert CheckpointSource(str(tmp_path / "b")).fingerprint() != stored and LiveSource(model).fingerprint() != live
+    assert LiveSource(build_model().bfloat16()).fingerprint() != live
+
+
+def test_chunk_sums_by_hand():
+    data = np.arange(20, dtype=np.uint8)
+    words = [sum(int(byte) << 8 * place for place, byte in enumerate(data[start : start + 8])) for start in (0, 8, 16)]
+    assert chunk_sums(data) == (sum(words) % 2**64).to_bytes(8, "little")
+
+
+def test_blob_of_the_hub_cache_is_known_by_its_name(tmp_path):
+    blob = tmp_path / ("ab" * 32)
+    build_model().save_pretrained(tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors").rename(blob)
+    (tmp_path / "m" / "model.safetensors").symlink_to(blob)
+    before = CheckpointSource(str(tmp_path / "m")).fingerprint()
+    blob.write_bytes(blob.read_bytes()[:-4] + b"\0\1\2\3")  # not read, since the Hub's blobs never change
+    assert CheckpointSource(str(tmp_path / "m")).fingerprint() == before
+
+
+def test_second_analysis_computes_nothing(cache_folder, count):
+    source, cache, selection = LiveSource(build_model()), KappaCache(), Selection()
+    first = analyze(source, selection.candidate, cache, progress=False)
+    assert len(count) == 14
+    second = analyze(source, selection.candidate, cache, progress=False)
+    assert len(count) == 14 and [layer.kappas for layer in second] == [layer.kappas for layer in first]
+    # Another question adds to what is known.
+    both = analyze(source, Selection(include=["lm_head"]).candidate, cache, progress=False)
+    assert len(count) == 15 and sum(bool(layer.kappas) for layer in both) == 15
+    (stored,) = cache_folder.glob("*.safetensors")
+    values = load_file(stored)
+    weight = source.model.lm_head.weight.detach().numpy()
+    assert len(values) == 15
+    np.testing.assert_allclose(values["lm_head.weight"], np.linalg.svd(weight, compute_uv=False), rtol=1e-5)
+    # Other weights are another model.
+    analyze(LiveSource(build_model(seed=1)), selection.candidate, cache, progress=False)
+    assert len(count) == 29
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def scribble(path):
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def other_schema(path):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 0}))
+
+
+def missing_numbers(path):
+    record = json.loads(path.read_text())
+    record["layers"][1]["kappas"] = []
+    path.write_text(json.dumps(record))
+
+
+def remove(path):
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    "kind, damage",
+    [("json", cut), ("json", other_schema), ("json", missing_numbers), ("safetensors", cut), ("safetensors", scribble), ("safetensors", remove)],
+)  # fmt: skip
+def test_broken_cache_is_reported_computed_again_and_mended(cache_folder, count, caplog, kind, damage):
+    source, cache, selection = LiveSource(build_model()), KappaCache(), Selection()
+    first = analyze(source, selection.candidate, cache, progress=False)
+    (path,) = cache_folder.glob(f"*.{kind}")
+    damage(path)
+    with caplog.at_level(logging.WARNING):
+        again = analyze(source, selection.candidate, cache, progress=False)
+    assert "are of no use and computed again" in caplog.text and len(count) == 28
+    assert [layer.kappas for layer in again] == [layer.kappas for layer in first]
+    analyze(source, selection.candidate, cache, progress=False)
+    assert len(count) == 28
+
+
+def test_folder_that_cannot_be_written_is_reported(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    with caplog.at_level(logging.WARNING):
+        found = analyze(
+            LiveSource(build_model()), Selection().candidate, KappaCache(tmp_path / "file"), progress=False
+        )
+    assert "could not be cached" in caplog.text and any(layer.kappas for layer in found)
+
+
+def test_weights_that_cannot_be_read_come_from_the_checkpoint(tmp_path, caplog):
+    model = build_model()
+    model.save_pretrained(tmp_path)
+    with torch.device("meta"):
+        empty = build_model()
+    with pytest.raises(ValueError, match="on the meta device, and it comes from no checkpoint"):
+        source_of(empty)
+    empty.config._name_or_path = str(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        assert kappas(source_of(empty)) == kappas(LiveSource(model))
+    assert "on the meta device: the condition numbers are those of" in caplog.text
+    sharded = build_model()
+    sharded.lm_head.weight.ds_id = 3  # as DeepSpeed marks what it has sharded
+    sharded.config._name_or_path = ""
+    with pytest.raises(ValueError, match="sharded by DeepSpeed ZeRO-3, and it comes from no checkpoint"):
+        source_of(sharded)
+
+
+def test_folders_that_hold_no_model(tmp_path):
+    with pytest.raises(ValueError, match="must be a folder or an id on the Hub"):
+        CheckpointSource(str(tmp_path / "nothing"))
+    with pytest.raises(ValueError, match="must have a `config.json` and its weights in safetensors"):
+        CheckpointSource(str(tmp_path))

@@ -1,0 +1,130 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Analysis of a whole model: longest first, over processes and threads, and what is cached is not computed again."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .cache import KappaCache
+from .layers import Layer
+from .sources import Source
+
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_WORKERS = 16  # each holds a weight in float64 and its Gram matrix
+
+
+@dataclass(frozen=True)
+class Processes:
+    """What an analysis asks of the processes that share it; the default is one alone."""
+
+    rank: int = 0
+    count: int = 1
+    local_count: int = 1
+    gather: Callable[[list], list] = lambda parts: parts
+    broadcast: Callable[[Any], Any] = lambda value: value
+
+
+def schedule(layers: Sequence[Layer], processes: int) -> list[list[Layer]]:
+    """Weights for each process: the costliest first, each to the process with least to do. The same everywhere."""
+    shares, loads = [[] for _ in range(processes)], [0] * processes
+    for layer in sorted(layers, key=lambda layer: (-layer.cost, layer.parameter)):
+        least = loads.index(min(loads))
+        shares[least].append(layer)
+        loads[least] += layer.cost
+    return shares
+
+
+def measured(layer: Layer, weight: "Tensor") -> tuple[Layer, np.ndarray]:
+    """A weight, (m, n) or (E, m, n) -> its row with numbers, and its singular values, (min(m, n),) or (E, min(m, n))."""
+    from .spectra import condition_number, singular_values
+
+    begin = time.perf_counter()
+    found = [singular_values(matrix) for matrix in (weight if weight.dim() == 3 else [weight])]
+    values = np.stack([spectrum for spectrum, _ in found])
+    kappas, states = zip(*(condition_number(spectrum, layer.shape[-2:]) for spectrum in values), strict=True)
+    row = replace(
+        layer,
+        kappas=list(kappas),
+        states=list(states),
+        sigma_max=values[:, 0].tolist(),
+        sigma_min=values[:, -1].tolist(),
+        method="svd" if any(method == "svd" for _, method in found) else "gram",
+        seconds=time.perf_counter() - begin,
+    )
+    return row, values if weight.dim() == 3 else values[0]
+
+
+def available_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def compute(
+    source: Source, layers: Sequence[Layer], local_processes: int = 1, progress: bool = True
+) -> list[tuple[Layer, np.ndarray]]:
+    """Analyses weights in the order given, as many at a time as there are cores: one matrix keeps few of them busy."""
+    if not layers:
+        return []
+    import torch
+    from threadpoolctl import threadpool_limits
+    from tqdm.auto import tqdm
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    cores = max(1, available_cores() // local_processes)
+    workers = 1 if device.type == "cuda" else min(cores, MAX_WORKERS, len(layers))
+    threads, before = max(1, cores // workers), torch.get_num_threads()
+
+    def work(layer: Layer) -> tuple[Layer, np.ndarray]:
+        with torch.no_grad():
+            return measured(layer, source.read(layer).to(device))
+
+    total = sum(layer.cost for layer in layers)
+    form = "{desc} {percentage:3.0f}% |{bar}| {elapsed}<{remaining}"
+    bar = tqdm(total=total, desc="condition numbers", bar_format=form, disable=not progress)
+    with threadpool_limits(threads), bar, ExitStack() as afterwards:
+        afterwards.callback(torch.set_num_threads, before)
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+            done = []
+            for future in as_completed([pool.submit(work, layer) for layer in layers]):
+                done.append(future.result())
+                bar.update(done[-1][0].cost)
+    return done
+
+
+def analyze(
+    source: Source,
+    wanted: Callable[[Layer], bool],
+    cache: KappaCache | None = None,
+    processes: Processes | None = None,
+    progress: bool = True,
+) -> list[Layer]:
+    """All weights of a model, with condition numbers for those that are wanted; the same list on every process.
+
+    Args:
+        source: where the weights come from.
+        wanted: which weights to analyse.
+        cache: where analyses are kept; `None`: nowhere.
+        processes: that share the work, each with the same source.
+        progress: show a bar.
+    """
+    processes = processes or Processes()
+    main = processes.rank == 0
+    fingerprint = source.fingerprint() if cache and main else ""
+    layers, values = (cache.load(fingerprint) if cache and main else None) or (None, {})
+    layers = processes.broadcast(layers) or source.layers()
+    shares = schedule([layer for layer in layers if wanted(layer) and not layer.kappas], processes.count)
+    done = processes.gather(compute(source, shares[processes.rank], processes.local_count, progress and main))
+    rows = {layer.parameter: layer for layer, _ in done}
+    layers = [rows.get(layer.parameter, layer) for layer in layers]
+    if cache and main and done:
+        cache.save(fingerprint, source.name, layers, values | {layer.parameter: array for layer, array in done})
+    return layers

@@ -1,0 +1,64 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""`trl-entropy kappa MODEL`: the condition numbers of a model, and what a budget selects."""
+
+import argparse
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NoReturn
+
+from .analysis import analyze
+from .cache import KappaCache
+from .report import plot, table, write_json
+from .selection import ORDERS, TOP_P, Selection
+from .sources import CheckpointSource
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser("trl-entropy kappa", description="Rank the weights of a model by condition number.")
+    parser.add_argument("model", metavar="MODEL", help="folder or id on the Hub, with weights in safetensors")
+    parser.add_argument("--revision", help="of the repository")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the checkpoint")
+    parser.add_argument("--top-p", type=float, help=f"share of the candidates' parameters to select ({TOP_P})")
+    parser.add_argument("--num-modules", type=int, help="number of modules to select, in place of a share")
+    parser.add_argument("--include", nargs="+", default=[], metavar="REGEX", help="candidates: names that match one")
+    parser.add_argument("--exclude", nargs="+", default=[], metavar="REGEX", help="names that match one are none")
+    parser.add_argument("--order", choices=ORDERS, default="ascending", help="of the ranking (%(default)s)")
+    parser.add_argument(
+        "--experts", choices=("median", "mean"), default="median", help="of fused experts (%(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of a random order (%(default)s)")
+    parser.add_argument("--cache", type=Path, help="folder of cached results (below the cache of Hugging Face)")
+    parser.add_argument("--no-cache", action="store_true", help="neither read nor write cached results")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="writes kappa.json and kappa.png there")
+    return parser
+
+
+def run(argv: list[str]) -> int:
+    """Prints the table, writes what is asked for, and returns the exit status."""
+    parser = build_parser()
+    options = parser.parse_args(argv)
+    if options.output and find_spec("matplotlib") is None:
+        parser.error("`--output` draws a plot, which needs matplotlib: pip install 'trl-entropy[plots]'")
+    try:
+        names = ("top_p", "num_modules", "include", "exclude", "order", "experts", "seed")
+        selection = Selection(**{name: getattr(options, name) for name in names})
+        source = CheckpointSource(options.model, options.revision, options.trust_remote_code)
+        cache = None if options.no_cache else KappaCache(options.cache)
+        layers = analyze(source, selection.candidate, cache)
+        chosen = [layer.name for layer in selection.select(layers)]
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    print(table(layers, chosen, selection))  # noqa: T201 (the result of a command)
+    if options.output:
+        options.output.mkdir(parents=True, exist_ok=True)
+        write_json(options.output / "kappa.json", options.model, layers, chosen, selection)
+        plot(options.output / "kappa.png", layers, chosen, selection)
+    return 0

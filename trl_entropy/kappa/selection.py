@@ -1,0 +1,113 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Which weights to train: candidates, their ranking, and a budget."""
+
+import math
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .layers import EXPERTS, LINEAR, Layer
+
+
+ORDERS = ("ascending", "descending", "random")
+TOP_P = 0.2  # of the parameters, where no budget is given
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What to select. Raises `ValueError` that names field, value and what is accepted.
+
+    Args:
+        top_p: share of the candidates' parameters, in (0, 1]: as many weights from the top of the ranking as fit.
+            0.2 where `num_modules` is not given either.
+        num_modules: number of weights.
+        include: regular expressions; candidates are the weights in whose names one of them is found. Without any, all
+            linear layers and fused experts but for the output head, routers, and towers for other modalities.
+        exclude: regular expressions; weights in whose names one of them is found are no candidates.
+        order: `ascending` by condition number as in the paper, `descending`, or `random` for an ablation.
+        experts: of fused experts, the `median` or the `mean` counts.
+        seed: of the random order.
+        prefix: of the names of fields in error messages.
+    """
+
+    top_p: float | None = None
+    num_modules: int | None = None
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    order: str = "ascending"
+    experts: str = "median"
+    seed: int = 0
+    prefix: str = ""
+
+    def __post_init__(self):
+        self._check("order", self.order in ORDERS, "one of " + ", ".join(map(repr, ORDERS)))
+        self._check("experts", self.experts in ("median", "mean"), "one of 'median', 'mean'")
+        for name in ("include", "exclude"):
+            patterns = getattr(self, name)
+            whole = isinstance(patterns, (list, tuple)) and all(isinstance(pattern, str) for pattern in patterns)
+            self._check(name, whole, "a list of regular expressions")
+            for pattern in patterns:
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    raise ValueError(
+                        f"`{self.prefix}{name}` must be a list of regular expressions, got {pattern!r}: {error}."
+                    ) from None
+        if self.top_p is not None:
+            number = isinstance(self.top_p, (int, float)) and 0 < self.top_p <= 1
+            self._check("top_p", number, "a share of the parameters in (0, 1]")
+        if self.num_modules is not None:
+            self._check("num_modules", type(self.num_modules) is int and self.num_modules > 0, "an integer above 0")
+            if self.top_p is not None:
+                raise ValueError(
+                    f"One of `{self.prefix}top_p` and `{self.prefix}num_modules` may be given, got {self.top_p!r} and "
+                    f"{self.num_modules!r}."
+                )
+
+    def _check(self, name: str, fits: bool, accepted: str) -> None:
+        if not fits:
+            raise ValueError(f"`{self.prefix}{name}` must be {accepted}, got {getattr(self, name)!r}.")
+
+    def candidate(self, layer: Layer) -> bool:
+        """Whether a weight may be selected, as far as its name, its shape and its kind tell."""
+        if not layer.measurable or any(re.search(pattern, layer.name) for pattern in self.exclude):
+            return False
+        if self.include:
+            return any(re.search(pattern, layer.name) for pattern in self.include)
+        return layer.kind in (LINEAR, EXPERTS)
+
+    def ranked(self, layers: Sequence[Layer]) -> list[Layer]:
+        """The candidates that have full rank, first those to train. The same for the same names and numbers."""
+        known = sorted(filter(self.candidate, layers), key=lambda layer: layer.name)
+        known = [layer for layer in known if math.isfinite(layer.kappa(self.experts))]
+        if self.order == "random":
+            random.Random(self.seed).shuffle(known)
+        else:
+            sign = 1 if self.order == "ascending" else -1
+            known.sort(key=lambda layer: sign * layer.kappa(self.experts))  # stable: ties stay in the order of names
+        return known
+
+    def select(self, layers: Sequence[Layer]) -> list[Layer]:
+        """The first of the ranking that the budget allows. Raises `ValueError` where it allows none."""
+        ranked = self.ranked(layers)
+        if not ranked:
+            asked = f"`{self.prefix}include`={list(self.include)}, `{self.prefix}exclude`={list(self.exclude)}"
+            raise ValueError(f"No weight of full rank is a candidate with {asked}.")
+        if self.num_modules is not None:
+            return ranked[: self.num_modules]
+        top_p = TOP_P if self.top_p is None else self.top_p
+        total = sum(layer.size for layer in layers if self.candidate(layer))
+        chosen, used = [], 0
+        for layer in ranked:
+            used += layer.size
+            if used > top_p * total * (1 + 1e-9):
+                break
+            chosen.append(layer)
+        if not chosen:
+            raise ValueError(
+                f"`{self.prefix}top_p`={top_p} selects nothing: {top_p:.4g} of {total} parameters is less than the "
+                f"{ranked[0].size} of `{ranked[0].name}`, which comes first."
+            )
+        return chosen

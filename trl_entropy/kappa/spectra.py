@@ -1,0 +1,58 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Singular values of one matrix: eigenvalues of its Gram matrix in float64, singular values where those are too coarse."""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .layers import FULL_RANK, NOT_FINITE, RANK_DEFICIENT, ZERO
+
+
+# Squaring halves the digits: below this ratio of eigenvalues, κ > 1e5, those of the Gram matrix are not trusted.
+COARSE = 1e-10
+
+
+def gram_eigenvalues(matrix: Tensor) -> np.ndarray:
+    """(m, n) float64 with m >= n -> (n,) eigenvalues of WᵀW, smallest first.
+
+    NumPy multiplies a matrix by its own transpose in half the operations; on an accelerator PyTorch does all.
+    """
+    if matrix.device.type == "cpu":
+        values = matrix.numpy()
+        return np.linalg.eigvalsh(values.T @ values)
+    return torch.linalg.eigvalsh(matrix.T @ matrix).cpu().numpy()
+
+
+def singular_values(matrix: Tensor) -> tuple[np.ndarray, str]:
+    """(m, n) of any float type -> (min(m, n),) float64, largest first, and what they came from: `gram` or `svd`.
+
+    NaN where the matrix is not finite.
+    """
+    tall = matrix.detach().T if matrix.shape[0] < matrix.shape[1] else matrix.detach()
+    if not tall.isfinite().all():
+        return np.full(tall.shape[1], np.nan), "gram"
+    tall = tall.to(torch.float64)
+    eigenvalues = gram_eigenvalues(tall)
+    if eigenvalues[0] > COARSE * eigenvalues[-1] or eigenvalues[-1] == 0:
+        return np.sqrt(eigenvalues[::-1].clip(min=0)), "gram"
+    if tall.shape[0] > 2 * tall.shape[1]:
+        tall = torch.linalg.qr(tall, mode="r").R
+    return torch.linalg.svdvals(tall).cpu().numpy(), "svd"
+
+
+def condition_number(values: np.ndarray, shape: tuple[int, int]) -> tuple[float, str]:
+    """Singular values (k,), largest first, of a matrix of `shape` -> κ = σ_max / σ_min, and what the matrix is.
+
+    Infinite where it has not full rank: σ_min within rounding of 0, max(m, n) ε σ_max, as in `numpy.linalg.matrix_rank`.
+    """
+    largest, smallest = float(values[0]), float(values[-1])
+    if not math.isfinite(largest):
+        return math.inf, NOT_FINITE
+    if largest == 0:
+        return math.inf, ZERO
+    if smallest <= max(shape) * np.finfo(np.float64).eps * largest:
+        return math.inf, RANK_DEFICIENT
+    return largest / smallest, FULL_RANK

@@ -1,0 +1,133 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Applying a selection to a model: freezing the rest, LoRA targets, reading what is trained."""
+
+import copy
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object, is_peft_model
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .analysis import Processes, analyze
+from .cache import KappaCache
+from .config import kappa_cache
+from .inventory import read_weight
+from .layers import Layer
+from .selection import Selection
+from .sources import CheckpointSource, Source, source_of
+
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+
+
+def processes_of_run() -> Processes:
+    """The processes of this run, which share an analysis."""
+    state = PartialState()
+    if state.num_processes == 1:
+        return Processes()
+    return Processes(
+        state.process_index,
+        state.num_processes,
+        int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes)),
+        gather_object,
+        lambda value: broadcast_object_list([value])[0],
+    )
+
+
+def analyzed(
+    source: Source, selection: Selection, cache: KappaCache | None, progress: bool = True
+) -> tuple[list[Layer], list[Layer]]:
+    """All weights, and those selected; the same on every process of this run. Raises `ValueError` where none is."""
+    layers = analyze(source, selection.candidate, cache, processes_of_run(), progress)
+    return layers, selection.select(layers)
+
+
+def freeze_all_but(model: PreTrainedModel, chosen: Sequence[Layer]) -> None:
+    """Leaves nothing to train but the chosen weights. Raises `ValueError` where that cannot be."""
+    if is_peft_model(model):
+        raise ValueError("KappaTune with mode 'freeze' trains weights of the model itself, got a PEFT model.")
+    parameters = dict(model.named_parameters())
+    names = {layer.parameter for layer in chosen}
+    missing = sorted(names - parameters.keys())
+    if missing:
+        raise ValueError(f"The model has no parameter `{missing[0]}`, which its checkpoint has.")
+    for name in names:
+        if not parameters[name].is_floating_point():
+            raise ValueError(f"`{name}` is quantised to {parameters[name].dtype} and cannot be trained: use LoRA.")
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name in names)
+
+
+def with_targets(peft_config: "PeftConfig", chosen: Sequence[Layer]) -> "PeftConfig":
+    """A copy of a PEFT config with the chosen weights as its targets.
+
+    Raises `ValueError` where it has targets already, or its method takes none.
+    """
+    fused = [layer for layer in chosen if layer.name == layer.parameter]
+    if not hasattr(peft_config, "target_modules") or fused and not hasattr(peft_config, "target_parameters"):
+        raise ValueError(f"`peft_config` must be one of a method with targets, got {type(peft_config).__name__}.")
+    for key in ("target_modules", "target_parameters"):
+        if getattr(peft_config, key, None):
+            raise ValueError(
+                f"`{key}` of `peft_config` must be unset where KappaTune selects the targets, got "
+                f"{getattr(peft_config, key)!r}. Restrict its candidates with `include` and `exclude`."
+            )
+    found = copy.deepcopy(peft_config)
+    found.target_modules = {layer.name for layer in chosen if layer.name != layer.parameter}
+    if fused:
+        found.target_parameters = [layer.parameter for layer in fused]
+    return found
+
+
+def kappa_peft_config(
+    model: str | PreTrainedModel, peft_config: "PeftConfig", cache: str | None = None, **selection: Any
+) -> "PeftConfig":
+    """
+    A copy of a PEFT config whose targets are the weights of low condition number, for any trainer.
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`]):
+            The model, or the folder or id on the Hub that it will be loaded from.
+        peft_config ([`~peft.PeftConfig`]):
+            Without targets.
+        cache (`str`, *optional*):
+            Folder of cached results, by default below the cache of Hugging Face; `"none"`: no cache.
+        selection:
+            The other arguments of [`KappaTuneCallback`]: `top_p`, `num_modules`, `include`, `exclude`, `order`, `experts`,
+            `seed`.
+
+    Raises:
+        `ValueError`: an argument is out of range, the budget selects nothing, or `peft_config` has targets.
+
+    Example:
+
+    ```python
+    peft_config = kappa_peft_config("Qwen/Qwen3-8B", LoraConfig(r=64), top_p=0.2)
+    trainer = SFTTrainer("Qwen/Qwen3-8B", train_dataset=dataset, peft_config=peft_config)
+    ```
+    """
+    source = CheckpointSource(model) if isinstance(model, str) else source_of(model)
+    _, chosen = analyzed(source, Selection(**selection), kappa_cache(cache))
+    return with_targets(peft_config, chosen)
+
+
+def trained_weight(model: "PreTrainedModel | PeftModel", layer: Layer) -> Tensor:
+    """The weight as training has made it: with what adapters add to it."""
+    if not is_peft_model(model):
+        return read_weight(model, layer)
+    owner, _, key = layer.parameter.rpartition(".")
+    module = model.get_base_model().get_submodule(owner)
+    added = None
+    while hasattr(module, "base_layer"):
+        if getattr(module, "parameter_name", key) == key:
+            for adapter in module.active_adapters:
+                delta = module.get_delta_weight(adapter)
+                added = delta if added is None else added + delta
+        module = module.base_layer
+    weight = read_weight(module, Layer(key, key, layer.shape, layer.kind))
+    return weight if added is None else weight + added.detach().reshape(weight.shape).to(weight.dtype)

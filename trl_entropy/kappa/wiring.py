@@ -1,0 +1,45 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What a trainer of this package does about `kappa_mode`: one change to the arguments of TRL's trainer."""
+
+import inspect
+from typing import Any
+
+from .callback import KappaMonitor, KappaTuneCallback
+from .config import kappa_selection
+from .tuning import with_targets
+
+
+def with_kappa(trainer_class: type, *positional: Any, **keywords: Any) -> dict[str, Any]:
+    """The arguments of TRL's trainer, by name, with what `args.kappa_mode` asks for.
+
+    With `freeze` a callback that freezes the model once it is loaded; with `lora` a `peft_config` with targets. A model
+    that is given by name is analysed from its checkpoint, one in memory as it is.
+
+    Raises:
+        `ValueError`: `peft_config` is missing or one too many.
+    """
+    arguments = inspect.signature(trainer_class).bind(*positional, **keywords).arguments
+    args, model, peft_config = arguments["args"], arguments["model"], arguments.get("peft_config")
+    if args.kappa_mode == "none":
+        return arguments
+    if (args.kappa_mode == "lora") != (peft_config is not None):
+        needed = "given, a LoRA config without targets" if args.kappa_mode == "lora" else "left out"
+        raise ValueError(
+            f"`peft_config` must be {needed}, with `kappa_mode` {args.kappa_mode!r}, got {peft_config!r}."
+        )
+    options = args.model_init_kwargs or {}
+    checkpoint = None
+    if isinstance(model, str):
+        trust = options.get("trust_remote_code", getattr(args, "trust_remote_code", False))
+        checkpoint = (model, options.get("revision"), trust)
+    freezes = args.kappa_mode == "freeze"
+    monitor = (KappaTuneCallback if freezes else KappaMonitor)(
+        cache=args.kappa_cache, track_steps=args.kappa_track_steps
+    )
+    monitor.selection, monitor.checkpoint = kappa_selection(args), checkpoint
+    if not freezes:  # the targets must be known before TRL's trainer applies them
+        monitor.analyze(model, not args.disable_tqdm)
+        arguments["peft_config"] = with_targets(peft_config, monitor.chosen)
+    arguments["callbacks"] = [*(arguments.get("callbacks") or []), monitor]
+    return arguments
