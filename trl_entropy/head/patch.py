@@ -193,7 +193,7 @@ def _rebound(function: Callable, names: dict[str, Any]) -> Callable:
     if missing:
         raise RuntimeError(f"TRL's fused forward no longer uses {missing}: this release of TRL is not supported.")
     rebound = types.FunctionType(
-        function.__code__,
+        function.__code__.replace(),  # a copy: Dynamo caches by code, and what it caches belongs to these globals
         {**function.__globals__, **names},
         function.__name__,
         function.__defaults__,
