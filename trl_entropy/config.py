@@ -11,7 +11,7 @@ from trl import GRPOConfig
 
 from .entropy_bonus import EntropyBonusConfig
 from .methods import Method, MethodsConfig, build_methods, idle_fields
-from .methods.base import non_negative, one_of
+from .methods.base import flag, non_negative, one_of
 
 
 logger = get_logger(__name__)
@@ -92,6 +92,8 @@ class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, GRPOConfig):
             logger.warning(warning)
 
     def _check_head(self, methods: list[Method]) -> None:
+        flag(self, "fused_head")
+        flag(self, "entropy_forecast")
         askers = [f"method {method.name!r}" for method in methods if set(method.needs) & HEAD_STATISTICS]
         if self.entropy_forecast:
             askers.append("`entropy_forecast`")
