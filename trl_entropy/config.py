@@ -17,6 +17,7 @@ from .methods.base import flag, non_negative, one_of
 logger = get_logger(__name__)
 
 TRL_FROM, TRL_BELOW = "1.16", "1.17"
+LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
 # What only this package's head computes.
 HEAD_STATISTICS = {"second_moments", "nucleus_entropy", "second_temperature"}
 
@@ -84,6 +85,7 @@ class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, GRPOConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        one_of(self, "loss_type", *LOSS_TYPES)  # TRL says so in the first step
         methods = build_methods(self)
         self._check_head(methods)
         self._check_bonus()

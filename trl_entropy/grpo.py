@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
+from .checks import check_model, check_prompts, check_rewards
 from .config import EntropyGRPOConfig
 from .entropy_bonus import EntropyBonus
 from .forecast import EntropyForecast
@@ -56,6 +57,7 @@ class EntropyGRPOTrainer(RolloutHooks, GRPOTrainer):
 
     Raises:
         `TypeError`: `args` is not an `EntropyGRPOConfig`.
+        `ValueError`: the model or a reward function is none, or the dataset has no prompts.
         `RuntimeError`: Unsloth has patched TRL's trainer.
 
     Example:
@@ -91,6 +93,8 @@ class EntropyGRPOTrainer(RolloutHooks, GRPOTrainer):
         **keywords,
     ):
         refuse_unsloth(type(self))
+        check_model(model)
+        check_rewards(reward_funcs)
         if args is None:
             model_name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = EntropyGRPOConfig(f"{model_name.split('/')[-1]}-GRPO")
@@ -103,6 +107,8 @@ class EntropyGRPOTrainer(RolloutHooks, GRPOTrainer):
         self._auxiliary: dict[str, list[dict[str, Any]]] = {}  # extra rollouts by method, in micro-batches
         self._statistics = HeadStatistics(None, [], set(), 1.0)
         super().__init__(model, reward_funcs, args, *positional, **keywords)
+        if self.environment_factories is None:  # which may make up prompts of their own
+            check_prompts(self.train_dataset, "train_dataset")
         self._tag_names = [*self._tag_names, *args.methods]
         self.model.add_model_tags(self._tag_names)
         self._world = collectives_of(self.accelerator)
