@@ -2,16 +2,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bad input: one clear error, or one warning, before anything is computed."""
 
+import inspect
 import logging
+import math
+import re
 import warnings
+from dataclasses import fields
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import trl
-from conftest import build_dataset, build_model, build_tokenizer, count_reward
+from conftest import LOSS_TYPES, REQUIRED, build_dataset, build_model, build_tokenizer, count_reward
+from datasets import Dataset
 
 from trl_entropy import EntropyGRPOConfig, EntropyGRPOTrainer
+from trl_entropy import config as config_module
 from trl_entropy.config import check_trl_version
 from trl_entropy.grpo import refuse_unsloth
+from trl_entropy.methods import METHODS
 
 
 def make_config(tmp_path, **fields):
@@ -72,6 +80,77 @@ def test_errors_name_field_value_and_what_is_accepted(tmp_path, fields, message)
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
+def wrong_values(kind):
+    """Values that a field of this type does not take, whatever its range."""
+    parts = get_args(kind) or (kind,)
+    if get_origin(kind) is Literal:
+        return ["nothing", 3, None, []]
+    found = [] if type(None) in parts else [None]
+    for part, values in {
+        float: ["x", math.nan, []],
+        bool: ["yes", 1.0, 2],
+        str: [3, []],
+        dict: ["x", 3, ["a"]],
+    }.items():
+        if part in parts:
+            return found + values
+    raise AssertionError(f"no wrong value is known for {kind}")
+
+
+OWN = [field.name for field in fields(EntropyGRPOConfig) if field.name not in {f.name for f in fields(trl.GRPOConfig)}]
+
+
+@pytest.mark.parametrize("name", [name for name in OWN if name != "methods"])
+@pytest.mark.filterwarnings("ignore")
+def test_no_field_takes_a_value_of_another_type(tmp_path, name):
+    owner = sorted((method for method in METHODS if name.startswith(f"{method}_")), key=len)[-1:]
+    settings = dict(methods=owner, use_adaptive_entropy=name == "entropy_controller")
+    settings |= REQUIRED.get(owner[0], {}) if owner else {}
+    values = wrong_values(get_type_hints(EntropyGRPOConfig)[name])
+    assert len(values) > 1
+    for value in values:
+        with pytest.raises(ValueError) as error:
+            make_config(tmp_path, **{**settings, name: value})
+        message = str(error.value)
+        assert f"`{name}`" in message and repr(value) in message and "\n" not in message
+
+
+def rows(**columns):
+    return Dataset.from_dict(columns)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (dict(model="/no/model"), "`model` must be a model, a name on the Hub, or a folder that exists, got '/no/model'."),
+        (dict(model="./model"), "`model` must be a model, a name on the Hub, or a folder that exists, got './model'."),
+        (dict(model=""), "`model` must be a model, a name on the Hub, or a folder that exists, got ''."),
+        (dict(model=None), "`model` must be a model, a name on the Hub, or a folder that exists, got None."),
+        (dict(model=3), "`model` must be a model, a name on the Hub, or a folder that exists, got 3."),
+        (dict(reward_funcs=None), "No reward source provided. Pass `reward_funcs`"),
+        (dict(reward_funcs=[]), "No reward source provided. Pass `reward_funcs`"),
+        (dict(reward_funcs=3), "`reward_funcs` must be functions, or a model, a name on the Hub, or a folder that exists, got 3."),
+        (dict(reward_funcs=[count_reward, None]), "`reward_funcs` must be functions, or a model, a name on the Hub, or a folder that exists, got None."),
+        (dict(reward_funcs="./reward"), "`reward_funcs` must be functions, or a model, a name on the Hub, or a folder that exists, got './reward'."),
+        (dict(reward_weights=[1.0, 2.0]), "Number of reward weights (2) must match number of reward functions (1)"),
+        (dict(train_dataset=rows(text=["w1"])), "`train_dataset` must have the column 'prompt', got the columns ['text']."),
+        (dict(train_dataset=rows(prompt=[])), "`train_dataset` must have at least one row, got Dataset("),
+        (dict(train_dataset=None), "`train_dataset` is required"),
+        (dict(loss_type="ppo"), "`loss_type` must be one of 'grpo', 'bnpo', 'dr_grpo', 'dapo', 'cispo', 'sapo', 'luspo', 'vespo', got 'ppo'."),
+        (dict(num_generations=3), "generation_batch_size (4) must be divisible by num_generations (3)."),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)  # fmt: skip
+def test_what_a_trainer_is_given(tmp_path, given, message):
+    settings = dict(per_device_train_batch_size=4, num_generations=4)
+    objects = dict(model=build_model(), reward_funcs=count_reward, train_dataset=build_dataset())
+    objects |= {name: given[name] for name in objects if name in given}
+    with pytest.raises(ValueError) as error:
+        args = make_config(tmp_path, **settings | {name: given[name] for name in given if name not in objects})
+        EntropyGRPOTrainer(args=args, processing_class=build_tokenizer(), **objects)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
 def warnings_of(caplog, tmp_path, **fields):
     caplog.clear()
     with caplog.at_level(logging.WARNING, logger="trl_entropy"), warnings.catch_warnings():
@@ -105,6 +184,14 @@ def test_thresholds_without_scaled_advantages(caplog, tmp_path):
     assert "'clip_cov'" in message and "`scale_rewards`" in message
     assert not warnings_of(caplog, tmp_path, methods=["clip_cov"], scale_rewards="batch")
     assert not warnings_of(caplog, tmp_path, methods=["steer"], scale_rewards="none")
+
+
+def test_loss_types_are_those_of_trl():
+    assert config_module.LOSS_TYPES == LOSS_TYPES  # with each of which test_parity.py compares the two trainers
+    source = inspect.getsource(trl.GRPOTrainer._compute_loss)
+    assert set(LOSS_TYPES) == set(
+        re.findall(r'"([a-z_]+)"', " ".join(re.findall(r"self\.loss_type (?:==|in) (.*):", source)))
+    )
 
 
 @pytest.mark.parametrize("version, fits", [("1.15.0", False), ("1.16.0", True), ("1.16.3", True), ("1.17.0", False)])

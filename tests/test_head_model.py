@@ -229,6 +229,15 @@ def test_compiled_model(batch):
         torch.testing.assert_close(actual[parameter], gradient, rtol=1e-4, atol=1e-5)
 
 
+def test_two_compiled_models(batch):
+    """Whose forwards share their code and not their globals, where Dynamo puts what the code calls."""
+    for seed in (0, 1):
+        model = build_model(seed, num_hidden_layers=1)
+        add_entropy_head(model)
+        expected = model(**batch).log_probs
+        torch.testing.assert_close(torch.compile(model, backend="eager")(**batch).log_probs, expected, **FLOAT32)
+
+
 # PEFT and sharding
 
 

@@ -20,6 +20,7 @@ from .recording import NOT_A_TOKEN_PER_FORWARD
 logger = get_logger(__name__)
 
 TRL_FROM, TRL_BELOW = "1.16", "1.17"
+LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
 # What only this package's head computes.
 HEAD_STATISTICS = {"second_moments", "nucleus_entropy", "second_temperature"}
 
@@ -115,6 +116,7 @@ class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, KappaConfig, GRPOConf
     def __post_init__(self):
         self.given_settings = given_settings(self)  # what model cards show: before TRL derives values from others
         super().__post_init__()
+        one_of(self, "loss_type", *LOSS_TYPES)  # TRL says so in the first step
         methods = build_methods(self)
         self._check_head(methods)
         self._check_recording(methods)
@@ -125,6 +127,8 @@ class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, KappaConfig, GRPOConf
             logger.warning(warning)
 
     def _check_head(self, methods: list[Method]) -> None:
+        flag(self, "fused_head")
+        flag(self, "entropy_forecast")
         askers = [f"method {method.name!r}" for method in methods if set(method.needs) & HEAD_STATISTICS]
         if self.entropy_forecast:
             askers.append("`entropy_forecast`")

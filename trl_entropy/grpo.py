@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
+from .checks import check_model, check_prompts, check_rewards
 from .config import EntropyGRPOConfig
 from .entropy_bonus import EntropyBonus
 from .forecast import EntropyForecast
@@ -59,6 +60,7 @@ class EntropyGRPOTrainer(HubHooks, TokenLogHooks, RolloutHooks, SavesStates, GRP
 
     Raises:
         `TypeError`: `args` is not an `EntropyGRPOConfig`.
+        `ValueError`: the model or a reward function is none, or the dataset has no prompts.
         `RuntimeError`: Unsloth has patched TRL's trainer.
 
     Example:
@@ -94,6 +96,8 @@ class EntropyGRPOTrainer(HubHooks, TokenLogHooks, RolloutHooks, SavesStates, GRP
         **keywords,
     ):
         refuse_unsloth(type(self))
+        check_model(model)
+        check_rewards(reward_funcs)
         if args is None:
             model_name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = EntropyGRPOConfig(f"{model_name.split('/')[-1]}-GRPO")
@@ -106,6 +110,8 @@ class EntropyGRPOTrainer(HubHooks, TokenLogHooks, RolloutHooks, SavesStates, GRP
         self._auxiliary: dict[str, list[dict[str, Any]]] = {}  # extra rollouts by method, in micro-batches
         self._statistics = HeadStatistics(None, [], set(), 1.0)
         super().__init__(**with_kappa(GRPOTrainer, model, reward_funcs, args, *positional, **keywords))
+        if self.environment_factories is None:  # which may make up prompts of their own
+            check_prompts(self.train_dataset, "train_dataset")
         self._tag_names = [*self._tag_names, *args.methods]
         self.card_facts = {}
         self.model.add_model_tags(self._tag_names)

@@ -20,7 +20,7 @@ def rebound(function: Callable, names: dict[str, Any]) -> Callable:
             f"`{function.__module__}.{function.__qualname__}` no longer uses {missing}: this release is not supported."
         )
     copy = types.FunctionType(
-        function.__code__,
+        function.__code__.replace(),  # a copy: Dynamo caches by code, and what it caches belongs to these globals
         {**function.__globals__, **names},
         function.__name__,
         function.__defaults__,

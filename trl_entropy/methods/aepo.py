@@ -14,6 +14,7 @@ How it departs from GRPO:
    replaces GRPO's own advantage.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -126,7 +127,7 @@ class Aepo(Method):
         self.rule = one_of(config, "aepo_rule", "clip", "binary")
         self.low = checked(config, "aepo_temperature_min", lambda value: 0 < value <= 1, "a temperature in (0, 1]")
         self.high = checked(config, "aepo_temperature_max", lambda value: 1 <= value < torch.inf, "a temperature >= 1")
-        self.positive_reward = checked(config, "aepo_positive_reward", lambda value: value == value, "a number")
+        self.positive_reward = checked(config, "aepo_positive_reward", math.isfinite, "a finite number")
         self.entropy: float | None = None
         self.step_mean = StepMean()
         self._positive: Tensor | None = None

@@ -177,6 +177,11 @@ def flag(config: Any, name: str) -> bool:
     return checked(config, name, lambda value: value is True or value is False, "true or false")
 
 
+def name_or_none(config: Any, name: str) -> str | None:
+    accepted = "the name of a reward function, or none"
+    return checked(config, name, lambda value: value is None or (isinstance(value, str) and value != ""), accepted)
+
+
 class StepMean:
     """Mean over the forwards of one optimizer step and over all processes, weighted by counts."""
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..tokens import Rollouts
-from .base import Method, Paper, non_negative, one_of
+from .base import Method, Paper, name_or_none, non_negative, one_of
 
 
 WARM_UP, CYCLE, INTRA_PEAK = 30, 40, 0.6  # of the cosine schedules, in optimizer steps (released code)
@@ -118,7 +118,7 @@ class Canon(Method):
             raise ValueError(f"`canon_mu` must be a weight in [0, 1], got {self.mu!r}.")
         self.alpha = non_negative(config, "canon_alpha")
         self.schedule = one_of(config, "canon_mu_schedule", *SCHEDULES)
-        self.accuracy = config.canon_accuracy
+        self.accuracy = name_or_none(config, "canon_accuracy")
 
     def check(self, config) -> list[str]:
         if config.num_generations % 2 == 0:

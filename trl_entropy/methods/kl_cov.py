@@ -63,7 +63,7 @@ def kl_cov_penalty(log_ratio: Tensor, kind: str) -> Tensor:
         return log_ratio.abs()
     if kind == "k2":
         return log_ratio.square() / 2
-    return torch.exp(-log_ratio.clamp(min=-20)) - 1 + log_ratio  # the bound keeps the exponential finite
+    return torch.expm1(-log_ratio.clamp(min=-20)) + log_ratio  # the bound keeps the exponential finite
 
 
 class KlCov(Method):

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ..tokens import Rollouts
-from .base import Method, Paper, checked
+from .base import Method, Paper, checked, name_or_none
 
 
 PROMPT_TAIL = 16  # tokens of the prompt's end in which a template may have closed the phase of thinking already
@@ -122,7 +122,7 @@ class Pear(Method):
             f"at most `pear_scale` ({self.scale})",
         )
         self.tag = checked(config, "pear_think_end", lambda value: isinstance(value, str) and value != "", "a text")
-        self.shaped_reward = config.pear_reward
+        self.shaped_reward = name_or_none(config, "pear_reward")
         self._found: dict[str, list[float]] = {}
         self._pieces: dict[int, str] = {}
 
