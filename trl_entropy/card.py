@@ -90,7 +90,7 @@ def cell(value: Any) -> str:
 
 def changed_fields(method: Method, config: Any) -> list[tuple[str, str, str]]:
     """Name, value and default of each field of a method that is not at its default."""
-    others = tuple(f"{name}_" for name in config.methods if name.startswith(f"{method.name}_"))
+    others = tuple(f"{name}_" for name in getattr(config, "methods", ()) if name.startswith(f"{method.name}_"))
     rows = []
     for name, field in type(config).__dataclass_fields__.items():
         if name.startswith(f"{method.name}_") and not (others and name.startswith(others)):
@@ -98,6 +98,12 @@ def changed_fields(method: Method, config: Any) -> list[tuple[str, str, str]]:
             if value != field.default:
                 rows.append((name, cell(value), cell(field.default)))
     return rows
+
+
+def described(method: Method, config: Any) -> dict[str, Any]:
+    """A method as the template shows it."""
+    paper = method.paper
+    return {"name": method.name, "title": paper.title, "url": paper.url, "changed": changed_fields(method, config)}
 
 
 def papers_of(trainer_paper: dict[str, str], methods: list[Method]) -> list[Paper]:

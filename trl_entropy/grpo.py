@@ -17,16 +17,17 @@ from transformers import PreTrainedModel
 from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
+from .card_hooks import CardHooks
 from .config import EntropyGRPOConfig
 from .entropy_bonus import EntropyBonus
 from .forecast import EntropyForecast
 from .functional import aggregate
 from .head import add_entropy_head
-from .hub import HubHooks
 from .methods import Method, build_methods
 from .metrics import entropy_metrics, named_metrics, reduce_metrics
 from .processes import collectives_of
 from .rollouts import RolloutHooks, forward_inputs, loss_mask
+from .states import SavesStates
 from .statistics import HeadStatistics
 from .tokens import TokenBatch
 
@@ -45,7 +46,7 @@ def refuse_unsloth(trainer_class: type) -> None:
             )
 
 
-class EntropyGRPOTrainer(HubHooks, RolloutHooks, GRPOTrainer):
+class EntropyGRPOTrainer(CardHooks, RolloutHooks, SavesStates, GRPOTrainer):
     """
     [`~trl.GRPOTrainer`] with entropy methods. Same arguments; `args` is an [`EntropyGRPOConfig`], whose `methods`
     lists what to apply. With `methods` empty, losses and gradients are those of `GRPOTrainer` to the bit.
@@ -254,6 +255,6 @@ class EntropyGRPOTrainer(HubHooks, RolloutHooks, GRPOTrainer):
 
     @property
     def _stateful(self) -> dict[str, Any]:
-        parts = super()._stateful
+        parts = {method.name: method for method in self.methods}
         parts |= {"entropy_bonus": self._bonus} if self.args.entropy_controller == "pi" else {}
         return parts | ({"entropy_forecast": self._forecast} if self._forecast is not None else {})

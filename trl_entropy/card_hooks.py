@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What of a run goes to the Hub beside the weights: the model card, and the state of methods."""
+"""The model card of a trainer: what it knows of its run, and what it is told."""
 
 import os
 from pathlib import Path
@@ -10,10 +10,9 @@ from accelerate.utils import is_peft_model
 from transformers import is_wandb_available
 from trl.trainer.utils import get_comet_experiment_url, get_config_model_id, get_trackio_space_url
 
-from .card import build_card, changed_fields, draw_curve, hub_id, last_values, license_of, papers_of
+from .card import build_card, described, draw_curve, hub_id, last_values, license_of, papers_of
 from .methods import Method
 from .provenance import command_line
-from .states import load_states, save_states
 
 
 def wandb_url() -> str | None:
@@ -25,8 +24,8 @@ def wandb_url() -> str | None:
     return None if wandb.run is None else wandb.run.url
 
 
-class HubHooks:
-    """The part of a trainer that writes model cards and the state of methods. Mixed in before TRL's trainer.
+class CardHooks:
+    """The part of a trainer that writes model cards. Mixed in before TRL's trainer.
 
     Attributes:
         methods: cited in the card; `args` has their fields, and as `given_settings` what was set.
@@ -90,22 +89,14 @@ class HubHooks:
             metrics={
                 "train": last_values(history, self.card_metrics),
                 "eval": last_values(history, [f"eval_{key}" for key in self.card_metrics]),
-                "test": facts.get("results", {}),
+                "test": facts.get("results") or {},
             },
             recipe={key: value for key, value in identity.items() if value is not None}
             | facts.get("recipe", {})
             | self.args.given_settings,
             trainer_name=self._name,
             papers=papers_of(self._paper, self.methods),
-            methods=[
-                {
-                    "name": method.name,
-                    "title": method.paper.title,
-                    "url": method.paper.url,
-                    "changed": changed_fields(method, self.args),
-                }
-                for method in self.methods
-            ],
+            methods=[described(method, self.args) for method in self.methods],
             conversational=getattr(tokenizer, "chat_template", None) is not None,
             curve=draw_curve(history, self.args.output_dir),
             entropy=(entropies[0], entropies[-1]) if entropies else None,
@@ -124,26 +115,3 @@ class HubHooks:
         if url is not None:  # the Hub embeds the space that this tag names
             found = [*(tag for tag in found if not tag.startswith("trackio:")), f"trackio:{url}"]
         return list(dict.fromkeys(found))
-
-    # The state of methods goes where the weights go.
-
-    @property
-    def _stateful(self) -> dict[str, Any]:
-        """The parts whose state a resumed run must know, by name."""
-        return {method.name: method for method in self.methods}
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        super().save_model(output_dir, _internal_call)
-        if self.args.should_save:
-            save_states(output_dir or self.args.output_dir, self._stateful)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        # TRL's card and the weights of the checkpoint are copied to `output_dir`, from where they are pushed.
-        if self.args.should_save:
-            save_states(self.args.output_dir, self._stateful)
-        super()._push_from_checkpoint(checkpoint_folder)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            load_states(checkpoint, self._stateful)
