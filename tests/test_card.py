@@ -5,6 +5,7 @@
 import os
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -238,3 +239,13 @@ def test_command_line(monkeypatch):
     # Processes that were launched know the command that launched them.
     monkeypatch.setenv(provenance.LAUNCHED, "trl-entropy grpo --num_processes 2 --hub_token abc")
     assert provenance.command_line() == "trl-entropy grpo --num_processes 2 --hub_token '<removed>'"
+
+
+@pytest.mark.parametrize("label", ["stock", "clip_cov"])
+def test_cards_in_the_repository_are_whole(label):
+    folder = Path(__file__).parents[1] / "model_cards" / f"countdown-{label}"
+    found = ModelCard.load(folder / "README.md")
+    assert ("clip_cov" in found.data.tags) == (label == "clip_cov") and "trl-entropy" in found.data.tags
+    measured = {entry.metric_type for entry in found.data.eval_results if entry.dataset_split == "test"}
+    assert {"entropy", "pass@1", "pass@16"} <= measured
+    assert f"({card.CURVE})" in found.text and (folder / card.CURVE).read_bytes().startswith(b"\x89PNG")

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import datasets
 import pytest
+import torch
 import yaml
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -65,6 +66,7 @@ def tiny(tmp_path_factory):
         pad_token_id=0,
         eos_token_id=2,
     )
+    torch.manual_seed(0)  # so that the rewards of the few completions sampled differ in every run of the tests
     Qwen2ForCausalLM(config).save_pretrained(folder)
     return folder
 
@@ -145,6 +147,10 @@ def test_command_trains_with_the_methods_of_the_recipe(run, tiny):
     assert 0 < history[0]["steer/weight_mean"] <= 1 and "clip_cov/kept_fraction" in history[0]
     before, after = (AutoModelForCausalLM.from_pretrained(folder) for folder in (tiny, "out"))
     assert any((old != new).any() for old, new in zip(before.parameters(), after.parameters(), strict=True))
+    card = Path("out/README.md").read_text()
+    assert METHODS["steer"].paper.url in card and str(tiny.parent) not in card
+    recipe = yaml.safe_load(card.split("```yaml\n")[1].split("```")[0])
+    assert (recipe["dataset_name"], recipe["model_name_or_path"]) == ("train.jsonl", "/path/to/" + tiny.name)
 
 
 def test_command_resumes_and_evaluates(run):
@@ -470,6 +476,9 @@ def test_two_processes_on_cpu_from_the_command(run, tiny):
         "out/trainer_state.json"
     ).exists()
     assert [shown.step for shown in heat_maps([run_there], 9)] == [1, 2]
+    card = Path("out/README.md").read_text()
+    shown = "trl-entropy grpo --config recipe.yaml --accelerate_config /path/to/cpu_two_processes.yaml"
+    assert shown in card and "\n2 processes. " in card
 
 
 def test_help_lists_the_commands_and_imports_nothing_slow():

@@ -100,6 +100,12 @@ def changed_fields(method: Method, config: Any) -> list[tuple[str, str, str]]:
     return rows
 
 
+def described(method: Method, config: Any) -> dict[str, Any]:
+    """A method as the template shows it."""
+    paper = method.paper
+    return {"name": method.name, "title": paper.title, "url": paper.url, "changed": changed_fields(method, config)}
+
+
 def papers_of(trainer_paper: dict[str, str], methods: list[Method]) -> list[Paper]:
     """The trainer's paper, if it has one, and those of the methods, each once."""
     papers = [method.paper for method in methods]

@@ -16,10 +16,10 @@ from trl import DistillationTrainer
 from trl.trainer import distillation_trainer
 from trl.trainer.utils import get_config_model_id
 
+from .card_hooks import CardHooks
 from .distillation_config import EntropyDistillationConfig
 from .distillation_head import Head, divergences, entropy_first_is_cheaper, student_entropy
 from .head.function import DYNAMIC_DEVICES
-from .hub import HubHooks
 from .methods.tip import Tip, TipTokens
 from .metrics import reduce_metrics
 from .processes import collectives_of
@@ -90,7 +90,7 @@ class SelectingKernel:
         self.keep = self.tip.keep(self.tokens)
 
 
-class EntropyDistillationTrainer(HubHooks, SavesStates, DistillationTrainer):
+class EntropyDistillationTrainer(CardHooks, SavesStates, DistillationTrainer):
     """
     [`~trl.DistillationTrainer`] that trains on the tokens that TIP keeps. Same arguments; `args` is an
     [`EntropyDistillationConfig`]. With `tip_rule="none"` or `tip_ratio=1`, losses and gradients are those of

@@ -17,13 +17,13 @@ from transformers import PreTrainedModel
 from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
+from .card_hooks import CardHooks
 from .checks import check_model, check_prompts, check_rewards
 from .config import EntropyGRPOConfig
 from .entropy_bonus import EntropyBonus
 from .forecast import EntropyForecast
 from .functional import aggregate
 from .head import add_entropy_head
-from .hub import HubHooks
 from .kappa.wiring import with_kappa
 from .methods import Method, build_methods
 from .metrics import entropy_metrics, named_metrics, reduce_metrics
@@ -49,7 +49,7 @@ def refuse_unsloth(trainer_class: type) -> None:
             )
 
 
-class EntropyGRPOTrainer(HubHooks, TokenLogHooks, RolloutHooks, SavesStates, GRPOTrainer):
+class EntropyGRPOTrainer(CardHooks, TokenLogHooks, RolloutHooks, SavesStates, GRPOTrainer):
     """
     [`~trl.GRPOTrainer`] with entropy methods. Same arguments; `args` is an [`EntropyGRPOConfig`], whose `methods`
     lists what to apply. With `methods` empty, losses and gradients are those of `GRPOTrainer` to the bit.

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The state of methods and controllers, one JSON file beside each checkpoint."""
+"""The state of methods and controllers, one JSON file beside the weights of each checkpoint and of what is pushed."""
 
 import json
 import os
@@ -29,11 +29,10 @@ def load_states(folder: str, parts: dict[str, Any]) -> None:
 
 
 class SavesStates:
-    """The part of a trainer that saves `_stateful` where the weights go. Mixed in before TRL's trainer."""
+    """The part of a trainer that saves `_stateful`, parts by name, beside its weights. Mixed in before TRL's trainer."""
 
     @property
     def _stateful(self) -> dict[str, Any]:
-        """The parts whose state a resumed run must know, by name."""
         raise NotImplementedError
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -42,7 +41,7 @@ class SavesStates:
             save_states(output_dir or self.args.output_dir, self._stateful)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        # TRL's card and the weights of the checkpoint are copied to `output_dir`, from where they are pushed.
+        # What is pushed at a save is `output_dir`, to which the weights of the checkpoint are copied.
         if self.args.should_save:
             save_states(self.args.output_dir, self._stateful)
         super()._push_from_checkpoint(checkpoint_folder)

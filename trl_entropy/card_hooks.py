@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What of a run goes to the Hub beside the weights: the model card."""
+"""The model card of a trainer: what it knows of its run, and what it is told."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ from accelerate.utils import is_peft_model
 from transformers import is_wandb_available
 from trl.trainer.utils import get_comet_experiment_url, get_config_model_id, get_trackio_space_url
 
-from .card import build_card, changed_fields, draw_curve, hub_id, last_values, license_of, papers_of
+from .card import build_card, described, draw_curve, hub_id, last_values, license_of, papers_of
 from .methods import Method
 from .provenance import command_line
 
@@ -24,7 +24,7 @@ def wandb_url() -> str | None:
     return None if wandb.run is None else wandb.run.url
 
 
-class HubHooks:
+class CardHooks:
     """The part of a trainer that writes model cards. Mixed in before TRL's trainer.
 
     Attributes:
@@ -89,22 +89,14 @@ class HubHooks:
             metrics={
                 "train": last_values(history, self.card_metrics),
                 "eval": last_values(history, [f"eval_{key}" for key in self.card_metrics]),
-                "test": facts.get("results", {}),
+                "test": facts.get("results") or {},
             },
             recipe={key: value for key, value in identity.items() if value is not None}
             | facts.get("recipe", {})
             | self.args.given_settings,
             trainer_name=self._name,
             papers=papers_of(self._paper, self.methods),
-            methods=[
-                {
-                    "name": method.name,
-                    "title": method.paper.title,
-                    "url": method.paper.url,
-                    "changed": changed_fields(method, self.args),
-                }
-                for method in self.methods
-            ],
+            methods=[described(method, self.args) for method in self.methods],
             conversational=getattr(tokenizer, "chat_template", None) is not None,
             curve=draw_curve(history, self.args.output_dir),
             entropy=(entropies[0], entropies[-1]) if entropies else None,
