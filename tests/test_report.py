@@ -243,6 +243,16 @@ def test_pass_at_k_needs_groups_and_rewards_of_0_and_1(tmp_path):
     assert not any(panel.title == "pass@k" for panel in build_panels(runs))
 
 
+def test_pass_at_k_of_conversations(tmp_path):
+    """Prompts are told apart by what lies deep in them."""
+    runs = one_run(tmp_path / "run", lines_of(entropy=[1.0], **{"rewards/right/mean": [0.5]}))
+    words = [{"role": "user", "content": str(turn)} for turn in range(600)]
+    prompts = [[*words, {"role": "user", "content": last}, *words] for last in "aabb"]
+    write_completions(tmp_path / "run", 1, prompts, right=[1.0, 0.0, 0.0, 0.0])
+    many, one = panel_of(runs, "pass@k").series
+    assert (many.label, many.y, one.y) == ("pass@2", [0.5], [0.25])
+
+
 def test_pass_at_k_as_logged(tmp_path):
     lines = lines_of(entropy=[1.0, 0.9], **{"eval_pass@16": [0.8, 0.7], "eval_pass@1": [0.2, 0.3]})
     many, one = panel_of(one_run(tmp_path / "run", lines), "pass@k").series

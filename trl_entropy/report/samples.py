@@ -48,7 +48,8 @@ def gives_0_and_1(table: pd.DataFrame, name: str) -> bool:
 def right_by_prompt(table: pd.DataFrame, name: str) -> list[tuple[int, int]]:
     """Scored completions of each prompt, and how many of them were right."""
     scored = table[table[name].notna()]
-    return [(len(values), int(values.sum())) for _, values in scored.groupby(scored["prompt"].astype(str))[name]]
+    texts = scored["prompt"].map(lambda prompt: prompt if isinstance(prompt, str) else repr(list(prompt)))  # messages
+    return [(len(values), int(values.sum())) for _, values in scored.groupby(texts)[name]]
 
 
 def read_table(path: Path) -> pd.DataFrame:
