@@ -20,6 +20,7 @@ from .card_hooks import CardHooks
 from .distillation_config import EntropyDistillationConfig
 from .distillation_head import Head, divergences, entropy_first_is_cheaper, student_entropy
 from .head.function import DYNAMIC_DEVICES
+from .kappa.wiring import with_kappa
 from .methods.tip import Tip, TipTokens
 from .metrics import reduce_metrics
 from .processes import collectives_of
@@ -136,7 +137,7 @@ class EntropyDistillationTrainer(CardHooks, SavesStates, DistillationTrainer):
             raise TypeError(f"`args` must be an `EntropyDistillationConfig`, got `{type(args).__name__}`.")
         self._tip = Tip(args)
         self._kernel: SelectingKernel | None = None  # of the loss that was computed last, until it is logged
-        super().__init__(model, teacher_model, args, *positional, **keywords)
+        super().__init__(**with_kappa(DistillationTrainer, model, teacher_model, args, *positional, **keywords))
         self._tag_names = [*self._tag_names, *([Tip.name] if self._tip.selects else [])]
         self.model.add_model_tags(self._tag_names)
         self.methods = [self._tip] if self._tip.selects else []

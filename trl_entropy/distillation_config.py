@@ -9,6 +9,7 @@ from accelerate.logging import get_logger
 from trl import DistillationConfig
 
 from .config import check_trl_version
+from .kappa.config import KappaConfig
 from .methods.base import checked
 from .methods.tip import Tip, TipConfig
 from .provenance import given_settings
@@ -38,7 +39,7 @@ def inert_settings(config: TipConfig, tip: Tip, longest: int | None) -> list[str
 
 
 @dataclass
-class EntropyDistillationConfig(TipConfig, DistillationConfig):
+class EntropyDistillationConfig(TipConfig, KappaConfig, DistillationConfig):
     r"""
     [`~trl.DistillationConfig`] that trains on selected tokens. With `tip_rule="none"` it is `DistillationConfig`.
 
@@ -58,6 +59,12 @@ class EntropyDistillationConfig(TipConfig, DistillationConfig):
     tip_scope (`str`, *optional*, defaults to `"micro_batch"`):
         Tokens that normalise the scores: one process' micro-batch, that of all processes (`"global"`), or a running
         mean of the latter (`"ema"`).
+
+    > Parameters that choose what is trained
+
+    kappa_mode (`str`, *optional*, defaults to `"none"`):
+        `"freeze"` or `"lora"`: train only the weights of low condition number, or adapters on them. The further
+        fields of this group are those of `trl_entropy.kappa.config.KappaConfig`.
 
     > Parameters that control the logging
 
