@@ -5,7 +5,7 @@
 import inspect
 import logging
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -234,6 +234,26 @@ def test_loss_and_gradients(make, variant):
     assert chosen[0].tolist() == keep.tolist() and 0 < keep.sum() < sum(LENGTHS)
     torch.testing.assert_close(found_loss.double(), loss, **FLOAT32)
     torch.testing.assert_close(found, gradients, **FLOAT32)
+
+
+@pytest.mark.parametrize("name", ["SDFT", "SDPO"])
+@pytest.mark.parametrize("mode", ["full_logits", "topk_logits", "sampled_token"])
+def test_dropping_rows_is_masking_them(make, name, mode):
+    """In each of TRL's objectives, with its importance weights: the loss is the stock one with the tokens masked."""
+    settings = dict(distillation_mode=mode, tip_ratio=0.4)
+    settings |= dict(distillation_topk=5, distillation_add_tail=True) if mode == "topk_logits" else {}
+    batch = make_inputs(name) | {"old_per_token_logps": torch.linspace(-4, -2, 24).view(4, 6)}
+    ours = make(name, **settings)
+    chosen, choose = [], ours._choose
+    ours._choose = lambda *arguments: chosen.append(choose(*arguments)) or chosen[-1]
+    found = loss_and_gradients(ours, batch)
+    masked = make(name, stock=True, **{key: value for key, value in settings.items() if key != "tip_ratio"})
+    compute = masked._compute_teacher_student_logits
+    masked._compute_teacher_student_logits = lambda *arguments: replace(
+        compute(*arguments), loss_mask=chosen[0].long()
+    )
+    torch.testing.assert_close(found, loss_and_gradients(masked, batch), **FLOAT32)
+    assert 0 < chosen[0].sum() < sum(LENGTHS) and found[0] != 0
 
 
 def test_policy_loss_is_over_all_tokens(make):
