@@ -19,6 +19,7 @@ from trl.experimental.sdft.sdft_trainer import DistillationLogits
 import trl_entropy
 from trl_entropy.logits_selection import compact, rows_at, token_statistics
 from trl_entropy.states import STATE_FILE, load_states
+from trl_entropy.tokens import Collectives
 
 
 STOCK = {"GKD": (gkd.GKDTrainer, gkd.GKDConfig), "SDFT": (sdft.SDFTTrainer, sdft.SDFTConfig)}
@@ -284,12 +285,16 @@ def test_loss_of_gkd_is_a_mean_over_the_kept_tokens_of_the_update(make):
 
 @pytest.mark.parametrize("name", STOCK)
 def test_batches_without_a_token(make, name):
-    batch = make_inputs(name)
-    batch["labels" if name == "GKD" else "completion_mask"] = (
-        torch.full_like(batch["labels"], -100) if name == "GKD" else torch.zeros_like(batch["completion_mask"])
-    )
-    loss, gradients = loss_and_gradients(make(name), batch)
+    """They have no gradient, and a process that got one enters every collective that the others enter."""
+    batch, trainer, calls = make_inputs(name), make(name, tip_scope="global"), []
+    trainer._world = Collectives(*(lambda x, call=call: calls.append(call) or x for call in ("sum", "gather")))
+    assert loss_and_gradients(trainer, batch)[0] != 0
+    entered = calls[:]
+    calls.clear()
+    key, nothing = ("labels", -100) if name == "GKD" else ("completion_mask", 0)
+    loss, gradients = loss_and_gradients(trainer, {**batch, key: torch.full_like(batch[key], nothing)})
     assert loss == 0 and all((gradient == 0).all() for gradient in gradients.values())
+    assert calls == entered and {"sum", "gather"} <= set(entered)
 
 
 def test_tokens_that_are_not_finite_leave_no_trace(make):
