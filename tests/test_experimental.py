@@ -5,7 +5,7 @@
 import inspect
 import logging
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from trl.experimental.sdft.sdft_trainer import DistillationLogits
 import trl_entropy
 from trl_entropy.logits_selection import compact, rows_at, token_statistics
 from trl_entropy.states import STATE_FILE, load_states
+from trl_entropy.tokens import Collectives
 
 
 STOCK = {"GKD": (gkd.GKDTrainer, gkd.GKDConfig), "SDFT": (sdft.SDFTTrainer, sdft.SDFTConfig)}
@@ -236,6 +237,26 @@ def test_loss_and_gradients(make, variant):
     torch.testing.assert_close(found, gradients, **FLOAT32)
 
 
+@pytest.mark.parametrize("name", ["SDFT", "SDPO"])
+@pytest.mark.parametrize("mode", ["full_logits", "topk_logits", "sampled_token"])
+def test_dropping_rows_is_masking_them(make, name, mode):
+    """In each of TRL's objectives, with its importance weights: the loss is the stock one with the tokens masked."""
+    settings = dict(distillation_mode=mode, tip_ratio=0.4)
+    settings |= dict(distillation_topk=5, distillation_add_tail=True) if mode == "topk_logits" else {}
+    batch = make_inputs(name) | {"old_per_token_logps": torch.linspace(-4, -2, 24).view(4, 6)}
+    ours = make(name, **settings)
+    chosen, choose = [], ours._choose
+    ours._choose = lambda *arguments: chosen.append(choose(*arguments)) or chosen[-1]
+    found = loss_and_gradients(ours, batch)
+    masked = make(name, stock=True, **{key: value for key, value in settings.items() if key != "tip_ratio"})
+    compute = masked._compute_teacher_student_logits
+    masked._compute_teacher_student_logits = lambda *arguments: replace(
+        compute(*arguments), loss_mask=chosen[0].long()
+    )
+    torch.testing.assert_close(found, loss_and_gradients(masked, batch), **FLOAT32)
+    assert 0 < chosen[0].sum() < sum(LENGTHS) and found[0] != 0
+
+
 def test_policy_loss_is_over_all_tokens(make):
     """At weight w the loss is (1 - w) times TRL's policy loss and w times the distillation loss over kept tokens."""
     batch = make_inputs("SDPO")
@@ -264,12 +285,16 @@ def test_loss_of_gkd_is_a_mean_over_the_kept_tokens_of_the_update(make):
 
 @pytest.mark.parametrize("name", STOCK)
 def test_batches_without_a_token(make, name):
-    batch = make_inputs(name)
-    batch["labels" if name == "GKD" else "completion_mask"] = (
-        torch.full_like(batch["labels"], -100) if name == "GKD" else torch.zeros_like(batch["completion_mask"])
-    )
-    loss, gradients = loss_and_gradients(make(name), batch)
+    """They have no gradient, and a process that got one enters every collective that the others enter."""
+    batch, trainer, calls = make_inputs(name), make(name, tip_scope="global"), []
+    trainer._world = Collectives(*(lambda x, call=call: calls.append(call) or x for call in ("sum", "gather")))
+    assert loss_and_gradients(trainer, batch)[0] != 0
+    entered = calls[:]
+    calls.clear()
+    key, nothing = ("labels", -100) if name == "GKD" else ("completion_mask", 0)
+    loss, gradients = loss_and_gradients(trainer, {**batch, key: torch.full_like(batch[key], nothing)})
     assert loss == 0 and all((gradient == 0).all() for gradient in gradients.values())
+    assert calls == entered and {"sum", "gather"} <= set(entered)
 
 
 def test_tokens_that_are_not_finite_leave_no_trace(make):
