@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""One of two processes, started by test_distributed.py: each holds half of a batch and writes what it found."""
+"""One of several processes, started by test_distributed.py: each holds a part of a batch and writes what it found."""
 
 import os
 import sys
@@ -69,7 +69,7 @@ def part(batch, rank, processes):
     return {k: v if v.dim() == 0 else v[rank * rows : (rank + 1) * rows] for k, v in batch.items()}
 
 
-# Methods that act on generation batches, with a group of eight that two processes share.
+# Methods that act on generation batches, with a group of eight that the processes share.
 GROUPED = {
     "canon and empg": dict(methods=["canon", "empg"], canon_mu=0.7, canon_alpha=0.9, empg_skip_uniform=True),
     "by length, agentic": dict(
@@ -144,9 +144,9 @@ def results(output_dir, rank, processes):
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    rank = int(os.environ["RANK"])
-    found, trainer = results(folder / "out", rank, 2)
-    assert trainer.accelerator.num_processes == 2
+    rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    found, trainer = results(folder / "out", rank, count)
+    assert trainer.accelerator.num_processes == count
     torch.save(found, folder / f"rank{rank}.pt")
     # And a run of its own, in which truncated completions are masked and a second rollout is drawn.
     trainer = build_trainer(
