@@ -59,7 +59,7 @@ def make_batch(lengths=LENGTHS, tools=True, seed=3) -> dict[str, torch.Tensor]:
     return batch
 
 
-def two_process_results(output_dir, rank, processes):
+def distillation_results(output_dir, rank, processes):
     """Loss, gradients, metrics and state over this process' part of eight rollouts, one of the halves almost empty."""
     from trl_entropy import EntropyDistillationConfig, EntropyDistillationTrainer
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""One of two processes, started by test_distributed.py: each holds half of a batch and writes what it found."""
+"""One of several processes, started by test_distributed.py: each holds a part of a batch and writes what it found."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from cases import off_policy_batch
 from conftest import build_model, build_trainer, loss_and_gradients
-from distilling import build_distiller, two_process_results
+from distilling import build_distiller, distillation_results
 
 from trl_entropy import (
     EntropyDistillationConfig,
@@ -76,7 +76,7 @@ def part(batch, rank, processes):
     return {k: v if v.dim() == 0 else v[rank * rows : (rank + 1) * rows] for k, v in batch.items()}
 
 
-# Methods that act on generation batches, with a group of eight that two processes share.
+# Methods that act on generation batches, with a group of eight that the processes share.
 GROUPED = {
     "canon and empg": dict(methods=["canon", "empg"], canon_mu=0.7, canon_alpha=0.9, empg_skip_uniform=True),
     "by length, agentic": dict(
@@ -151,9 +151,9 @@ def results(output_dir, rank, processes):
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    rank = int(os.environ["RANK"])
-    found, trainer = results(folder / "out", rank, 2)
-    assert trainer.accelerator.num_processes == 2
+    rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    found, trainer = results(folder / "out", rank, count)
+    assert trainer.accelerator.num_processes == count
     torch.save(found, folder / f"rank{rank}.pt")
     # And a run of its own, in which truncated completions are masked and a second rollout is drawn.
     trainer = build_trainer(
@@ -172,7 +172,7 @@ if __name__ == "__main__":
         {"rows": rows, "weights": trainer.accelerator.unwrap_model(trainer.model).state_dict()},
         folder / f"run{rank}.pt",
     )
-    torch.save(two_process_results(folder / "out", rank, 2), folder / f"distillation{rank}.pt")
+    torch.save(distillation_results(folder / "out", rank, count), folder / f"distillation{rank}.pt")
     trainer = build_distiller(
         EntropyDistillationTrainer,
         EntropyDistillationConfig,
