@@ -14,7 +14,7 @@ from .runs import Run
 from .samples import pass_at_k_points, tip_scatter
 
 
-GROUPS = (*METHODS, "tip")  # of metrics that belong to a method
+GROUPS = (*METHODS, "tip", "kappa")  # of metrics that belong to a method
 PASS_AT_K = re.compile(r"(.*/)?(eval_)?pass@\d+$")
 
 
