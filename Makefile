@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart quickstart-distillation test test-all quality style clean
+.PHONY: quickstart quickstart-distillation test test-all compatibility quality style clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m trl_entropy.quickstart
@@ -17,6 +17,9 @@ test: $(VENV)/.installed
 
 test-all: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+compatibility: $(VENV)/.installed
+	$(BIN)/python -m tests.compatibility
 
 quality: $(VENV)/.installed
 	$(BIN)/ruff check .

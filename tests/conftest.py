@@ -49,6 +49,34 @@ TOGETHER = [
     "epo",
 ]
 REQUIRED = {"aepo": dict(aepo_target_entropy=0.5)}  # fields without which a method cannot be built
+# Settings with which methods act on batches of a few dozen tokens.
+STRONG = dict(
+    clip_cov_ratio=0.2,
+    clip_cov_low=0.02,
+    clip_cov_high=2.0,
+    kl_cov_ratio=0.3,
+    clip_b_mu=0.5,
+    clip_v_mu=0.3,
+    clip_v_max_frac=0.3,
+    siren_coef=0.5,
+    epo_coef=0.1,
+    epo_low=0.8,
+    epo_high=1.2,
+    aepo_target_entropy=1.0,
+)
+
+
+# Each method by itself, and by default all of them in two runs: agentic AEPO excludes EMPG.
+METHOD_SETS = [
+    pytest.param(TOGETHER, id="together"),
+    pytest.param(["agentic_aepo"], id="agentic_aepo"),
+    *(pytest.param([name], id=name, marks=pytest.mark.slow) for name in TOGETHER),
+]
+
+
+def strong(methods: list[str]) -> dict:
+    """Those of the settings that belong to one of `methods`."""
+    return {key: value for key, value in STRONG.items() if key.startswith(tuple(methods))}
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -97,6 +125,7 @@ def build_trainer(
     eval_dataset=None,
     callbacks=None,
     processing_class=None,
+    peft_config=None,
     **settings,
 ):
     defaults = dict(
@@ -123,6 +152,7 @@ def build_trainer(
         eval_dataset=eval_dataset,
         processing_class=build_tokenizer() if processing_class is None else processing_class,
         callbacks=callbacks,
+        peft_config=peft_config,
     )
 
 

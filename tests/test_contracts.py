@@ -186,6 +186,25 @@ def test_table_of_completions_takes_columns_until_rewards_are_made():
     assert rewards < source.index("self._pending_extra_logs.get(column") < source.index("_pending_extra_logs.clear()")
 
 
+def test_a_completion_without_any_token_is_refused(make_trainer):
+    """TRL reads the last token of each: what empties completions here are masks."""
+
+    def rollout(prompts, trainer):
+        return {
+            "prompt_ids": [[2]] * len(prompts),
+            "completion_ids": [[], *[[3]] * (len(prompts) - 1)],
+            "logprobs": None,
+        }
+
+    with pytest.raises(IndexError):
+        make_trainer(stock=True, rollout_func=rollout).train()
+
+
+def test_trainer_has_hooks_for_optimizer_state():
+    assert list(inspect.signature(GRPOTrainer._save_optimizer_and_scheduler).parameters) == ["self", "output_dir"]
+    assert list(inspect.signature(GRPOTrainer._load_optimizer_and_scheduler).parameters) == ["self", "checkpoint"]
+
+
 def test_constructor_passes_everything_on():
     from trl_entropy import EntropyGRPOTrainer
 

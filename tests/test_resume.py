@@ -6,26 +6,10 @@ import json
 
 import pytest
 import torch
-from conftest import EXACT, TOGETHER, build_model
+from conftest import EXACT, STRONG, TOGETHER, build_model, strong
 
 from trl_entropy.methods import METHODS, Method
 from trl_entropy.states import STATE_FILE
-
-
-STRONG = dict(
-    clip_cov_ratio=0.2,
-    clip_cov_low=0.02,
-    clip_cov_high=2.0,
-    kl_cov_ratio=0.3,
-    clip_b_mu=0.5,
-    clip_v_mu=0.3,
-    clip_v_max_frac=0.3,
-    siren_coef=0.5,
-    epo_coef=0.1,
-    epo_low=0.8,
-    epo_high=1.2,
-    aepo_target_entropy=1.0,
-)
 
 
 def losses(trainer):
@@ -40,7 +24,7 @@ def test_resumed_run_equals_uninterrupted_run(make_trainer, tmp_path, methods):
         save_strategy="steps",
         save_steps=2,
         steps_per_generation=2,
-        **{key: value for key, value in STRONG.items() if key.startswith(tuple(methods))},
+        **strong(methods),
     )
     whole = make_trainer(output_dir=tmp_path / "whole", **settings)
     whole.train()
