@@ -21,19 +21,20 @@ def run_processes(script: str, count: int, folder: Path, timeout: int = 240) -> 
         WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=port, OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="1"
     )
     shared["PYTHONPATH"] = f"{HERE.parent}:{HERE}"
+    # Files, not pipes: a process that waits for one to be read would hold up the others.
+    logs = [folder / f"log{rank}.txt" for rank in range(count)]
     processes = [
         subprocess.Popen(
             [sys.executable, str(HERE / script), str(folder)],
             env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
+            stdout=log.open("w"),
+            stderr=subprocess.STDOUT,
         )
-        for rank in range(count)
+        for rank, log in enumerate(logs)
     ]
     try:
-        for process in processes:
-            _, errors = process.communicate(timeout=timeout)
-            assert process.returncode == 0, errors[-3000:]
+        for process, log in zip(processes, logs, strict=True):
+            assert process.wait(timeout) == 0, log.read_text()[-3000:]
     finally:
         for process in processes:
             process.kill()

@@ -13,7 +13,8 @@ from processes import run_processes
 @pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)], ids="{} processes".format)
 def many(request, tmp_path_factory):
     """The folder with what each of two, or four, processes found, and their number."""
-    return run_processes("many_processes.py", request.param, tmp_path_factory.mktemp("many")), request.param
+    count, folder = request.param, tmp_path_factory.mktemp("many")
+    return run_processes("many_processes.py", count, folder, timeout=120 * count), count
 
 
 def of_each(many, file):
