@@ -16,6 +16,7 @@ from transformers.trainer_utils import SchedulerType
 
 from trl_entropy import METHODS, card, provenance
 from trl_entropy.config import EntropyGRPOConfig
+from trl_entropy.kappa.config import KappaTune
 
 
 HISTORY = [
@@ -47,6 +48,16 @@ def test_every_method_is_cited_by_its_own_paper(card_of):
     assert text.count("shao2024deepseekmath") == text.count("vonwerra2020trl") == 1
     assert "{{TRL: Transformers Reinforcement Learning}}" in text
     assert text.count("```") == 2 * (3 + 1 + len({METHODS[name].paper.arxiv for name in TOGETHER}) + 1)
+
+
+def test_kappa_tune_is_cited_where_it_chose_the_weights(card_of):
+    text = card_of(methods=["clip_cov"], kappa_mode="freeze", kappa_top_p=0.3, kappa_cache="none").text
+    assert "under entropy control by `clip_cov`, on weights chosen by KappaTune." in text
+    assert f"`kappa`: [{KappaTune.paper.title}]({KappaTune.paper.url})." in text
+    assert text.count(KappaTune.paper.bibtex) == 1
+    rows = [line.split("` ")[0] for line in text.splitlines() if line.startswith("| `kappa")]
+    assert rows == ["| `kappa_mode", "| `kappa_top_p", "| `kappa_cache"]  # the lists at their defaults are not among them
+    assert "KappaTune" not in card_of(methods=["clip_cov"]).text
 
 
 def test_changed_fields_stand_beside_their_defaults(card_of):

@@ -6,6 +6,7 @@ import math
 import os
 import platform
 from collections.abc import Iterable
+from dataclasses import MISSING
 from functools import lru_cache
 from importlib import metadata, resources
 from importlib.util import find_spec
@@ -95,8 +96,9 @@ def changed_fields(method: Method, config: Any) -> list[tuple[str, str, str]]:
     for name, field in type(config).__dataclass_fields__.items():
         if name.startswith(f"{method.name}_") and not (others and name.startswith(others)):
             value = getattr(config, name)
-            if value != field.default:
-                rows.append((name, cell(value), cell(field.default)))
+            default = field.default if field.default_factory is MISSING else field.default_factory()
+            if value != default:
+                rows.append((name, cell(value), cell(default)))
     return rows
 
 

@@ -11,6 +11,7 @@ from transformers import is_wandb_available
 from trl.trainer.utils import get_comet_experiment_url, get_config_model_id, get_trackio_space_url
 
 from .card import build_card, described, draw_curve, hub_id, last_values, license_of, papers_of
+from .kappa.config import KappaTune
 from .methods import Method
 from .provenance import command_line
 
@@ -77,6 +78,7 @@ class CardHooks:
             "Trackio": get_trackio_space_url(),
             "Comet": get_comet_experiment_url(),
         }
+        tuning = [KappaTune] if self.args.kappa_mode != "none" else []
         identity = {"model_name_or_path": base_model, "dataset_name": dataset_name}
         card = build_card(
             model_name=model_name or Path(repository or self.args.output_dir).name,
@@ -95,8 +97,9 @@ class CardHooks:
             | facts.get("recipe", {})
             | self.args.given_settings,
             trainer_name=self._name,
-            papers=papers_of(self._paper, self.methods),
+            papers=papers_of(self._paper, [*self.methods, *tuning]),
             methods=[described(method, self.args) for method in self.methods],
+            tuning=[described(method, self.args) for method in tuning],
             conversational=getattr(tokenizer, "chat_template", None) is not None,
             curve=draw_curve(history, self.args.output_dir),
             entropy=(entropies[0], entropies[-1]) if entropies else None,

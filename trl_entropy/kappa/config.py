@@ -7,7 +7,7 @@ from typing import Any
 
 from accelerate.logging import get_logger
 
-from ..methods.base import checked, one_of
+from ..methods.base import Paper, checked, one_of
 from .cache import KappaCache
 from .selection import Selection
 
@@ -15,6 +15,22 @@ from .selection import Selection
 logger = get_logger(__name__)
 
 NO_CACHE = "none"
+
+
+class KappaTune:
+    """What a model card says of `kappa_mode`: the prefix of its fields, and what to cite."""
+
+    name = "kappa"
+    paper = Paper(
+        arxiv="2506.16289",
+        title="The Condition Number as a Scale-Invariant Proxy for Information Encoding in Neural Units",
+        bibtex="""@article{ludwig2025condition,
+    title   = {The Condition Number as a Scale-Invariant Proxy for Information Encoding in Neural Units},
+    author  = {Oswaldo Ludwig},
+    journal = {arXiv preprint arXiv:2506.16289},
+    year    = {2025}
+}""",
+    )
 
 
 @dataclass
