@@ -56,7 +56,11 @@ def test_kappa_tune_is_cited_where_it_chose_the_weights(card_of):
     assert f"`kappa`: [{KappaTune.paper.title}]({KappaTune.paper.url})." in text
     assert text.count(KappaTune.paper.bibtex) == 1
     rows = [line.split("` ")[0] for line in text.splitlines() if line.startswith("| `kappa")]
-    assert rows == ["| `kappa_mode", "| `kappa_top_p", "| `kappa_cache"]  # the lists at their defaults are not among them
+    assert rows == [
+        "| `kappa_mode",
+        "| `kappa_top_p",
+        "| `kappa_cache",
+    ]  # the lists at their defaults are not among them
     assert "KappaTune" not in card_of(methods=["clip_cov"]).text
 
 

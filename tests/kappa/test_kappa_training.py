@@ -4,21 +4,25 @@
 
 import json
 import logging
-from dataclasses import dataclass
 
 import pytest
 import torch
 from conftest import EXACT, build_model, build_tokenizer
 from datasets import Dataset
+from distilling import build_distiller
 from peft import LoraConfig
-from trl import DistillationConfig, DistillationTrainer, DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from trl_entropy import EntropyGRPOConfig, KappaTuneCallback, kappa_peft_config
+from trl_entropy import (
+    EntropyDistillationConfig,
+    EntropyDistillationTrainer,
+    EntropyGRPOConfig,
+    KappaTuneCallback,
+    kappa_peft_config,
+)
 from trl_entropy.kappa.analysis import analyze
-from trl_entropy.kappa.config import KappaConfig
 from trl_entropy.kappa.selection import Selection
 from trl_entropy.kappa.sources import LiveSource
-from trl_entropy.kappa.wiring import with_kappa
 
 
 pytestmark = pytest.mark.usefixtures("cache_folder")
@@ -130,33 +134,15 @@ def test_lora_targets_are_the_selected_modules(tmp_path, by_name):
     assert trainer.state.log_history[1]["kappa/max"] == pytest.approx(max(expected), rel=1e-4)
 
 
-@dataclass
-class DistillingConfig(KappaConfig, DistillationConfig):
-    """The fields in front of another config of TRL."""
-
-
-class DistillingTrainer(DistillationTrainer):
-    """And its trainer, given what they ask for."""
-
-    def __init__(self, *positional, **keywords):
-        super().__init__(**with_kappa(DistillationTrainer, *positional, **keywords))
-
-
 @pytest.mark.parametrize("mode", ["freeze", "lora"])
-def test_fields_and_wiring_fit_another_trainer_of_trl(tmp_path, mode):
-    from conftest import build_dataset
-
+def test_in_the_distillation_trainer_with_tip(tmp_path, mode):
     student = build_model()
     before, chosen = copies(student), selected(student, num_modules=2)
-    args = DistillingConfig(
-        str(tmp_path), kappa_mode=mode, kappa_num_modules=2, max_steps=1, per_device_train_batch_size=4,
-        max_completion_length=8, learning_rate=0.05, logging_steps=1, use_cpu=True, bf16=False, report_to=[],
-        save_strategy="no", gradient_checkpointing=False,
-    )  # fmt: skip
     adapters = dict(peft_config=LoraConfig(r=2)) if mode == "lora" else {}
-    trainer = DistillingTrainer(
-        student, build_model(seed=1), args, build_dataset(), processing_class=build_tokenizer(), **adapters
-    )
+    trainer = build_distiller(
+        EntropyDistillationTrainer, EntropyDistillationConfig, tmp_path, model=student, kappa_mode=mode,
+        kappa_num_modules=2, tip_ratio=0.5, **adapters,
+    )  # fmt: skip
     trainer.train()
     if mode == "freeze":
         assert_trained(trainer, before, chosen)
