@@ -30,7 +30,8 @@ HERE = Path(__file__).parent
 # 97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 SCORES = ("entropy", "pass@1", "pass@8", "pass@16", "distinct", "coverage", "length")
-SMOOTHED = ("entropy", "pass@1", "pass@16")  # those with their interval in the table
+SPREAD = ("entropy", "pass@1", "pass@16", "coverage")  # those with their interval in the table
+DIGITS = {"distinct": 2, "length": 1}  # 3 for the others
 
 
 def read_arms(path: Path, recipe: Path) -> dict[str, dict]:
@@ -112,16 +113,15 @@ def table(found: dict[str, list[dict]], before: dict, arms: dict[str, dict], tim
     """Markdown: a line per arm, means over seeds, ± the half-width of the 95 % interval."""
     head = ["", "setting", *SCORES, "step time", "seeds"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    lines.append(
-        "| before | | " + " | ".join(f"{before[key]:.3f}" if key in before else "" for key in SCORES) + " | | |"
-    )
+    start = [f"{before[key]:.{DIGITS.get(key, 3)}f}" for key in SCORES]
+    lines.append("| " + " | ".join(["before", "", *start, "", ""]) + " |")
     for name, rows in found.items():
         entry, _, strength = name.partition("/")
         cells = []
         for key in SCORES:
             mean, half = interval([row[key] for row in rows])
-            digits = 2 if key == "distinct" else 1 if key == "length" else 3
-            cells.append(f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if key in SMOOTHED else ""))
+            digits = DIGITS.get(key, 3)
+            cells.append(f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if key in SPREAD else ""))
         ratio = f"{timing[entry]:.2f}" if strength in ("", "2") and entry in timing else ""
         line = [f"`{entry}`", varied(name, arms), *cells, ratio, str(len(rows))]
         lines.append("| " + " | ".join(line) + " |")
@@ -144,7 +144,7 @@ def plot(found: dict[str, list[dict]], before: dict, path: Path) -> None:
     entries = list(dict.fromkeys(name.partition("/")[0] for name in found if name != "stock"))
     columns = 5
     figure = Figure(figsize=(13, 2.5 * math.ceil(len(entries) / columns)), layout="constrained")
-    panels = figure.subplots(math.ceil(len(entries) / columns), columns, sharex=True, sharey=True).flat
+    panels = list(figure.subplots(math.ceil(len(entries) / columns), columns, sharex=True, sharey=True).flat)
     everything = [[fmean(row[key] for row in rows) for rows in found.values()] for key in ("pass@1", "pass@16")]
     for panel, entry in zip(panels, entries, strict=False):
         panel.scatter(*everything, s=6, color="0.8")
@@ -159,8 +159,8 @@ def plot(found: dict[str, list[dict]], before: dict, path: Path) -> None:
             )  # fmt: skip
         panel.set_title(entry, fontsize="medium")
         panel.grid(alpha=0.3)
-    for panel in list(panels):
-        panel.axis("off")
+    for panel in panels[len(entries) :]:
+        panel.remove()
     figure.supxlabel("pass@1")
     figure.supylabel("pass@16")
     figure.savefig(path, dpi=110)
