@@ -14,7 +14,7 @@ from conftest import TOGETHER, build_model
 from huggingface_hub import ModelCard
 from transformers.trainer_utils import SchedulerType
 
-from trl_entropy import METHODS, card, provenance
+from trl_entropy import METHODS, card, card_hooks, provenance
 from trl_entropy.config import EntropyGRPOConfig
 from trl_entropy.kappa.config import KappaTune
 
@@ -39,7 +39,8 @@ def card_of(make_trainer, tmp_path):
     return make
 
 
-def test_every_method_is_cited_by_its_own_paper(card_of):
+def test_every_method_is_cited_by_its_own_paper(card_of, monkeypatch):
+    monkeypatch.setattr(card_hooks, "command_line", lambda: "python train.py")  # none in a worker of pytest
     text = card_of(methods=TOGETHER, aepo_target_entropy=0.5).text
     for name in TOGETHER:
         paper = METHODS[name].paper

@@ -85,9 +85,12 @@ def wrong_values(kind):
     parts = get_args(kind) or (kind,)
     if get_origin(kind) is Literal:
         return ["nothing", 3, None, []]
+    if get_origin(kind) is list:
+        return ["x", 3, None, [3]]
     found = [] if type(None) in parts else [None]
     for part, values in {
         float: ["x", math.nan, []],
+        int: ["x", 1.5, []],
         bool: ["yes", 1.0, 2],
         str: [3, []],
         dict: ["x", 3, ["a"]],

@@ -23,6 +23,7 @@ from fuzzing import (
     draw_tensor,
     draw_tokens,
     finite_gradients,
+    floats,
     spoiled,
 )
 from hypothesis import strategies as st
@@ -43,6 +44,7 @@ from trl_entropy.methods import (
     prompt_augmentation,
     siren,
     steer,
+    tip,
 )
 
 
@@ -102,6 +104,46 @@ def quantiles_lie_between_values(draw):
         assert quantile == math.inf if not len(own) else own.min() <= quantile <= own.max()
         (other,) = functional.quantiles(own, (probability,))
         assert other.isnan() if not len(own) else own.min() <= other <= own.max()
+
+
+@covers(functional.row_top_mask, tip.kept_counts)
+def tops_of_rows(draw):
+    """As many as asked for, none of what is left larger, and ties in order."""
+    shape, ratio, least = draw_shape(draw), draw(SHARES), draw(st.integers(0, 3))
+    values, mask = draw_tensor(draw, shape, ENTROPIES), draw_flags(draw, shape)
+    counts = tip.kept_counts(mask, ratio, least)
+    assert torch.equal(counts, torch.minimum(counts, mask.sum(1))) and (counts >= mask.sum(1).clamp(max=least)).all()
+    chosen = functional.row_top_mask(spoiled(draw, values, mask), mask, counts)
+    assert torch.equal(chosen.sum(1), counts) and not (chosen & ~mask).any()
+    for row, own, kept in zip(values, mask, chosen, strict=True):
+        for at in (own & ~kept).nonzero().flatten():
+            assert (row[kept] >= row[at]).all() and not (kept & (row == row[at]))[at:].any()
+
+
+@covers(tip.rescale, tip.soft_or)
+def scores_of_tip(draw):
+    shape = draw_shape(draw)
+    values, others = draw_tensor(draw, shape, (-1e18, 1e18)), draw_tensor(draw, shape, ENTROPIES)
+    low, high = sorted(draw(st.tuples(floats((-1e18, 1e18)), floats((-1e18, 1e18)))))
+    one, two = tip.rescale(values, low, high), tip.rescale(others, others.min(), others.max())
+    for axis in (one, two):
+        assert axis.isfinite().all() and (axis >= 0).all() and (axis <= 1).all()
+    assert low == high or (one[values >= high] == 1).all() and (one[values <= low] == 0).all()
+    score = tip.soft_or(one, two)
+    assert (score >= torch.maximum(one, two) - 1e-6).all() and (score <= 1 + 1e-6).all()
+
+
+@covers(tip.draws, tip.quantile_or_none)
+def draws_of_tip(draw):
+    """Positive, the same again, and not a matter of the padding."""
+    shape, place = draw_shape(draw), draw(st.tuples(*[st.integers(0, 99)] * 3))
+    mask = draw_flags(draw, shape)
+    found = tip.draws(tip.TipTokens(torch.zeros(shape), mask, draw=place), False)
+    wider = torch.cat([torch.zeros_like(mask[:, :1]), mask], dim=1)
+    again = tip.draws(tip.TipTokens(torch.zeros(wider.shape), wider, draw=place), False)
+    assert (found > 0).all() and found.isfinite().all() and torch.equal(found[mask], again[wider])
+    quantile = draw(st.none() | st.floats(1e-6, 1))
+    assert tip.quantile_or_none(type("Config", (), {"field": quantile}), "field") == quantile
 
 
 @covers(functional.aggregate)
@@ -363,7 +405,7 @@ def test_property_with_many_examples(check):
 
 
 def test_every_pure_function_is_searched():
-    modules = [functional, *{sys.modules[method.__module__] for method in METHODS.values()}, base]
+    modules = [functional, *{sys.modules[method.__module__] for method in METHODS.values()}, tip, base]
     found = {
         function
         for module in modules

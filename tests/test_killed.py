@@ -110,11 +110,11 @@ def test_killed_at_another_step(make_trainer, tmp_path, methods, settings, step,
 
 def test_a_checkpoint_that_passes_for_whole_has_the_states(make_trainer, tmp_path, monkeypatch):
     """The states are on disk before the file by which a checkpoint is read is: no kill leaves one without them."""
-    from trl_entropy import grpo
+    from trl_entropy import states
 
-    save, seen = grpo.save_states, []
+    save, seen = states.save_states, []
     monkeypatch.setattr(
-        grpo, "save_states", lambda folder, parts: (seen.append(os.listdir(folder)), save(folder, parts))
+        states, "save_states", lambda folder, parts: (seen.append(os.listdir(folder)), save(folder, parts))
     )
     make_trainer(methods=["siren"], save_strategy="steps", save_steps=1).train()
     assert len(seen) == 2 and all("trainer_state.json" not in names for names in seen)

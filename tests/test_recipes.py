@@ -18,7 +18,7 @@ from trl_entropy.rewards import reward_by_name
 
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "benchmarks")
 ACCELERATE = [path for path in RECIPES if path.parent.name == "accelerate"]
 DISTILLATION = [path for path in RECIPES if "teacher_model_name_or_path:" in path.read_text()]
 TRAINING = [path for path in RECIPES if path not in (*ACCELERATE, *DISTILLATION)]

@@ -119,6 +119,9 @@ class KappaConfig:
             lambda steps: steps is None or type(steps) is int and steps > 0,
             "an integer above 0 or unset",
         )
+        checked(
+            self, "kappa_cache", lambda folder: folder is None or isinstance(folder, str), "a folder, 'none', or unset"
+        )
         kappa_selection(self)
 
         if self.kappa_mode == "none":
