@@ -13,10 +13,10 @@ quickstart-distillation: $(VENV)/.installed
 	$(BIN)/python -m trl_entropy.distillation_quickstart
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-all: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 compatibility: $(VENV)/.installed
 	$(BIN)/python -m tests.compatibility

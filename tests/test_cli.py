@@ -25,6 +25,8 @@ from trl_entropy.report.summary import named_methods
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
+BY_DEFAULT = ("clip_cov", "aepo", "pear")  # one that acts on advantages, one with rollouts of its own, one on rewards
+SCALED_DOWN = [name if name in BY_DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason="real problem sets lie beside the repository, not in it")
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -263,7 +265,7 @@ def test_real_files_mix_with_a_dataset_of_trl(run):
 
 
 @needs_data
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", SCALED_DOWN)
 def test_recipe_of_each_method_runs_scaled_down(run, tiny, name):
     changes = dict(
         model_name_or_path=tiny,
@@ -455,6 +457,7 @@ def test_failure_of_a_process_is_the_status(run, monkeypatch):
     assert run(started=True)[0] == 7
 
 
+@pytest.mark.slow
 def test_two_processes_on_cpu_from_the_command(run, tiny):
     """The real thing: `trl-entropy` starts two processes by the packaged configuration, and they train one model."""
     Path("recipe.yaml").write_text(

@@ -229,6 +229,7 @@ def test_compiled_model(batch):
         torch.testing.assert_close(actual[parameter], gradient, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_compiled_models(batch):
     """Whose forwards share their code and not their globals, where Dynamo puts what the code calls."""
     for seed in (0, 1):

@@ -68,6 +68,7 @@ def test_the_method_ran_in_its_run_alone(quick):
     assert history["stock"][0]["reward"] == history["clip_cov"][0]["reward"]
 
 
+@pytest.mark.slow
 def test_a_task_with_attempts_and_several_methods(tmp_path):
     words = ["--task=attempts", "--method", "pear", "canon", "--steps=4", f"--output={tmp_path / 'out'}"]
     words += [f"--cache={tmp_path / 'cache'}", "--set", "canon_metric=length", "--set", "canon_alpha=0.9"]

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from conftest import EXACT, STRONG, TOGETHER, build_model, strong
+from conftest import EXACT, METHOD_SETS, STRONG, TOGETHER, build_model, strong
 
 from trl_entropy.methods import METHODS, Method
 from trl_entropy.states import STATE_FILE
@@ -16,7 +16,7 @@ def losses(trainer):
     return [(row["step"], row["loss"], row["grad_norm"]) for row in trainer.state.log_history if "loss" in row]
 
 
-@pytest.mark.parametrize("methods", [[name] for name in METHODS] + [TOGETHER], ids="+".join)
+@pytest.mark.parametrize("methods", METHOD_SETS)
 def test_resumed_run_equals_uninterrupted_run(make_trainer, tmp_path, methods):
     settings = dict(
         methods=methods,
