@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 
-CHUNK = 2**24  # logits that the statistics hold in float32 at a time: 64 MiB
+CHUNK = 2**24  # logits that are taken at a time, at most: 64 MiB in float32, of which there are about five
+FEWEST_CHUNKS = 16  # so that they are little beside small logits, too
 
 
 @torch.no_grad()
@@ -23,7 +24,8 @@ def token_statistics(
     """
     dtype = torch.promote_types(student_logits.dtype, torch.float32)
     found = {name: torch.zeros(mask.shape, dtype=dtype, device=mask.device) for name in ("entropy", *needs)}
-    for places in mask.nonzero().split(max(1, CHUNK // student_logits.size(-1))):
+    valid = mask.nonzero()
+    for places in valid.split(max(1, min(CHUNK // student_logits.size(-1), len(valid) // FEWEST_CHUNKS))):
         at = tuple(places.unbind(1))
         student = (student_logits[at].to(dtype) / temperature).log_softmax(-1)
         found["entropy"][at] = -(student.exp() * student).sum(-1)

@@ -6,7 +6,8 @@
 
 Counts the bytes of the tensors that autograd saves in one `compute_loss` of each of TRL's experimental trainers, in its
 divergence alone and with the model in front of it, on random tokens. The logits of both models, which the trainers hold
-while they compute the loss, are for every token and in none of the numbers.
+while they compute the loss, are for every token and not in these numbers; they are in the third, the bytes of all tensors
+alive at the worst moment of `compute_loss` and its backward beyond models and batch.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import tempfile
 
 import torch
 from datasets import Dataset
+from head import PeakMemory
 from tokenizers import Tokenizer, models
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
@@ -122,19 +124,32 @@ def saved_bytes(trainer, name, batch) -> tuple[int, int]:
     return sum(divergence.values()), sum(everything.values())
 
 
+def peak_bytes(trainer, batch) -> int:
+    """Bytes alive at the worst moment of loss and backward, gradients among them."""
+    trainer.model.train()
+    trainer.model.zero_grad()
+    with PeakMemory() as memory:
+        trainer.compute_loss(trainer.model, batch).backward()
+    return memory.peak
+
+
+def measured(trainer, name, batch) -> tuple[int, int, int]:
+    return *saved_bytes(trainer, name, batch), peak_bytes(trainer, batch)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in dict(rows=4, length=128, hidden=192, layers=2, vocabulary=16384).items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.5, 0.2, 0.1])
     options = parser.parse_args()
-    print(f"{'':14}{'divergence MiB':>16}{'ratio':>8}{'with model MiB':>16}{'ratio':>8}")
+    print(f"{'':14}{'divergence MiB':>16}{'ratio':>8}{'with model MiB':>16}{'ratio':>8}{'peak MiB':>16}{'ratio':>8}")
     with tempfile.TemporaryDirectory() as folder:
         for name in DIVERGENCE:
             batch = random_batch(name, options)
-            stock = saved_bytes(build_trainer(name, options, folder, 1.0), name, batch)
+            stock = measured(build_trainer(name, options, folder, 1.0), name, batch)
             for ratio in (1.0, *options.ratios):
-                found = saved_bytes(build_trainer(name, options, folder, ratio), name, batch)
+                found = measured(build_trainer(name, options, folder, ratio), name, batch)
                 cells = (f"{part / 2**20:16.1f}{part / whole:8.3f}" for part, whole in zip(found, stock, strict=True))
                 print(f"{f'{name} {ratio:.0%}':14}" + "".join(cells))
 
