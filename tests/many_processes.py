@@ -177,6 +177,7 @@ if __name__ == "__main__":
         EntropyDistillationTrainer,
         EntropyDistillationConfig,
         folder / "distillation",
+        per_device_train_batch_size=8 // count,
         max_steps=2,
         gradient_accumulation_steps=2,
         tip_scope="ema",
