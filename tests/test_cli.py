@@ -17,7 +17,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from trl_entropy import METHODS, cli, launch
+from trl_entropy import METHODS, cli, launch, training_commands
 from trl_entropy.report.heat import heat_maps
 from trl_entropy.report.runs import read_runs
 from trl_entropy.report.summary import named_methods
@@ -194,10 +194,13 @@ def test_distillation_trains_on_the_tokens_of_the_recipe(run, tiny):
 @pytest.mark.parametrize(
     "keys, message",
     [
-        (dict(teacher_model_name_or_path=...), "`teacher_model_name_or_path` must be given."),
+        (
+            dict(teacher_model_name_or_path=...),
+            "`teacher_model_name_or_path` must be a model, a name on the Hub, or a folder that exists, got None.",
+        ),
         (
             dict(teacher_model_name_or_path="./nowhere"),
-            "`teacher_model_name_or_path` must exist, got './nowhere', which",
+            "`teacher_model_name_or_path` must be a model, a name on the Hub, or a folder that exists, got './nowhere'.",
         ),
         (dict(tip_ration=0.5), "Unknown key `tip_ration` in recipe.yaml: did you mean `tip_ratio`?"),
         (dict(tip_ratio=0), "`tip_ratio` must be a share in (0, 1], got 0."),
@@ -338,8 +341,8 @@ def test_bad_flag_is_named(run, flags, message, started):
         (dict(dataset_name="none.parquet"), "The dataset must exist, got 'none.parquet', which is no file or folder."),
         (dict(dataset_name=...), "Either `dataset_name` or `datasets` must be given, and not both."),
         (dict(dataset_train_split="tran"), "`dataset_train_split` must be one of the splits ['train'] of the dataset, got 'tran'."),
-        (dict(model_name_or_path="./none"), "`model_name_or_path` must exist, got './none', which is no folder."),
-        (dict(model_name_or_path=...), "`model_name_or_path` must be given."),
+        (dict(model_name_or_path="./none"), "`model_name_or_path` must be a model, a name on the Hub, or a folder that exists, got './none'."),
+        (dict(model_name_or_path=...), "`model_name_or_path` must be a model, a name on the Hub, or a folder that exists, got None."),
         (dict(reward_funcs=...), "One of `reward_funcs` and `reward_model_name_or_path` must be given."),
         (dict(reward_funcs=["no.such"]), "`reward_funcs` has 'no.such', which cannot be imported: No module named 'no'."),
         (dict(reward_funcs=["probe_rewards.odd"]), "`reward_funcs` has 'probe_rewards.odd', which cannot be imported: module 'probe_rewards' has no attribute 'odd'."),
@@ -376,7 +379,7 @@ def test_missing_recipe_is_named(tmp_path, capsys):
 def test_processes_that_do_not_see_each_other_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="2 processes were launched, but each sees 1: .* set `use_cpu: true`"):
-        cli.check_processes(SimpleNamespace(world_size=1))
+        training_commands.check_processes(SimpleNamespace(world_size=1))
 
 
 # Launching
