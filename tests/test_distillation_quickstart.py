@@ -19,11 +19,12 @@ from trl_entropy.distillation_quickstart import (
     build_parser,
     config_for,
     main,
-    read_recipe,
     run,
     selection,
 )
-from trl_entropy.distillation_quickstart_report import COLUMNS, divergence, table
+from trl_entropy.distillation_quickstart_report import COLUMNS, divergence
+from trl_entropy.quickstart_parts import read_recipe
+from trl_entropy.quickstart_report import table
 
 
 STARTS = {
@@ -51,7 +52,7 @@ def test_table_has_a_number_in_every_cell_of_a_run(quick):
     assert list(rows) == ["student", "teacher", *RUNS]
     assert all(set(rows[label]) >= set(COLUMNS) for label in RUNS)
     assert all(math.isfinite(value) and value >= 0 for scores in rows.values() for value in scores.values())
-    lines = table(rows).splitlines()
+    lines = table(rows, COLUMNS).splitlines()
     assert lines[0].split() == list(COLUMNS) and len({len(line) for line in lines}) == 1
     assert lines[1].split()[:2] == ["student", "-"] and lines[3].split()[0] == "all"
     assert lines[3].split()[1] == f"{rows['all']['divergence']:.3f}"
@@ -117,14 +118,6 @@ def test_bad_settings_end_the_command(words, message, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([*words, f"--output={tmp_path}"])
     assert re.search(message, capsys.readouterr().err)
-
-
-def test_bad_recipes_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="config='nothing.yaml' does not exist"):
-        read_recipe(Path("nothing.yaml"), {})
-    (tmp_path / "list.yaml").write_text("- 1")
-    with pytest.raises(ValueError, match="must hold a mapping of settings, got list"):
-        read_recipe(tmp_path / "list.yaml", {})
 
 
 def test_selections_have_labels():

@@ -14,7 +14,8 @@ from huggingface_hub import ModelCard
 
 from trl_entropy.countdown import TASKS
 from trl_entropy.countdown_model import WarmStart, load_warm_start
-from trl_entropy.quickstart import CACHES, RECIPE, RECIPES, build_parser, config_for, main, read_recipe, run
+from trl_entropy.quickstart import CACHES, RECIPE, RECIPES, build_parser, config_for, main, run
+from trl_entropy.quickstart_parts import read_recipe
 from trl_entropy.quickstart_report import COLUMNS, running_mean, table
 from trl_entropy.report.runs import read_runs
 from trl_entropy.report.summary import named_methods
@@ -150,7 +151,7 @@ def test_bad_recipes_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="config='nothing.yaml' does not exist"):
         read_recipe(Path("nothing.yaml"), {})
     with pytest.raises(ValueError, match=r"methods=\[\]: the quickstart compares"):
-        read_recipe(RECIPE, {"methods": []})
+        main(["--set", "methods=[]", f"--output={tmp_path}"])
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(ValueError, match="must hold a mapping of settings, got list"):
         read_recipe(tmp_path / "list.yaml", {})

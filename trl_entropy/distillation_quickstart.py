@@ -9,26 +9,25 @@ completions and on shares of them that TIP keeps, and shows what each run still 
 import argparse
 import json
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
 from transformers import PrinterCallback
 from trl import ModelConfig, ScriptArguments
 
-from .arguments import StrictParser
 from .countdown import countdown_dataset, prompts
 from .countdown_evaluation import evaluate
 from .countdown_model import WarmStart, load_warm_start, warm_start
 from .distillation import EntropyDistillationTrainer
 from .distillation_config import EntropyDistillationConfig
-from .distillation_quickstart_report import plot, table
+from .distillation_quickstart_report import COLUMNS, plot
 from .methods.tip import NEEDS
-from .quickstart import Progress, setting, silence_libraries
+from .quickstart_parts import Progress, add_options, given_changes, parse_recipe, read_recipe, run_command
 
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart_distillation.yaml"
+CACHE = Path(".cache/countdown_distillation")
+KINDS = (ScriptArguments, EntropyDistillationConfig, ModelConfig)
 # The student is stopped early; the teacher is larger and saw more batches.
 WARM_STARTS = {"student": WarmStart(steps=150), "teacher": WarmStart(hidden_size=128, steps=800)}
 
@@ -62,47 +61,11 @@ def selection(text: str) -> Selection:
         raise argparse.ArgumentTypeError(f"{text!r} is not RULE:RATIO, as in random:0.5") from None
 
 
-class DistillationProgress(Progress):
-    """One bar per run, with the student's entropy, and a list of what was logged."""
-
-    def on_log(self, args, state, control, logs, **kwargs):
-        if "entropy" in logs:
-            point = {key: value for key, value in logs.items() if isinstance(value, (int, float))}
-            self.history.append({"step": state.global_step, **point})
-            self.bar.set_postfix(entropy=f"{logs['entropy']:.3f}", loss=f"{float(logs['loss']):.3f}", refresh=False)
-
-
-def read_recipe(path: Path, changes: dict) -> dict:
-    """The settings of a recipe with `changes` made. Raises `FileNotFoundError` or `ValueError` where it is none."""
-    if not path.exists():
-        raise FileNotFoundError(
-            f"config={str(path)!r} does not exist. Give the recipe of a source checkout: "
-            "--config recipes/quickstart_distillation.yaml"
-        )
-    settings = yaml.safe_load(path.read_text())
-    if not isinstance(settings, dict):
-        raise ValueError(f"config={str(path)!r} must hold a mapping of settings, got {type(settings).__name__}")
-    return settings | changes
-
-
 def config_for(settings: dict, chosen: Selection, folder: Path) -> EntropyDistillationConfig:
-    """The trainer's config for one run, read from a recipe in `folder` that `trl-entropy distillation` can run by itself.
-
-    Without a selection the fields of TIP are left out. Exits with one line where a setting is unknown or wrong.
-    """
+    """The trainer's config for one run; without a selection the fields of TIP are left out. See `parse_recipe`."""
     idle = chosen.rule == "none"
     own = {key: value for key, value in settings.items() if not (idle and key.startswith("tip_"))}
-    folder.mkdir(parents=True, exist_ok=True)
-    recipe = folder / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(own | chosen.settings | {"output_dir": str(folder)}, sort_keys=False))
-    parser = StrictParser((ScriptArguments, EntropyDistillationConfig, ModelConfig), prog="distillation_quickstart")
-    config = parser.parse(["--config", str(recipe)])[1]
-    if config.max_steps < config.logging_steps:
-        parser.error(
-            f"max_steps={config.max_steps} logs nothing: give at least logging_steps={config.logging_steps:g}"
-        )
-    config.disable_tqdm = True  # the run has a bar of its own
-    return config
+    return parse_recipe(own | chosen.settings, KINDS, folder, "distillation_quickstart")
 
 
 def train(
@@ -113,7 +76,7 @@ def train(
     All of the row is measured on the held-out prompts but for the seconds, which are those of training alone.
     """
     student, tokenizer = load_warm_start(models["student"])
-    progress = DistillationProgress(label)
+    progress = Progress(label, "loss")
     trainer = EntropyDistillationTrainer(
         model=student,
         teacher_model=load_warm_start(models["teacher"])[0],
@@ -136,15 +99,13 @@ def train(
 
 def run(arguments: argparse.Namespace, starts: dict[str, WarmStart] = WARM_STARTS) -> dict:
     """Warm starts and all runs. Writes `results.json`, after each run, and `quickstart.png`; returns the results."""
-    folders = {name: arguments.cache / name for name in starts}
+    folders = {name: (arguments.cache or CACHE) / name for name in starts}
     changes = {
         "model_name_or_path": str(folders["student"] / "model"),
         "teacher_model_name_or_path": str(folders["teacher"] / "model"),
         "dataset_name": str(folders["student"] / "data"),
     }
-    named = {"seed": arguments.seed, "max_steps": arguments.steps}
-    changes |= {key: value for key, value in named.items() if value is not None}
-    settings = read_recipe(arguments.config, changes | dict(arguments.set))
+    settings = read_recipe(arguments.config or RECIPE, changes | given_changes(arguments))
     # All before anything is trained, so that a bad setting shows at once.
     configs = {
         chosen.label: config_for(settings, chosen, arguments.output / chosen.label.replace(" ", "-").rstrip("%"))
@@ -169,26 +130,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m trl_entropy.distillation_quickstart", description=description)
     add = "one more run, as in random:0.5; may be repeated"
     parser.add_argument("--add", type=selection, action="append", default=[], metavar="RULE:RATIO", help=add)
-    parser.add_argument("--steps", type=int, help="optimizer steps per run (the recipe's)")
-    parser.add_argument("--seed", type=int, help="seed of the runs (the recipe's); the warm starts have their own")
-    parser.add_argument("--set", type=setting, action="append", default=[], metavar="NAME=VALUE", help="any setting")
-    output, cache = Path("runs/quickstart_distillation"), Path(".cache/countdown_distillation")
-    parser.add_argument("--output", type=Path, default=output, help="results (%(default)s)")
-    parser.add_argument("--cache", type=Path, default=cache, help="warm starts (%(default)s)")
-    parser.add_argument("--rebuild", action="store_true", help="train the warm starts again")
-    parser.add_argument("--config", type=Path, default=RECIPE, help="recipe (recipes/quickstart_distillation.yaml)")
+    add_options(parser, "runs/quickstart_distillation", str(CACHE), "recipes/quickstart_distillation.yaml")
     return parser
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = build_parser()
-    parsed = parser.parse_args(arguments)
-    if find_spec("matplotlib") is None:
-        parser.error("the plot needs matplotlib: pip install 'trl-entropy[plots]'")
-    silence_libraries()
-    results = run(parsed)
-    print(table(results["rows"]))  # noqa: T201 (the result of a command)
-    print(f"plot and results: {parsed.output}")  # noqa: T201
+    run_command(build_parser(), run, COLUMNS, arguments)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,15 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What the quickstart for distillation shows: a table and a plot."""
+"""What the quickstart for distillation shows: a plot, and the columns of the table."""
 
 from pathlib import Path
 
 from .quickstart_report import running_mean
 
 
+# Columns of the table, with their digits
 COLUMNS = {"divergence": 3, "entropy": 3, "pass@1": 3, "pass@8": 3, "pass@16": 3, "distinct": 2, "seconds": 0}
 WARM_STARTED = {"student": "0.75", "teacher": "0.5"}  # grey, in contrast to the runs
-
-
-def table(rows: dict[str, dict[str, float]]) -> str:
-    """The scores of each row in aligned columns, by name with their digits; `-` where a row has none."""
-    width = 2 + max(map(len, rows))
-    lines = [" " * width + "".join(f"{column:>11}" for column in COLUMNS)]
-    for label, scores in rows.items():
-        cells = (f"{scores[column]:.{n}f}" if column in scores else "-" for column, n in COLUMNS.items())
-        lines.append(f"{label:<{width}}" + "".join(f"{cell:>11}" for cell in cells))
-    return "\n".join(lines)
 
 
 def divergence(point: dict[str, float]) -> float | None:

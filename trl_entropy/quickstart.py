@@ -10,92 +10,36 @@ a task on which the length of completions can shrink.
 import argparse
 import json
 import time
-import warnings
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 
-import datasets
 import yaml
-from transformers import PrinterCallback, TrainerCallback
-from transformers.utils import logging
+from transformers import PrinterCallback
 from trl import ModelConfig
 from trl.scripts.grpo import GRPOScriptArguments
 
-from .arguments import StrictParser
 from .config import EntropyGRPOConfig
 from .countdown import CHAIN, TASKS, Task, countdown_dataset, countdown_reward, prompts
 from .countdown_evaluation import evaluate
-from .countdown_model import WARM_STARTS, WarmStart, load_warm_start, progress_bar, warm_start
+from .countdown_model import WARM_STARTS, WarmStart, load_warm_start, warm_start
 from .grpo import EntropyGRPOTrainer
 from .methods import METHODS
 from .provenance import public_value
-from .quickstart_report import plot, table
+from .quickstart_parts import Progress, add_options, given_changes, parse_recipe, read_recipe, run_command
+from .quickstart_report import COLUMNS, plot
 
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart.yaml"
 RECIPES = {"chain": RECIPE, "attempts": RECIPE.with_name("quickstart_attempts.yaml")}
+KINDS = (GRPOScriptArguments, EntropyGRPOConfig, ModelConfig)
 CACHES = {"chain": Path(".cache/countdown"), "attempts": Path(".cache/countdown_attempts")}
 
 
-class Progress(TrainerCallback):
-    """One bar per run, with entropy and reward, and a list of what was logged."""
-
-    def __init__(self, label: str):
-        self.label = label
-        self.history: list[dict[str, float]] = []
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.bar = progress_bar(self.label, state.max_steps)
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.bar.update()
-
-    def on_log(self, args, state, control, logs, **kwargs):
-        if "reward" in logs:
-            point = {key: value for key, value in logs.items() if isinstance(value, (int, float))}
-            self.history.append({"step": state.global_step, **point})
-            self.bar.set_postfix(entropy=f"{logs['entropy']:.3f}", reward=f"{logs['reward']:.3f}", refresh=False)
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self.bar.close()
-
-
-def read_recipe(path: Path, changes: dict) -> dict:
-    """The settings of a recipe with `changes` made. Raises `FileNotFoundError` or `ValueError` where it is none."""
-    if not path.exists():
-        raise FileNotFoundError(
-            f"config={str(path)!r} does not exist. Give the recipe of a source checkout: --config recipes/quickstart.yaml"
-        )
-    settings = yaml.safe_load(path.read_text())
-    if not isinstance(settings, dict):
-        raise ValueError(f"config={str(path)!r} must hold a mapping of settings, got {type(settings).__name__}")
-    settings |= changes
-    if not settings.get("methods"):
-        raise ValueError(
-            f"methods={settings.get('methods')!r}: the quickstart compares stock GRPO with one method or more"
-        )
-    return settings
-
-
 def config_for(settings: dict, methods: list[str], folder: Path) -> EntropyGRPOConfig:
-    """The trainer's config for one run, read from a recipe in `folder` that `trl-entropy grpo` can run by itself.
-
-    Fields of methods that the run does not use are left out. Exits with one line where a setting is unknown or wrong.
-    """
+    """The trainer's config for one run; fields of methods that it does not use are left out. See `parse_recipe`."""
     idle = tuple(f"{name}_" for name in METHODS if name not in methods)
     own = {key: value for key, value in settings.items() if not key.startswith(idle)}
-    folder.mkdir(parents=True, exist_ok=True)
-    recipe = folder / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(own | {"methods": methods, "output_dir": str(folder)}, sort_keys=False))
-    parser = StrictParser((GRPOScriptArguments, EntropyGRPOConfig, ModelConfig), prog="quickstart")
-    config = parser.parse(["--config", str(recipe)])[1]
-    if config.max_steps < config.logging_steps:
-        parser.error(
-            f"max_steps={config.max_steps} logs nothing: give at least logging_steps={config.logging_steps:g}"
-        )
-    config.disable_tqdm = True  # the run has a bar of its own
-    return config
+    return parse_recipe(own | {"methods": methods}, KINDS, folder, "quickstart")
 
 
 def train(
@@ -107,7 +51,7 @@ def train(
     on the held-out prompts. The seconds are those of training alone.
     """
     model, tokenizer = load_warm_start(model_path)
-    progress = Progress(label)
+    progress = Progress(label, "reward")
     trainer = EntropyGRPOTrainer(
         model=model,
         reward_funcs=countdown_reward,
@@ -135,9 +79,12 @@ def run(arguments: argparse.Namespace, start: WarmStart | None = None) -> dict:
     """Warm start, stock run, run with each method. Writes `results.json` and `quickstart.png`, returns the results."""
     task, cache = TASKS[arguments.task], arguments.cache or CACHES[arguments.task]
     changes = {"model_name_or_path": str(cache / "model"), "dataset_name": str(cache / "data")}
-    named = {"seed": arguments.seed, "max_steps": arguments.steps, "methods": arguments.method}
-    changes |= {key: value for key, value in named.items() if value is not None}
-    settings = read_recipe(arguments.config or RECIPES[arguments.task], changes | dict(arguments.set))
+    changes |= {"methods": arguments.method} if arguments.method else {}
+    settings = read_recipe(arguments.config or RECIPES[arguments.task], changes | given_changes(arguments))
+    if not settings.get("methods"):
+        raise ValueError(
+            f"methods={settings.get('methods')!r}: the quickstart compares stock GRPO with one method or more"
+        )
     runs = [[method] for method in arguments.method] if arguments.method else [settings["methods"]]
     chosen = {"stock": []} | {"+".join(methods): methods for methods in runs}
     # Both before anything is trained, so that a bad setting shows at once.
@@ -157,45 +104,16 @@ def run(arguments: argparse.Namespace, start: WarmStart | None = None) -> dict:
     return results
 
 
-def setting(text: str) -> tuple[str, object]:
-    """`name=value` -> (name, value), the value read as YAML."""
-    name, separator, value = text.partition("=")
-    if not separator or not name:
-        raise argparse.ArgumentTypeError(f"{text!r} is not name=value, as in learning_rate=1e-4")
-    return name, yaml.safe_load(value)
-
-
-def silence_libraries() -> None:
-    """Leaves the terminal to the bars of this run."""
-    logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    # transformers renames this field and warns whoever uses the name that all supported versions know, TRL included.
-    warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
-
-
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m trl_entropy.quickstart", description=__doc__.split("\n\n")[1])
     parser.add_argument("--task", choices=TASKS, default="chain", help="the variant of Countdown (%(default)s)")
     parser.add_argument("--method", choices=METHODS, nargs="+", help="what to compare, each in a run (the recipe's)")
-    parser.add_argument("--steps", type=int, help="optimizer steps per run (the recipe's)")
-    parser.add_argument("--seed", type=int, help="seed of the runs (the recipe's); the warm start has its own")
-    parser.add_argument("--set", type=setting, action="append", default=[], metavar="NAME=VALUE", help="any setting")
-    parser.add_argument("--output", type=Path, default=Path("runs/quickstart"), help="results (%(default)s)")
-    parser.add_argument("--cache", type=Path, help="warm start (.cache/countdown, or the task's)")
-    parser.add_argument("--rebuild", action="store_true", help="train the warm start again")
-    parser.add_argument("--config", type=Path, help="recipe (recipes/quickstart.yaml, or the task's)")
+    add_options(parser, "runs/quickstart", ".cache/countdown, or the task's", "recipes/quickstart.yaml, or the task's")
     return parser
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = build_parser()
-    parsed = parser.parse_args(arguments)
-    if find_spec("matplotlib") is None:
-        parser.error("the plot needs matplotlib: pip install 'trl-entropy[plots]'")
-    silence_libraries()
-    results = run(parsed)
-    print(table(results["rows"]))  # noqa: T201 (the result of a command)
-    print(f"plot and results: {parsed.output}")  # noqa: T201
+    run_command(build_parser(), run, COLUMNS, arguments)
 
 
 if __name__ == "__main__":

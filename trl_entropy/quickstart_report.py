@@ -6,17 +6,20 @@ from pathlib import Path
 from statistics import fmean
 
 
-COLUMNS = ("entropy", "reward", "pass@1", "pass@8", "pass@16", "distinct", "coverage", "length", "seconds")
-DIGITS = {"distinct": 2, "length": 1, "seconds": 0}
+# Columns of the table, with their digits
+COLUMNS = {
+    **dict.fromkeys(("entropy", "reward", "pass@1", "pass@8", "pass@16"), 3),
+    **{"distinct": 2, "coverage": 3, "length": 1, "seconds": 0},
+}
 
 
-def table(rows: dict[str, dict[str, float]]) -> str:
-    """The scores of each row in aligned columns."""
-    lines = [" " * 10 + "".join(f"{column:>10}" for column in COLUMNS)]
+def table(rows: dict[str, dict[str, float]], columns: dict[str, int] = COLUMNS) -> str:
+    """The scores of each row in aligned columns, by name with their digits; `-` where a row has none."""
+    width = 2 + max(map(len, rows))
+    lines = [" " * width + "".join(f"{column:>11}" for column in columns)]
     for label, scores in rows.items():
-        digits = [DIGITS.get(column, 3) for column in COLUMNS]
-        cells = (f"{scores[column]:>10.{n}f}" for column, n in zip(COLUMNS, digits, strict=True))
-        lines.append(f"{label:<10}" + "".join(cells))
+        cells = (f"{scores[column]:.{n}f}" if column in scores else "-" for column, n in columns.items())
+        lines.append(f"{label:<{width}}" + "".join(f"{cell:>11}" for cell in cells))
     return "\n".join(lines)
 
 

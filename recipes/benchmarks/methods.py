@@ -24,6 +24,7 @@ from trl_entropy import quickstart
 from trl_entropy.countdown import prompts
 from trl_entropy.countdown_evaluation import evaluate
 from trl_entropy.countdown_model import load_warm_start, warm_start
+from trl_entropy.quickstart_parts import read_recipe, silence_libraries
 
 
 HERE = Path(__file__).parent
@@ -37,7 +38,7 @@ DIGITS = {"distinct": 2, "length": 1}  # 3 for the others
 def read_arms(path: Path, recipe: Path) -> dict[str, dict]:
     """Settings of each line of the comparison by its name, `method/strength`; `stock` is the first."""
     plan = yaml.safe_load(path.read_text())
-    base = quickstart.read_recipe(recipe, plan["base"])
+    base = read_recipe(recipe, plan["base"])
     arms = {"stock": {**base, "methods": []}}
     for name, entry in plan["entries"].items():
         for strength, changes in enumerate(entry["strengths"], start=1):
@@ -179,7 +180,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path(".cache/countdown"), help="warm start")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    quickstart.silence_libraries()
+    silence_libraries()
     arms = read_arms(HERE / "methods.yaml", quickstart.RECIPE)
     if options.only:
         arms = {name: arms[name] for name in arms if name.partition("/")[0] in ("stock", *options.only)}
