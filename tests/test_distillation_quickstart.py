@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 
 from trl_entropy import distillation_quickstart
 from trl_entropy.countdown import countdown_dataset, prompts
@@ -23,6 +24,7 @@ from trl_entropy.distillation_quickstart import (
     selection,
 )
 from trl_entropy.distillation_quickstart_report import COLUMNS, divergence
+from trl_entropy.methods.tip import Tip
 from trl_entropy.quickstart_parts import read_recipe
 from trl_entropy.quickstart_report import table
 
@@ -56,6 +58,19 @@ def test_table_has_a_number_in_every_cell_of_a_run(quick):
     assert lines[0].split() == list(COLUMNS) and len({len(line) for line in lines}) == 1
     assert lines[1].split()[:2] == ["student", "-"] and lines[3].split()[0] == "all"
     assert lines[3].split()[1] == f"{rows['all']['divergence']:.3f}"
+
+
+def test_each_run_has_a_card(quick):
+    arguments, results = quick
+    card = ModelCard.load(arguments.output / "soft_or-50" / "README.md")
+    found = {
+        entry.metric_type: entry.metric_value for entry in card.data.eval_results if entry.dataset_split == "test"
+    }
+    assert found == pytest.approx({key: results["rows"]["soft_or 50%"][key] for key in found}, rel=1e-5)
+    assert {"divergence", "pass@1"} <= set(found) and "seconds" not in found and "tip" in card.data.tags
+    assert Tip.paper.bibtex in card.text and str(arguments.output.parent) not in card.content
+    other = ModelCard.load(arguments.output / "all" / "README.md")
+    assert "tip" not in other.data.tags and Tip.paper.arxiv not in other.text
 
 
 def test_results_are_written(quick):

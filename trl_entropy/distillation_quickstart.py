@@ -22,7 +22,7 @@ from .distillation import EntropyDistillationTrainer
 from .distillation_config import EntropyDistillationConfig
 from .distillation_quickstart_report import COLUMNS, plot
 from .methods.tip import NEEDS
-from .quickstart_parts import Progress, add_options, given_changes, parse_recipe, read_recipe, run_command
+from .quickstart_parts import Progress, add_options, given_changes, parse_recipe, read_recipe, run_command, write_card
 
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart_distillation.yaml"
@@ -48,6 +48,10 @@ class Selection(NamedTuple):
 
 
 SELECTIONS = (Selection("none"), Selection("soft_or", 0.5), Selection("soft_or", 0.2))
+
+
+def folder_name(label: str) -> str:
+    return label.replace(" ", "-").rstrip("%")
 
 
 def selection(text: str) -> Selection:
@@ -94,7 +98,9 @@ def train(
     trainer.save_model(config.output_dir)
     # Evaluation is over all tokens, whatever the run was trained on.
     scores = {"divergence": trainer.evaluate()["eval_loss"], "seconds": seconds}
-    return scores | evaluate(student, tokenizer, prompts(held_out=True)), progress.history
+    scores |= evaluate(student, tokenizer, prompts(held_out=True))
+    write_card(trainer, folder_name(label), scores)
+    return scores, progress.history
 
 
 def run(arguments: argparse.Namespace, starts: dict[str, WarmStart] = WARM_STARTS) -> dict:
@@ -108,7 +114,7 @@ def run(arguments: argparse.Namespace, starts: dict[str, WarmStart] = WARM_START
     settings = read_recipe(arguments.config or RECIPE, changes | given_changes(arguments))
     # All before anything is trained, so that a bad setting shows at once.
     configs = {
-        chosen.label: config_for(settings, chosen, arguments.output / chosen.label.replace(" ", "-").rstrip("%"))
+        chosen.label: config_for(settings, chosen, arguments.output / folder_name(chosen.label))
         for chosen in (*SELECTIONS, *arguments.add)
     }
     models, rows, histories = {}, {}, {}

@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 from statistics import fmean
 
-import yaml
 from transformers import PrinterCallback
 from trl import ModelConfig
 from trl.scripts.grpo import GRPOScriptArguments
@@ -24,8 +23,7 @@ from .countdown_evaluation import evaluate
 from .countdown_model import WARM_STARTS, WarmStart, load_warm_start, warm_start
 from .grpo import EntropyGRPOTrainer
 from .methods import METHODS
-from .provenance import public_value
-from .quickstart_parts import Progress, add_options, given_changes, parse_recipe, read_recipe, run_command
+from .quickstart_parts import Progress, add_options, given_changes, parse_recipe, read_recipe, run_command, write_card
 from .quickstart_report import COLUMNS, plot
 
 
@@ -68,10 +66,7 @@ def train(
     trainer.save_model(config.output_dir)
     last = progress.history[-max(1, len(progress.history) // 10) :]
     found = evaluate(model, tokenizer, prompts(True, task), task=task)
-    recipe = yaml.safe_load(Path(config.output_dir, "recipe.yaml").read_text())
-    apart = {key: value for key, value in recipe.items() if not hasattr(config, key)}  # model, data and reward
-    trainer.card_facts = {"recipe": public_value(apart)}
-    trainer.create_model_card(model_name=f"countdown-{label}", license="apache-2.0", results=found)
+    write_card(trainer, label, found)
     return {"reward": fmean(point["reward"] for point in last), "seconds": seconds} | found, progress.history
 
 

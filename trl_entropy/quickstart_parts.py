@@ -15,7 +15,9 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from .arguments import StrictParser
+from .card_hooks import CardHooks
 from .countdown_model import progress_bar
+from .provenance import public_value
 from .quickstart_report import table
 
 
@@ -71,6 +73,15 @@ def parse_recipe(settings: dict[str, Any], kinds: tuple[type, ...], folder: Path
         )
     config.disable_tqdm = True  # the run has a bar of its own
     return config
+
+
+def write_card(trainer: CardHooks, name: str, scores: dict[str, float]) -> None:
+    """The card of a run that was read by `parse_recipe`; `scores` but for the seconds stand in it as results."""
+    recipe = yaml.safe_load(Path(trainer.args.output_dir, "recipe.yaml").read_text())
+    apart = {key: value for key, value in recipe.items() if not hasattr(trainer.args, key)}  # models, data, reward
+    trainer.card_facts = {"recipe": public_value(apart)}
+    results = {key: value for key, value in scores.items() if key != "seconds"}
+    trainer.create_model_card(model_name=f"countdown-{name}", license="apache-2.0", results=results)
 
 
 def setting(text: str) -> tuple[str, object]:
