@@ -257,11 +257,11 @@ def test_command_line(monkeypatch):
     assert provenance.command_line() == "trl-entropy grpo --num_processes 2 --hub_token '<removed>'"
 
 
-@pytest.mark.parametrize("label", ["stock", "clip_cov"])
-def test_cards_in_the_repository_are_whole(label):
+@pytest.mark.parametrize("label, methods", [("stock", set()), ("clip_cov", {"clip_cov"}), ("soft_or-50", {"tip"})])
+def test_cards_in_the_repository_are_whole(label, methods):
     folder = Path(__file__).parents[1] / "model_cards" / f"countdown-{label}"
     found = ModelCard.load(folder / "README.md")
-    assert ("clip_cov" in found.data.tags) == (label == "clip_cov") and "trl-entropy" in found.data.tags
+    assert {*found.data.tags} & {*METHODS, "tip"} == methods and "trl-entropy" in found.data.tags
     measured = {entry.metric_type for entry in found.data.eval_results if entry.dataset_split == "test"}
     assert {"entropy", "pass@1", "pass@16"} <= measured
     assert f"({card.CURVE})" in found.text and (folder / card.CURVE).read_bytes().startswith(b"\x89PNG")

@@ -27,6 +27,8 @@ from trl_entropy.distillation_quickstart_report import COLUMNS, divergence
 from trl_entropy.methods.tip import Tip
 from trl_entropy.quickstart_parts import read_recipe
 from trl_entropy.quickstart_report import table
+from trl_entropy.report.runs import read_runs
+from trl_entropy.report.summary import named_methods
 
 
 STARTS = {
@@ -58,6 +60,11 @@ def test_table_has_a_number_in_every_cell_of_a_run(quick):
     assert lines[0].split() == list(COLUMNS) and len({len(line) for line in lines}) == 1
     assert lines[1].split()[:2] == ["student", "-"] and lines[3].split()[0] == "all"
     assert lines[3].split()[1] == f"{rows['all']['divergence']:.3f}"
+
+
+def test_the_report_tells_runs_apart(quick):
+    runs = read_runs([quick[0].output / label for label in ("all", "soft_or-50")])
+    assert [named_methods(run) for run in runs] == ["none", "tip"]
 
 
 def test_each_run_has_a_card(quick):

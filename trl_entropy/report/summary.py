@@ -45,9 +45,10 @@ def summarize(runs: list[Run], panels: list[Panel]) -> list[dict[str, str]]:
 
 
 def named_methods(run: Run) -> str:
-    """Its methods by its settings; where these name none, those that have logged something."""
+    """Its methods by its settings; where these name none, those that have logged something and are not switched off."""
+    off = ("tip",) if run.settings.get("tip_rule") == "none" else ()  # which logs the quadrants in any case
     names = [method.name for method in run.methods] or [
-        group for group in GROUPS if any(key.startswith(f"{group}/") for key in run.keys)
+        group for group in GROUPS if group not in off and any(key.startswith(f"{group}/") for key in run.keys)
     ]
     return ", ".join(names) or ("none" if run.settings else UNKNOWN)
 
