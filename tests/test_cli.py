@@ -4,6 +4,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
@@ -35,6 +37,7 @@ CHAT_TEMPLATE = (
 # What `probe_rewards.py`, in the folder of the run, holds: a reward function of the user's own.
 PROBE = """
 import os
+import runpy
 def even(completions, **kwargs):
     rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     with open(f"rank{rank}of{size}.txt", "a") as file:
@@ -499,3 +502,20 @@ def test_no_command_and_unknown_command_are_refused(capsys):
         with pytest.raises(SystemExit, match="2"):
             cli.main(argv)
     assert "invalid choice: 'gpro'" in capsys.readouterr().err
+
+
+def test_script_trains_what_kappa_tune_selects(tiny, tmp_path, monkeypatch):
+    Dataset.from_dict({"text": ["Solve the following problem."] * 8}).to_parquet(str(tmp_path / "train.parquet"))
+    changes = dict(
+        model_name_or_path=tiny, dataset_name=tmp_path, output_dir=tmp_path / "out", max_steps=2, use_cpu="true",
+        bf16="false", packing="false", max_length=16, report_to="none", save_strategy="no", logging_steps=1,
+        kappa_track_steps=1, kappa_cache="none", learning_rate=0.05, gradient_checkpointing="false", dtype="float32",
+    )  # fmt: skip
+    script = ROOT / "recipes" / "kappa_sft.py"
+    flags = [word for key, value in changes.items() for word in (f"--{key}", str(value))]
+    monkeypatch.setattr(sys, "argv", [str(script), "--config", str(script.with_suffix(".yaml")), *flags])
+    runpy.run_path(str(script), run_name="__main__")
+    selected = json.loads((tmp_path / "out" / "kappa.json").read_text())["selected"]
+    before, after = load_file(tiny / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    moved = {name.removesuffix(".weight") for name in after if not torch.equal(after[name], before[name])}
+    assert moved == set(selected) and 0 < len(moved) < 7

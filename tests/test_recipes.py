@@ -13,6 +13,7 @@ from trl.scripts.grpo import GRPOScriptArguments
 
 from trl_entropy import METHODS, EntropyDistillationConfig, EntropyGRPOConfig
 from trl_entropy.arguments import StrictParser
+from trl_entropy.kappa.config import KappaTune
 from trl_entropy.methods.tip import Tip
 from trl_entropy.rewards import reward_by_name
 
@@ -21,7 +22,8 @@ ROOT = Path(__file__).parents[1]
 RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "benchmarks")
 ACCELERATE = [path for path in RECIPES if path.parent.name == "accelerate"]
 DISTILLATION = [path for path in RECIPES if "teacher_model_name_or_path:" in path.read_text()]
-TRAINING = [path for path in RECIPES if path not in (*ACCELERATE, *DISTILLATION)]
+SFT = ROOT / "recipes" / "kappa_sft.yaml"
+TRAINING = [path for path in RECIPES if path not in (*ACCELERATE, *DISTILLATION, SFT)]
 PUBLISHED = [path for path in TRAINING if path.stem in METHODS]
 GPUS = 8
 RUN = ("logging_steps", "save_steps", "seed")  # change nothing about the method
@@ -55,7 +57,7 @@ def header(path):
 
 def test_recipes_are_found():
     assert {path.stem for path in PUBLISHED} == set(METHODS) >= set(BATCHES)
-    assert ACCELERATE and len(RECIPES) == len(ACCELERATE) + len(TRAINING) + len(DISTILLATION)
+    assert ACCELERATE and len(RECIPES) == len(ACCELERATE) + len(TRAINING) + len(DISTILLATION) + 1
     assert "tip" in [path.stem for path in DISTILLATION]
 
 
@@ -96,6 +98,12 @@ def numbers_without_source(path):
     ]
     assert len(numbers) > 10
     return [key for key in numbers if "  # " not in lines[key]]
+
+
+def test_recipe_of_a_script():
+    """`test_cli.py` runs it."""
+    launch = f"accelerate launch --num_processes {GPUS} recipes/kappa_sft.py --config recipes/kappa_sft.yaml"
+    assert launch in header(SFT) and "What to expect:" in header(SFT) and KappaTune.paper.url in header(SFT)
 
 
 @pytest.mark.parametrize("path", DISTILLATION, ids=lambda path: path.stem)

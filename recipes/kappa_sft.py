@@ -1,0 +1,55 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Continual training on new text, on the weights of low condition number alone: TRL's SFT script with `kappa_mode`.
+
+    accelerate launch recipes/kappa_sft.py --config recipes/kappa_sft.yaml
+
+Any option of `SFTConfig`, `ModelConfig` and `ScriptArguments` can be given, and the fields `kappa_*`.
+"""
+
+import sys
+from dataclasses import dataclass
+
+from datasets import load_dataset
+from trl import ModelConfig, ScriptArguments, SFTConfig, SFTTrainer, get_peft_config
+
+from trl_entropy.arguments import StrictParser
+from trl_entropy.kappa.config import KappaConfig
+from trl_entropy.kappa.wiring import with_kappa
+
+
+@dataclass
+class KappaSFTConfig(KappaConfig, SFTConfig):
+    """TRL's config with the fields of KappaTune in front."""
+
+
+KINDS = (ScriptArguments, KappaSFTConfig, ModelConfig)
+
+
+def main(argv: list[str]) -> None:
+    parser = StrictParser(KINDS, prog="kappa_sft")
+    script_args, training_args, model_args = parser.parse(argv)
+    training_args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(training_args.model_init_kwargs or {}),
+    }
+    with parser.reporting():
+        dataset = load_dataset(script_args.dataset_name, script_args.dataset_config)[script_args.dataset_train_split]
+    arguments = with_kappa(
+        SFTTrainer,
+        model=model_args.model_name_or_path,
+        args=training_args,
+        train_dataset=dataset,
+        peft_config=get_peft_config(model_args),
+    )
+    trainer = SFTTrainer(**arguments)
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.save_model(training_args.output_dir)
+    if training_args.push_to_hub:
+        trainer.push_to_hub(dataset_name=script_args.dataset_name)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
