@@ -16,6 +16,7 @@ from trl import ModelConfig, ScriptArguments, SFTConfig, SFTTrainer, get_peft_co
 from trl_entropy.arguments import StrictParser
 from trl_entropy.kappa.config import KappaConfig
 from trl_entropy.kappa.wiring import with_kappa
+from trl_entropy.training_commands import model_kwargs
 
 
 @dataclass
@@ -29,12 +30,9 @@ KINDS = (ScriptArguments, KappaSFTConfig, ModelConfig)
 def main(argv: list[str]) -> None:
     parser = StrictParser(KINDS, prog="kappa_sft")
     script_args, training_args, model_args = parser.parse(argv)
-    training_args.model_init_kwargs = {
-        "revision": model_args.model_revision,
-        "attn_implementation": model_args.attn_implementation,
-        "dtype": model_args.dtype,
-        **(training_args.model_init_kwargs or {}),
-    }
+    training_args.model_init_kwargs = model_kwargs(
+        model_args, training_args, model_args.model_revision, training_args.model_init_kwargs
+    )
     with parser.reporting():
         dataset = load_dataset(script_args.dataset_name, script_args.dataset_config)[script_args.dataset_train_split]
     arguments = with_kappa(

@@ -9,16 +9,16 @@ of a YAML file without a look at their type.
 import dataclasses
 import os
 from argparse import Action, ArgumentTypeError
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from difflib import get_close_matches
 from types import NoneType
-from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 from accelerate.logging import get_logger
 from trl import TrlParser
 
+from .commands import OneLineErrors
 from .launch import LAUNCHED, LaunchOptions
 
 
@@ -38,7 +38,7 @@ def kinds_of(hint: Any) -> set[Any]:
     return {get_origin(member) or member for member in members}
 
 
-class StrictParser(TrlParser):
+class StrictParser(OneLineErrors, TrlParser):
     """`TrlParser` for which an unknown key or flag, or a value of a wrong type, is an error of one line and status 2.
 
     The options of `accelerate launch` are known keys of the YAML file; as flags they are for the launcher to take.
@@ -52,18 +52,6 @@ class StrictParser(TrlParser):
         self.launch_options = LaunchOptions({flag for action in self._actions for flag in action.option_strings})
         self.epilog = "The options of `accelerate launch` and `accelerate_config` are accepted too."
         self.path = None
-
-    def error(self, message: str) -> NoReturn:
-        """One line, without the hundreds of lines of usage."""
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
-
-    @contextmanager
-    def reporting(self) -> Iterator[None]:
-        """Turns what the user can mend (a bad value, a missing file or package) into an error of one line."""
-        try:
-            yield
-        except (ValueError, OSError, ImportError) as error:
-            self.error(str(error))
 
     def check(self, argv: list[str]) -> dict[str, list[str]]:
         """Checks names and types -> the flags for the launcher by the key of the YAML file that sets them."""

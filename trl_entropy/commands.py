@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What the commands that do not train have in common: arguments whose errors are one line and status 2."""
+"""What all commands have in common: arguments whose errors are one line and status 2."""
 
 import argparse
 from collections.abc import Iterator
@@ -8,22 +8,26 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 
-class CommandParser(argparse.ArgumentParser):
-    """`ArgumentParser` without the usage before each error."""
-
-    def __init__(self, **options):
-        super().__init__(allow_abbrev=False, **options)
+class OneLineErrors:
+    """The part of a parser that reports errors, without the usage before each. Mixed in before `ArgumentParser`."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
     @contextmanager
     def reporting(self) -> Iterator[None]:
-        """Turns what the user can mend into an error of one line."""
+        """Turns what the user can mend (a bad value, a missing file or package) into an error of one line."""
         try:
             yield
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, ImportError) as error:
             self.error(str(error))
+
+
+class CommandParser(OneLineErrors, argparse.ArgumentParser):
+    """The parser of the commands that do not train."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, **options)
 
 
 def whole_number(text: str) -> int:
