@@ -7,6 +7,7 @@ import math
 import numpy as np
 from accelerate.logging import get_logger
 from transformers import TrainerCallback
+from transformers.trainer_callback import CallbackHandler
 
 
 logger = get_logger(__name__)
@@ -24,6 +25,11 @@ def fit_entropy_law(entropies: list[float], rewards: list[float]) -> tuple[float
     left = np.square(reward - slope * heat - offset).sum()
     total = np.square(reward - reward.mean()).sum()
     return float(-slope), float(offset), float(1 - left / total) if total > 0 else math.nan
+
+
+def report_last(handler: CallbackHandler) -> None:
+    """Puts what adds to a log line before what reports it; among themselves both keep their order."""
+    handler.callbacks.sort(key=lambda callback: not getattr(callback, "adds_to_logs", False))
 
 
 class EntropyLawCallback(TrainerCallback):

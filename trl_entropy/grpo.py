@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
+from .callbacks import report_last
 from .card_hooks import CardHooks
 from .checks import check_model, check_prompts, check_rewards
 from .config import EntropyGRPOConfig
@@ -117,8 +118,7 @@ class EntropyGRPOTrainer(CardHooks, TokenLogHooks, RolloutHooks, SavesStates, GR
         self.model.add_model_tags(self._tag_names)
         self._world = collectives_of(self.accelerator)
         self.add_callback(SettingsCallback)
-        # What adds to a log line goes before what reports it; the sort is stable.
-        self.callback_handler.callbacks.sort(key=lambda callback: not getattr(callback, "adds_to_logs", False))
+        report_last(self.callback_handler)
         if args.record_entropies and self.rollout_func is not None:
             raise ValueError("`record_entropies` must be false with `rollout_func`, got True.")
         self._set_up_rewards()

@@ -15,7 +15,7 @@ from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 from trl_entropy.kappa import analysis
 from trl_entropy.kappa.analysis import analyze
 from trl_entropy.kappa.cache import KappaCache
-from trl_entropy.kappa.fingerprint import chunk_sums
+from trl_entropy.kappa.fingerprint import CHUNK, chunk_sums
 from trl_entropy.kappa.inventory import layers_of, read_weight
 from trl_entropy.kappa.selection import Selection
 from trl_entropy.kappa.sources import CheckpointSource, LiveSource, source_of
@@ -117,7 +117,16 @@ def test_fingerprint_sees_every_byte(tmp_path):
 def test_chunk_sums_by_hand():
     data = np.arange(20, dtype=np.uint8)
     words = [sum(int(byte) << 8 * place for place, byte in enumerate(data[start : start + 8])) for start in (0, 8, 16)]
-    assert chunk_sums(data) == (sum(words) % 2**64).to_bytes(8, "little")
+    total = sum((2 * place + 1) * word for place, word in enumerate(words)) % 2**64
+    assert chunk_sums(data) == total.to_bytes(8, "little")
+
+
+def test_chunk_sums_see_what_is_swapped():
+    data = np.random.default_rng(0).integers(0, 256, 2 * CHUNK + 24, dtype=np.uint8)
+    for one, other in ((0, 8), (0, CHUNK), (CHUNK, 2 * CHUNK + 8), (2 * CHUNK, 2 * CHUNK + 8)):
+        swapped = data.copy()
+        swapped[one : one + 8], swapped[other : other + 8] = data[other : other + 8], data[one : one + 8]
+        assert chunk_sums(swapped) != chunk_sums(data)
 
 
 def test_blob_of_the_hub_cache_is_known_by_its_name(tmp_path):

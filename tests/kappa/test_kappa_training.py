@@ -21,6 +21,7 @@ from trl_entropy import (
     kappa_peft_config,
 )
 from trl_entropy.kappa.analysis import analyze
+from trl_entropy.kappa.callback import KappaMonitor
 from trl_entropy.kappa.selection import Selection
 from trl_entropy.kappa.sources import LiveSource
 
@@ -141,8 +142,9 @@ def test_in_the_distillation_trainer_with_tip(tmp_path, mode):
     adapters = dict(peft_config=LoraConfig(r=2)) if mode == "lora" else {}
     trainer = build_distiller(
         EntropyDistillationTrainer, EntropyDistillationConfig, tmp_path, model=student, kappa_mode=mode,
-        kappa_num_modules=2, tip_ratio=0.5, **adapters,
+        kappa_num_modules=2, kappa_track_steps=1, tip_ratio=0.5, **adapters,
     )  # fmt: skip
+    assert isinstance(trainer.callback_handler.callbacks[0], KappaMonitor)  # so that what reports has its numbers
     trainer.train()
     if mode == "freeze":
         assert_trained(trainer, before, chosen)

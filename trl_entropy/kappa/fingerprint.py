@@ -11,16 +11,17 @@ import numpy as np
 
 
 CHUNK = 1 << 20  # bytes that are summed together
+PLACES = np.arange(1, CHUNK // 4, 2, dtype=np.uint64)  # weights of the words of a chunk: odd, so that no bit is lost
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def chunk_sums(data: np.ndarray) -> bytes:
-    """Sums of the 64-bit words of each chunk of (N,) uint8, modulo 2^64: every byte counts, and which chunk it is in."""
+    """Weighted sums of the 64-bit words of each chunk of (N,) uint8, modulo 2^64: every byte counts, and its place."""
     whole = len(data) // CHUNK * CHUNK
-    sums = data[:whole].view(np.uint64).reshape(-1, CHUNK // 8).sum(1, dtype=np.uint64)
+    sums = data[:whole].view(np.uint64).reshape(-1, CHUNK // 8) @ PLACES
     rest = np.zeros((len(data) - whole + 7) // 8 * 8, dtype=np.uint8)
     rest[: len(data) - whole] = data[whole:]
-    return sums.tobytes() + rest.view(np.uint64).sum(dtype=np.uint64).tobytes()
+    return sums.tobytes() + (rest.view(np.uint64) @ PLACES[: len(rest) // 8]).tobytes()
 
 
 def read_header(path: Path) -> tuple[dict, int]:
