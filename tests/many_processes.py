@@ -82,7 +82,12 @@ GROUPED = {
     "by length, agentic": dict(
         methods=["canon", "agentic_aepo"], canon_metric="length", canon_mu_schedule="acc_inter_first"
     ),
+    "shaped rewards": dict(methods=["pear", "canon"], pear_think_end="w5", canon_mu_schedule="acc_intra_first"),
 }
+
+
+def given_reward(value, **columns):
+    return value
 
 
 def grouped(output_dir, rank, processes, **settings):
@@ -92,22 +97,26 @@ def grouped(output_dir, rank, processes, **settings):
         output_dir,
         per_device_train_batch_size=8 // processes,
         num_generations=8,
+        reward_funcs=given_reward,
         **settings,
     )
     output = part(rollouts(), rank, processes)
-    lengths = output["completion_mask"].sum(1).tolist()
-    trainer._generated = (None, [[2] * length for length in lengths], None)
-    trainer._rewards = REWARDS
+    count = 8 // processes
+    ids = [row[:length].tolist() for row, length in zip(output["completion_ids"], output["completion_mask"].sum(1), strict=True)]  # fmt: skip
+    trainer._generated, trainer._scores = ([[2]] * count, ids, None), [{"entropy": output["old_entropies"]}]
+    rows = [{"prompt": "w1", "value": value} for value in REWARDS[rank * count :][:count, 0].tolist()]
+    trainer._calculate_rewards(rows, ["w1"] * count, [""] * count, ids)
     trainer._apply_group_hooks(output, {"logps": output["old_per_token_logps"], "entropy": output["old_entropies"]})
     logged = {key: value[-1] for key, value in trainer._metrics["train"].items() if key.split("/")[0] in METHODS_HERE}
     return {
         "advantages": trainer.accelerator.gather(output["advantages"]),
         "logged": list(trainer._logs["advantages"]),
         "metrics": logged,
+        "rewards": trainer._rewards,
     }
 
 
-METHODS_HERE = ("canon", "empg", "agentic_aepo")
+METHODS_HERE = ("pear", "canon", "empg", "agentic_aepo")
 
 
 def results(output_dir, rank, processes):
@@ -141,7 +150,7 @@ def results(output_dir, rank, processes):
     }
     lengths = output["completion_mask"].sum(1).tolist()
     trainer._generated = (None, [[2] * length for length in lengths], None)
-    trainer._rewards = REWARDS
+    trainer._rewards = trainer._given_rewards = REWARDS
     trainer._apply_group_hooks(output, scores)
     found["group_advantages"] = trainer.accelerator.gather(output["advantages"])
     for name, settings in GROUPED.items():

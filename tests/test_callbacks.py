@@ -103,11 +103,13 @@ class Reporter(TrainerCallback):
         self.lines.append(dict(logs))
 
 
-@pytest.mark.parametrize("stop", [False, True])
-def test_in_a_run_it_comes_before_what_reports(make_trainer, stop):
+@pytest.mark.parametrize("stop, later", [(False, False), (True, False), (False, True)])
+def test_in_a_run_it_comes_before_what_reports(make_trainer, stop, later):
     reporter = Reporter()
     law = EntropyLawCallback(min_points=3, collapse=0.999, stop=stop)
-    trainer = make_trainer(callbacks=[reporter, law], max_steps=5, reward_funcs=count_reward)
+    trainer = make_trainer(callbacks=[reporter] if later else [reporter, law], max_steps=5, reward_funcs=count_reward)
+    if later:
+        trainer.add_callback(law)
     trainer.train()
     lines = [line for line in reporter.lines if "reward" in line]
     entropies = [line["entropy"] for line in lines]

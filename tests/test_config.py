@@ -17,8 +17,8 @@ from datasets import Dataset
 
 from trl_entropy import EntropyGRPOConfig, EntropyGRPOTrainer
 from trl_entropy import config as config_module
+from trl_entropy.checks import refuse_unsloth
 from trl_entropy.config import check_trl_version
-from trl_entropy.grpo import refuse_unsloth
 from trl_entropy.methods import METHODS
 
 

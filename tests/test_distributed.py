@@ -54,7 +54,9 @@ def test_groups_that_processes_share(many, tmp_path, name):
         torch.testing.assert_close(found["advantages"], one["advantages"], rtol=1e-6, atol=1e-7)
         assert found["logged"] == pytest.approx(one["logged"], rel=1e-5) and len(one["logged"]) == 8
         assert found["metrics"] == pytest.approx(one["metrics"], rel=1e-5, abs=1e-7) and len(one["metrics"]) > 2
+        torch.testing.assert_close(found["rewards"], one["rewards"], rtol=1e-6, atol=1e-7)
     assert one["advantages"].abs().max() > 0.1 and one["advantages"].isfinite().all()
+    assert (one["rewards"].min() < 0) == (name == "shaped rewards")
 
 
 def test_run_of_many_processes_stays_in_step(many):

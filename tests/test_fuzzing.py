@@ -42,6 +42,7 @@ from trl_entropy.methods import (
     kl_cov,
     pear,
     prompt_augmentation,
+    prompt_templates,
     siren,
     steer,
     tip,
@@ -365,10 +366,15 @@ def pear_rewards(draw):
 TEXTS = st.text("w{} \n<think>/", max_size=12)
 
 
-@covers(prompt_augmentation.read_template, prompt_augmentation.drawn, prompt_augmentation.texts_of)
+@covers(
+    prompt_templates.read_template,
+    prompt_augmentation.drawn,
+    prompt_augmentation.texts_of,
+    prompt_augmentation.has_images,
+)
 def templates(draw):
     fields = {"user": draw(TEXTS) + "{prompt}", "markers": draw(st.lists(TEXTS.filter(bool), max_size=3))}
-    template = prompt_augmentation.read_template("own", fields)
+    template = prompt_templates.read_template("own", fields)
     assert 0 <= template.score(draw(TEXTS)) <= 1
     prompt = draw(TEXTS)
     conversation = [{"role": "user", "content": prompt}]
@@ -376,15 +382,25 @@ def templates(draw):
     assert conversation == [{"role": "user", "content": prompt}]
     assert prompt_augmentation.texts_of([{"type": "text", "text": prompt}, {"type": "image"}]) == [prompt]
     count, place = draw(st.integers(1, 20)), (draw(st.integers(0, 99)), draw(st.integers(0, 99)))
+    assert not prompt_augmentation.has_images({"prompt": prompt})
+    mixed = [*conversation, {"role": "user", "content": [{"type": "text", "text": prompt}, {"type": "image"}]}]
+    assert prompt_augmentation.has_images({"prompt": mixed}) and not prompt_augmentation.has_images(
+        {"prompt": mixed[:1]}
+    )
     assert 0 <= prompt_augmentation.drawn(count, place, prompt) < count
     assert prompt_augmentation.drawn(count, place, prompt) == prompt_augmentation.drawn(count, place, conversation)
 
 
-@covers(base.checked, base.one_of, base.share, base.non_negative, base.flag, base.name_or_none)
+@covers(base.checked, base.one_of, base.one_reward, base.share, base.non_negative, base.flag, base.name_or_none)
 def fields_are_read_or_refused(draw):
     """Whatever stands in a field, it is given back or refused in one line that names it."""
     value = draw(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.just([]) | st.just({}))  # fmt: skip
     config = type("Config", (), {"field": value})
+    names = draw(st.lists(st.text("ab", max_size=1), max_size=2))
+    try:
+        assert base.one_reward(value, "field", names) in names
+    except ValueError as error:
+        assert str(error).startswith("`field` must be") and repr(value) in str(error) and value not in names
     readers = [base.share, base.non_negative, base.flag, base.name_or_none, lambda *args: base.one_of(*args, "a", "b")]
     for read in readers:
         try:
@@ -405,7 +421,13 @@ def test_property_with_many_examples(check):
 
 
 def test_every_pure_function_is_searched():
-    modules = [functional, *{sys.modules[method.__module__] for method in METHODS.values()}, tip, base]
+    modules = [
+        functional,
+        *{sys.modules[method.__module__] for method in METHODS.values()},
+        tip,
+        base,
+        prompt_templates,
+    ]
     found = {
         function
         for module in modules

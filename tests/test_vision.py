@@ -145,3 +145,47 @@ def test_entropies_are_those_of_the_model_that_sees_the_image(make_trainer, sett
         torch.testing.assert_close(torch.tensor(entropies[row]), expected[row, : len(ids)], rtol=0, atol=1e-5)
         assert (expected[row, 0] - blind[row, 0]).abs() > 1e-3
     trainer.train()
+
+
+def test_prompts_with_images_get_no_opening(make_trainer):
+    """Templates that open the assistant's turn are left out of the draw; without another one that is an error."""
+    templates = {"open": {"opening": "w11"}, "plain": {"user": "{prompt} w12"}}
+    settings = dict(
+        methods=["prompt_augmentation"],
+        prompt_augmentation_eval="plain",
+        model=build_vision_model(),
+        processing_class=build_processor(),
+        train_dataset=build_vision_dataset(),
+        steps_per_generation=2,
+    )
+    trainer = make_trainer(prompt_augmentation_templates=templates, **settings)
+    rows = list(trainer.train_dataset.select([0] * 4 + [1] * 4))
+    output = trainer._generate_and_score_completions(rows)
+    assert (output["prompt_ids"] == WORDS.index("w12")).any(1).all() and "pixel_values" in output
+    settings["prompt_augmentation_eval"] = "open"
+    trainer = make_trainer(prompt_augmentation_templates={"open": templates["open"]}, **settings)
+    with pytest.raises(ValueError, match="`prompt_augmentation_templates` must name a template without `opening` for"):
+        trainer._generate_and_score_completions(rows)
+
+
+def test_fields_of_a_processor_grow_with_the_opening(make_trainer, monkeypatch):
+    """Where prompts are of text only, a processor may still return one value per token."""
+    processor = build_processor()
+    apply = processor.apply_chat_template
+
+    def with_types(*args, **kwargs):
+        found = apply(*args, **kwargs)
+        return {**found, "token_type_ids": [[1] * len(ids) for ids in found["input_ids"]]}
+
+    monkeypatch.setattr(processor, "apply_chat_template", with_types)
+    trainer = make_trainer(
+        methods=["prompt_augmentation"],
+        prompt_augmentation_templates={"open": {"opening": "w11 w12"}},
+        model=build_vision_model(),
+        processing_class=processor,
+        train_dataset=build_vision_dataset().remove_columns("image"),
+    )
+    prompt = [{"role": "user", "content": "w1 w2"}, {"role": "assistant", "content": "w11 w12"}]
+    ids, images, fields = trainer._tokenize_prompts([prompt])
+    assert images is None and ids[0][-2:] == [WORDS.index("w11"), WORDS.index("w12")]
+    assert fields["token_type_ids"] == [[1] * (len(ids[0]) - 2) + [0, 0]]

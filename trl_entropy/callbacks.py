@@ -32,6 +32,14 @@ def report_last(handler: CallbackHandler) -> None:
     handler.callbacks.sort(key=lambda callback: not getattr(callback, "adds_to_logs", False))
 
 
+class ReportsLast:
+    """The part of a trainer that keeps its callbacks in that order. Mixed in before TRL's trainer."""
+
+    def add_callback(self, callback):
+        super().add_callback(callback)
+        report_last(self.callback_handler)
+
+
 class EntropyLawCallback(TrainerCallback):
     r"""
     Fits the law R = -a exp(H) + b to the entropies and rewards that a run logs, and watches the entropy.

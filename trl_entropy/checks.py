@@ -6,8 +6,23 @@ import os
 from collections.abc import Sized
 from typing import Any
 
+from trl import GRPOTrainer
+
+from .methods import Method
+
 
 ACCEPTED = "a model, a name on the Hub, or a folder that exists"
+
+
+def refuse_unsloth(trainer_class: type) -> None:
+    """Raises `RuntimeError` where Unsloth has patched the trainer: its forward returns no entropies."""
+    sources = [*trainer_class.__mro__, GRPOTrainer._get_per_token_logps_and_entropies, GRPOTrainer._compute_loss]
+    for source in sources:
+        if "unsloth" in f"{source.__module__}.{source.__qualname__}".lower():
+            raise RuntimeError(
+                f"Unsloth has patched the GRPO trainer (`{source.__module__}.{source.__qualname__}`). Its forward "
+                "returns no token entropies, which every method needs. Do not import unsloth in this program."
+            )
 
 
 def check_model(model: Any, field: str = "model") -> None:
@@ -32,6 +47,15 @@ def check_prompts(dataset: Any, field: str) -> None:
         raise ValueError(f"`{field}` must have the column 'prompt', got the columns {columns!r}.")
     if isinstance(dataset, Sized) and len(dataset) == 0:
         raise ValueError(f"`{field}` must have at least one row, got {dataset!r}.".replace("\n", " "))
+
+
+def check_none_changes_prompts(methods: list[Method]) -> None:
+    """Raises `ValueError` for methods that cannot be used where an environment writes the prompts."""
+    if names := [method.name for method in methods if method.overrides("prompts")]:
+        raise ValueError(
+            f"`methods` must not list {names[0]!r} with `environment_factory`, which writes the prompts, got "
+            f"{[method.name for method in methods]!r}."
+        )
 
 
 def is_missing_path(name: str) -> bool:

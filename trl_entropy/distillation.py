@@ -16,7 +16,7 @@ from trl import DistillationTrainer
 from trl.trainer import distillation_trainer
 from trl.trainer.utils import get_config_model_id
 
-from .callbacks import report_last
+from .callbacks import ReportsLast
 from .card_hooks import CardHooks
 from .distillation_config import EntropyDistillationConfig
 from .distillation_head import Head, divergences, entropy_first_is_cheaper, student_entropy
@@ -92,7 +92,7 @@ class SelectingKernel:
         self.keep = self.tip.keep(self.tokens)
 
 
-class EntropyDistillationTrainer(CardHooks, SavesStates, DistillationTrainer):
+class EntropyDistillationTrainer(CardHooks, SavesStates, ReportsLast, DistillationTrainer):
     """
     [`~trl.DistillationTrainer`] that trains on the tokens that TIP keeps. Same arguments; `args` is an
     [`EntropyDistillationConfig`]. With `tip_rule="none"` or `tip_ratio=1`, losses and gradients are those of
@@ -144,7 +144,6 @@ class EntropyDistillationTrainer(CardHooks, SavesStates, DistillationTrainer):
         self.methods = [self._tip] if self._tip.selects else []
         self.card_facts = {}
         self.add_callback(SettingsCallback)
-        report_last(self.callback_handler)
         self._world = collectives_of(self.accelerator)
 
     def _generate_and_score_completions(self, inputs):

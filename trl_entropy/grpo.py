@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
-from .callbacks import report_last
+from .callbacks import ReportsLast
 from .card_hooks import CardHooks
-from .checks import check_model, check_prompts, check_rewards
+from .checks import check_model, check_none_changes_prompts, check_prompts, check_rewards, refuse_unsloth
 from .config import EntropyGRPOConfig
 from .entropy_bonus import EntropyBonus
 from .forecast import EntropyForecast
@@ -33,24 +33,10 @@ from .rollouts import RolloutHooks, forward_inputs, loss_mask
 from .states import SavesStates
 from .statistics import HeadStatistics
 from .token_log import SettingsCallback, TokenLogHooks
-from .tokens import TokenBatch
+from .tokens import CLIPPING_LOSSES, TokenBatch
 
 
-CLIPPING_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
-
-
-def refuse_unsloth(trainer_class: type) -> None:
-    """Raises `RuntimeError` where Unsloth has patched the trainer: its forward returns no entropies."""
-    sources = [*trainer_class.__mro__, GRPOTrainer._get_per_token_logps_and_entropies, GRPOTrainer._compute_loss]
-    for source in sources:
-        if "unsloth" in f"{source.__module__}.{source.__qualname__}".lower():
-            raise RuntimeError(
-                f"Unsloth has patched the GRPO trainer (`{source.__module__}.{source.__qualname__}`). Its forward "
-                "returns no token entropies, which every method needs. Do not import unsloth in this program."
-            )
-
-
-class EntropyGRPOTrainer(CardHooks, TokenLogHooks, RolloutHooks, SavesStates, GRPOTrainer):
+class EntropyGRPOTrainer(CardHooks, TokenLogHooks, RolloutHooks, SavesStates, ReportsLast, GRPOTrainer):
     """
     [`~trl.GRPOTrainer`] with entropy methods. Same arguments; `args` is an [`EntropyGRPOConfig`], whose `methods`
     lists what to apply. With `methods` empty, losses and gradients are those of `GRPOTrainer` to the bit.
@@ -110,7 +96,10 @@ class EntropyGRPOTrainer(CardHooks, TokenLogHooks, RolloutHooks, SavesStates, GR
         self._scores: list[dict[str, Tensor]] | None = None  # statistics of each pass over a generation batch
         self._auxiliary: dict[str, list[dict[str, Any]]] = {}  # extra rollouts by method, in micro-batches
         self._statistics = HeadStatistics(None, [], set(), 1.0)
-        super().__init__(**with_kappa(GRPOTrainer, model, reward_funcs, args, *positional, **keywords))
+        arguments = with_kappa(GRPOTrainer, model, reward_funcs, args, *positional, **keywords)
+        if arguments.get("environment_factory") is not None:  # which writes prompts itself
+            check_none_changes_prompts(self.methods)
+        super().__init__(**arguments)
         if self.environment_factories is None:  # which may make up prompts of their own
             check_prompts(self.train_dataset, "train_dataset")
         self._tag_names = [*self._tag_names, *args.methods]
@@ -118,7 +107,6 @@ class EntropyGRPOTrainer(CardHooks, TokenLogHooks, RolloutHooks, SavesStates, GR
         self.model.add_model_tags(self._tag_names)
         self._world = collectives_of(self.accelerator)
         self.add_callback(SettingsCallback)
-        report_last(self.callback_handler)
         if args.record_entropies and self.rollout_func is not None:
             raise ValueError("`record_entropies` must be false with `rollout_func`, got True.")
         self._set_up_rewards()
@@ -160,10 +148,13 @@ class EntropyGRPOTrainer(CardHooks, TokenLogHooks, RolloutHooks, SavesStates, GR
     def _compute_loss(self, model, inputs):
         self._advantages = inputs["advantages"]
         self._batch = {key: value for key, value in inputs.items() if key != "advantages"}
+        self._policy_mask = None
         self._bonus.before_loss(self)
         try:
             loss = super()._compute_loss(model, self._batch)
             self._bonus.after_loss(self)
+            if self._policy_mask is not None:
+                self._turns = [(m, replace(tokens, policy_mask=self._policy_mask)) for m, tokens in self._turns]
             for method, tokens in self._turns:
                 term = method.loss(tokens)
                 if term is not None:
@@ -177,6 +168,10 @@ class EntropyGRPOTrainer(CardHooks, TokenLogHooks, RolloutHooks, SavesStates, GR
         finally:
             self._batch = self._advantages = self._turns = self._acted = None
         return loss
+
+    def get_high_entropy_mask(self, *args, **kwargs):
+        self._policy_mask = super().get_high_entropy_mask(*args, **kwargs)
+        return self._policy_mask
 
     def _tokens_of(
         self,

@@ -45,7 +45,16 @@ def forward_inputs(batch: dict[str, Any]) -> dict[str, Any]:
 
 def opening_of(prompt: str | list[dict[str, Any]]) -> str:
     """The text with which a conversation's last turn begins where that is the assistant's, else nothing."""
-    return prompt[-1]["content"] if isinstance(prompt, list) and prompt[-1]["role"] == "assistant" else ""
+    if not isinstance(prompt, list) or prompt[-1]["role"] != "assistant":
+        return ""
+    content = prompt[-1]["content"]
+    return content if isinstance(content, str) else ""
+
+
+def opened(completion: list[dict[str, Any]], opening: str) -> list[dict[str, Any]]:
+    """The messages of a completion, of which the first goes on from `opening`."""
+    first, *others = completion
+    return [{**first, "content": opening + (first["content"] or "")}, *others]
 
 
 def whole_groups(rows: int, share: float, group: int, steps: int) -> int:
@@ -74,17 +83,30 @@ class RolloutHooks(ScoringHooks):
 
     def _tokenize_prompts(self, prompts):
         """Also takes conversations that a method has ended with the opening of the turn that the policy is to write."""
-        openings = [""] * len(prompts)
-        if any(method.overrides("prompts") for method in self.methods):
-            openings = [opening_of(prompt) for prompt in prompts]
+        openings = self._openings(prompts)
         if not any(openings):
             return super()._tokenize_prompts(prompts)
         prompts = [prompt[:-1] if opening else prompt for prompt, opening in zip(prompts, openings, strict=True)]
         ids, images, fields = super()._tokenize_prompts(prompts)
-        if images is not None:
-            raise ValueError("A prompt with images cannot end in the opening of the assistant's turn.")
-        opened = self._tokenizer(openings, add_special_tokens=False)["input_ids"]
-        return [[*row, *more] for row, more in zip(ids, opened, strict=True)], images, fields
+        added = self._tokenizer(openings, add_special_tokens=False)["input_ids"]
+        fields = {  # those of a processor, per token, for prompts of text only
+            key: [[*row, *[0] * len(more)] for row, more in zip(rows, added, strict=True)]
+            for key, rows in fields.items()
+        }
+        return [[*row, *more] for row, more in zip(ids, added, strict=True)], images, fields
+
+    def _openings(self, prompts: list) -> list[str]:
+        """What a method has each assistant's turn begin with; nothing where no method changes prompts."""
+        changes = any(method.overrides("prompts") for method in self.methods)
+        return [opening_of(prompt) if changes else "" for prompt in prompts]
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        """Rewards see the turn of the assistant whole, its opening included."""
+        openings = self._openings(prompts)
+        if any(openings):
+            completions = [opened(*pair) if pair[1] else pair[0] for pair in zip(completions, openings, strict=True)]
+            prompts = [prompt[:-1] if opening else prompt for prompt, opening in zip(prompts, openings, strict=True)]
+        return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
 
     def _apply_group_hooks(self, output: dict[str, Any], scores: dict[str, Tensor]) -> None:
         mask = loss_mask(output).bool()
@@ -95,7 +117,9 @@ class RolloutHooks(ScoringHooks):
             generated=self._generated_mask(length, mask.device, tools=False),
             completion_ids=output["completion_ids"],
             rewards=self._own_rewards(len(mask)),
-            reward_columns=dict(zip(self.reward_func_names, self._own_rows(self._rewards, len(mask)).T, strict=True)),
+            reward_columns=dict(
+                zip(self.reward_func_names, self._own_rows(self._given_rewards, len(mask)).T, strict=True)
+            ),
             num_generations=self.num_generations if self.model.training else self.num_generations_eval,
             logps=scores.get("logps"),
             entropy=scores.get("entropy"),
@@ -103,7 +127,7 @@ class RolloutHooks(ScoringHooks):
             sum_sq_probs_log_probs=scores.get("sum_sq_probs_log_probs"),
             on_policy="old_per_token_logps" not in output,
             training=self.model.training,
-            step=self.state.global_step,
+            batch=self._batches_made(),
             world=self._world,
         )
         changed = False
@@ -123,6 +147,12 @@ class RolloutHooks(ScoringHooks):
             # The tool mask takes tokens out of the loss and its denominators, and leaves attention as it is.
             output["tool_mask"] = rollouts.mask.to(output["completion_mask"].dtype)
             output["num_items_in_batch"] = self._world.sum(loss_mask(output).sum())
+
+    def _batches_made(self) -> int:
+        """Generation batches before the present one, also those before a run was resumed."""
+        steps = self.args.gradient_accumulation_steps
+        forwards = self.state.global_step * steps + self._step % steps
+        return forwards // (self.args.steps_per_generation * self.num_iterations)
 
     def _log_advantages(self, rollouts: Rollouts) -> None:
         """Puts the advantages that are used in the place of those that TRL has logged: the mean of each completion."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .methods import Method
+from .methods.base import one_reward
 from .recording import recording
 
 
@@ -26,11 +26,13 @@ TABLE_COLUMNS = {"token_entropy_mean": torch.mean, "token_entropy_max": torch.am
 GIVEN_APART = ("prompt", "completion", "completion_ids")  # columns that TRL does not pass on to reward functions
 
 
-def takes_entropies(function: Any) -> bool:
-    """Whether a reward function names one of `COLUMNS` among its parameters. A reward model never does."""
-    if isinstance(function, torch.nn.Module):
-        return False
-    return any(column in inspect.signature(function).parameters for column in COLUMNS)
+def columns_taken(function: Any) -> set[str]:
+    """Those of `COLUMNS` that a reward function names among its parameters. A reward model names none."""
+    return (
+        set()
+        if isinstance(function, torch.nn.Module)
+        else set(COLUMNS) & inspect.signature(function).parameters.keys()
+    )
 
 
 def named(function: Callable, name: str) -> Callable:
@@ -43,22 +45,6 @@ def named(function: Callable, name: str) -> Callable:
     return reward
 
 
-def shaped_index(method: Method, names: list[str]) -> int:
-    """The reward function that a method replaces, by the method's field, or the only one there is.
-
-    Raises:
-        `ValueError`: there is none of that name, or several and no name.
-    """
-    name = method.shaped_reward
-    if name is None and len(names) == 1:
-        return 0
-    if name not in names:
-        raise ValueError(
-            f"`{method.name}_reward` must be one of the reward functions {', '.join(map(repr, names))}, got {name!r}."
-        )
-    return names.index(name)
-
-
 class ScoringHooks:
     """The part of the trainer that scores rollouts. Mixed in before TRL's trainer."""
 
@@ -66,14 +52,16 @@ class ScoringHooks:
         """Adds the rewards of methods to those of the user. Called once TRL's trainer is built."""
         names = list(self.reward_func_names)
         self._shaped: dict[str, int] = {}
-        self._rewards_take_entropies = any(map(takes_entropies, self.reward_funcs))
+        self._columns = set().union(*map(columns_taken, self.reward_funcs))
         self._generated: tuple[list, list, list | None] | None = None
         for method in self.methods:
+            method.check_rewards(names)
             if not method.overrides("reward"):
                 continue
-            self._rewards_take_entropies |= takes_entropies(method.reward)
+            self._columns |= columns_taken(method.reward)
             if method.shapes_reward:
-                self._shaped[method.name] = shaped_index(method, names)
+                shaped = one_reward(method.shaped_reward, f"{method.name}_reward", names)
+                self._shaped[method.name] = names.index(shaped)
                 continue
             # New lists: those that TRL holds are the user's.
             self.reward_funcs = [*self.reward_funcs, named(method.reward, method.name)]
@@ -83,7 +71,7 @@ class ScoringHooks:
 
     @property
     def _wants_entropies(self) -> bool:
-        return self._rewards_take_entropies or "rollout_entropy" in self._needs
+        return "token_entropies" in self._columns or "rollout_entropy" in self._needs
 
     @property
     def _trl_scores(self) -> bool:
@@ -169,18 +157,21 @@ class ScoringHooks:
         return logps.masked_fill(counted == 0, 0), entropy, aux_loss
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        if self._rewards_take_entropies:
-            inputs = self._with_entropies(inputs)
+        if self._columns:
+            inputs = self._with_columns(inputs)
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if self.log_completions and self._trl_scores:  # made to or not: else the first pass may be the reference's
             self._log_entropies()
         columns = {key: [row[key] for row in inputs] for key in inputs[0] if key not in GIVEN_APART}
         columns |= {"prompts": prompts, "completions": completions, "completion_ids": completion_ids_list}
         rows = slice(len(prompts) * self._world.rank, len(prompts) * (self._world.rank + 1))
+        self._given_rewards = rewards
         for method in self.methods:
             if method.name in self._shaped:
                 index = self._shaped[method.name]
-                shaped = method.reward(rewards=rewards[rows, index].tolist(), **self._own_columns(), **columns)
+                # The dataset's columns may have any names.
+                own = {"rewards": rewards[rows, index].tolist(), "prompt_ids": self._generated[0]}
+                shaped = method.reward(**{**columns, **own})
                 shaped = [math.nan if value is None else value for value in shaped]
                 rewards = rewards.clone()
                 rewards[:, index] = self._world.gather(rewards.new_tensor(shaped))
@@ -196,21 +187,19 @@ class ScoringHooks:
             if column not in self._pending_extra_logs:  # a reward function may log a column of this name
                 self._pending_extra_logs[column] = [reduce(v).item() if len(v) else None for v in written]
 
-    def _own_columns(self) -> dict[str, Any]:
-        """What the rewards of methods get and those of users do not."""
-        return {"prompt_ids": self._generated[0]}
-
-    def _with_entropies(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Copies of the rows with `COLUMNS`. Raises `ValueError` where the dataset has such a column."""
-        if taken := [column for column in COLUMNS if column in inputs[0]]:
+    def _with_columns(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Copies of the rows with the `COLUMNS` asked for. Raises `ValueError` where the dataset has one of the name."""
+        if taken := [column for column in COLUMNS if column in self._columns and column in inputs[0]]:
             raise ValueError(
                 f"A reward function takes `{taken[0]}`, which is also a column of the dataset: rename it."
             )
-        entropy = self._rollout_entropy()
-        own = self._generated_mask(entropy.size(1), entropy.device, tools=False)
-        values, masks = entropy.float().masked_fill(~own, 0).tolist(), own.tolist()
-        lengths = map(len, self._generated[1])
+        lengths = [len(ids) for ids in self._generated[1]]
+        own = self._generated_mask(max(lengths), self.accelerator.device, tools=False)
+        found = {"token_mask": own.tolist()}
+        if "token_entropies" in self._columns:
+            entropy = self._rollout_entropy()[:, : own.size(1)]
+            found["token_entropies"] = entropy.float().masked_fill(~own, 0).tolist()
         return [
-            {**row, "token_entropies": value[:length], "token_mask": mask[:length]}
-            for row, value, mask, length in zip(inputs, values, masks, lengths, strict=True)
+            {**row, **{column: found[column][index][:length] for column in self._columns}}
+            for index, (row, length) in enumerate(zip(inputs, lengths, strict=True))
         ]

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 
+CLIPPING_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")  # TRL's losses that clip the ratio as PPO does
+
+
 def _itself(tensor: Tensor) -> Tensor:
     return tensor
 
@@ -66,6 +69,8 @@ class TokenBatch:
         old_second_logps: (B, T) log-probability of each sampled token under the policy that generated, at a second
             temperature, where a method needs `second_temperature`.
         engine_ratio: (B, T) or (B, 1) correction for the inference engine by which the loss multiplies its terms.
+        policy_mask: (B, T) bool, the tokens whose policy term TRL's 80/20 mask leaves in the loss, or `None` where all do;
+            known once that loss is computed, to `loss` and `metrics`.
         world: collectives over all processes.
     """
 
@@ -88,6 +93,7 @@ class TokenBatch:
     nucleus_entropy: Tensor | None = None
     old_second_logps: Tensor | None = None
     engine_ratio: Tensor | None = None
+    policy_mask: Tensor | None = None
     world: Collectives = SINGLE_PROCESS
 
     @property
@@ -117,7 +123,7 @@ class Rollouts:
         generated: (B, T) bool, the tokens that the policy generated, also where the loss leaves a completion out.
         completion_ids: (B, T) tokens.
         rewards: (B,) weighted sum of the rewards; NaN where no reward function gave one.
-        reward_columns: (B,) rewards by the name of the function that gave them.
+        reward_columns: (B,) rewards by the name of the function that gave them, before any method has shaped them.
         num_generations: completions per prompt, which follow each other and may span processes.
         logps: (B, T) log-probabilities under the policy that generated, or `None` where no pass over the whole
             generation batch was made.
@@ -126,7 +132,7 @@ class Rollouts:
             `second_moments` and such a pass was made.
         on_policy: each forward of the loss is made with the policy that generated.
         training: False during evaluation.
-        step: optimizer steps made so far.
+        batch: generation batches made so far.
         world: collectives over all processes.
     """
 
@@ -143,7 +149,7 @@ class Rollouts:
     sum_sq_probs_log_probs: Tensor | None = None
     on_policy: bool = False
     training: bool = True
-    step: int = 0
+    batch: int = 0
     world: Collectives = SINGLE_PROCESS
 
     def groups(self, values: Tensor) -> Tensor:
@@ -151,16 +157,9 @@ class Rollouts:
         return self.world.gather(values).view(-1, self.num_generations)
 
     def uniform_groups(self) -> Tensor:
-        """(B,) bool: sequences in whose group all rewards are equal."""
-        rewards = self.groups(self.rewards.nan_to_num())
-        uniform = (rewards == rewards[:, :1]).all(1, keepdim=True).expand_as(rewards)
+        """(B,) bool: sequences in whose group all rewards that were given are equal."""
+        rewards = self.groups(self.rewards)
+        lowest = rewards.nan_to_num(nan=torch.inf).amin(1, keepdim=True)
+        highest = rewards.nan_to_num(nan=-torch.inf).amax(1, keepdim=True)
+        uniform = (lowest >= highest).expand_as(rewards)
         return self.world.own(uniform.flatten(), len(self.mask))
-
-    def reward_of(self, name: str | None, field_name: str) -> Tensor:
-        """(B,) rewards of one function, or their weighted sum without a name. Raises `ValueError` for an unknown one."""
-        if name is None:
-            return self.rewards
-        if name not in self.reward_columns:
-            known = ", ".join(map(repr, self.reward_columns))
-            raise ValueError(f"`{field_name}` must be one of the reward functions {known}, got {name!r}.")
-        return self.reward_columns[name]

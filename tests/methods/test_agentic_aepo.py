@@ -18,6 +18,7 @@ from conftest import (
     random_tokens,
 )
 from reference import dense_logps_and_entropy, policy_terms
+from trl import GRPOTrainer
 
 from trl_entropy import EntropyGRPOConfig
 from trl_entropy.methods.agentic_aepo import entropy_scores
@@ -94,6 +95,39 @@ def test_correction_for_the_engine_weighs_the_term():
         gradients.append(torch.autograd.grad(method.loss(tokens).sum(), logps)[0])
     torch.testing.assert_close(gradients[1], 0.4 * gradients[0], **FLOAT64)
     assert gradients[0].abs().max() == 0.5
+
+
+def tokens_in_the_gradient(trainer, batch):
+    """(B, T) bool, and the entropies."""
+    forward, seen = trainer._get_per_token_logps_and_entropies, []
+
+    def spy(*args, **kwargs):
+        seen.extend(forward(*args, **kwargs))
+        seen[0].retain_grad()
+        return seen
+
+    trainer._get_per_token_logps_and_entropies = spy
+    loss_and_gradients(trainer, batch)
+    return seen[0].grad != 0, seen[1]
+
+
+@pytest.mark.parametrize("quantile", [1.0, 0.2])
+def test_tokens_that_the_80_20_mask_leaves_out_stay_out(make_trainer, quantile):
+    batch, found = cases.off_policy_batch(build_model()), []
+    for keep in (False, True):
+        trainer = make_trainer(
+            model=build_model(), methods=["agentic_aepo"], agentic_aepo_coef=0.0, agentic_aepo_keep_gradient=keep,
+            top_entropy_quantile=quantile,
+        )  # fmt: skip
+        acts, entropy = tokens_in_the_gradient(trainer, batch)
+        found.append(acts)
+    stock, kept = found
+    if quantile == 1:
+        assert (kept & ~stock).any()
+        return
+    mask = batch["completion_mask"]
+    out = mask.bool() & ~GRPOTrainer.get_high_entropy_mask(trainer, entropy, mask, 1 - quantile)
+    assert out.sum() > 10 and not (kept & out).any()
 
 
 def test_no_spread_no_change():

@@ -5,7 +5,7 @@ import logging
 import cases
 import pytest
 import torch
-from conftest import FLOAT64, build_dataset, make_rollouts, random_rollouts
+from conftest import FLOAT64, build_dataset, count_reward, make_rollouts, random_rollouts
 
 from trl_entropy import EntropyGRPOConfig
 from trl_entropy.methods.canon import cosine_mu
@@ -17,15 +17,18 @@ INTER = [0.5, -0.75, 0.5, 0.25, -0.5, -0.75, 0.25, 0.5]
 INTRA = [0.25, -0.5, 0.25, 0.5, -0.75, -0.5, 0.5, 0.25]
 
 
-def advantages(rewards, metric, group=None, step=0, columns=None, **settings):
+def advantages(rewards, metric, group=None, batch=0, columns=None, **settings):
+    rewards = torch.tensor(rewards, dtype=torch.float64)
+    columns = columns or {"all": rewards}
     rollouts = make_rollouts(
         [[value] * 2 for value in metric],
-        rewards=torch.tensor(rewards, dtype=torch.float64),
+        rewards=rewards,
         num_generations=group or len(rewards),
-        step=step,
-        reward_columns=columns or {},
+        batch=batch,
+        reward_columns=columns,
     )
     method = cases.build("canon", **{f"canon_{key}": value for key, value in settings.items()})
+    method.check_rewards(list(columns))
     found = method.group_advantages(rollouts)
     assert torch.equal(found[:, 0], found[:, 1])
     return found[:, 0].tolist(), method.rollout_metrics(rollouts)
@@ -95,6 +98,8 @@ def test_ties_missing_rewards_and_small_groups():
     assert found == pytest.approx([1 - 0.5, 0, -1, 0])
     assert advantages([1.0, nan], [0.1, 0.2])[0] == [0, 0]
     assert advantages([1.0, 0.0], [0.1, 0.2], group=1)[0] == [0, 0]
+    for group in (1, 2):  # where a half is empty there is no gap
+        assert advantages([1.0, nan], [0.1, 0.2], group=group)[1]["high_minus_low_reward"].isnan().all()
 
 
 @pytest.mark.parametrize("mu", [0.0, 0.3, 1.0])
@@ -128,12 +133,49 @@ def test_schedules_by_accuracy():
     columns = {"right": torch.tensor([1.0, 0, 0, 0, 0, 0, 0, float("nan")])}
     _, metrics = advantages(REWARDS, METRIC, columns=columns, mu_schedule="acc_intra_first", accuracy="right")
     assert metrics["mu"].item() == pytest.approx(1 / 7)
-    with pytest.raises(ValueError, match="`canon_accuracy` must be one of the reward functions 'right', got 'wrong'"):
-        advantages(REWARDS, METRIC, columns=columns, mu_schedule="acc_intra_first", accuracy="wrong")
+    nothing = [float("nan")] * 4
+    found, metrics = advantages(nothing, METRIC[:4], mu=0.3, mu_schedule="acc_inter_first")
+    assert found == [0] * 4 and metrics["mu"].item() == pytest.approx(0.3)
     with pytest.raises(ValueError, match="`canon_accuracy` must name a reward function with a mean in .0, 1."):
         advantages([3.0, 4.0], [0.1, 0.2], mu_schedule="acc_inter_first")
-    _, metrics = advantages(REWARDS, METRIC, step=50, mu_schedule="cosine_inter_first")
+    _, metrics = advantages(REWARDS, METRIC, batch=50, mu_schedule="cosine_inter_first")
     assert metrics["mu"].item() == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize("schedule, name", [("acc_inter_first", None), ("acc_inter_first", "x"), ("constant", "x")])
+def test_the_accuracy_is_one_of_the_rewards(make_trainer, schedule, name):
+    with pytest.raises(ValueError, match=f"`canon_accuracy` must be one of the reward functions 'count_reward', 'half', got {name!r}"):  # fmt: skip
+        make_trainer(
+            methods=["canon"], canon_mu_schedule=schedule, canon_accuracy=name, reward_funcs=[count_reward, half]
+        )
+
+
+def half(completions, **kwargs):
+    return [0.5] * len(completions)
+
+
+def test_the_accuracy_is_that_before_another_method_shapes_it(make_trainer):
+    trainer = make_trainer(
+        methods=["pear", "canon"], pear_reward="half", canon_accuracy="half", canon_mu_schedule="acc_inter_first",
+        reward_funcs=[count_reward, half], per_device_train_batch_size=8,
+    )  # fmt: skip
+    trainer._generate_and_score_completions([{"prompt": "w1"}] * 8)
+    assert trainer._metrics["train"]["canon/mu"] == [0.5] and min(trainer._logs["rewards"]["half"]) < 0.5
+
+
+def test_the_cosine_counts_generation_batches(make_trainer):
+    """Also those of the run before it was resumed, and not the updates that they serve."""
+    settings = dict(canon_metric="length", canon_mu_schedule="cosine_intra_first", steps_per_generation=2)
+    trainer = make_trainer(
+        methods=["canon"], max_steps=6, num_iterations=2, save_strategy="steps", save_steps=5, **settings
+    )
+    trainer.train()
+    logged = [row["canon/mu"] for row in trainer.state.log_history if "canon/mu" in row]
+    assert logged == pytest.approx([1 - 0.02, 1 - 0.04])
+    again = make_trainer(methods=["canon"], max_steps=12, num_iterations=2, **settings)
+    again.train(resume_from_checkpoint=f"{trainer.args.output_dir}/checkpoint-5")
+    logged = [row["canon/mu"] for row in again.state.log_history if "canon/mu" in row]
+    assert logged[-1] == pytest.approx(1 - 0.06)
 
 
 def test_properties():
@@ -161,6 +203,18 @@ def test_it_comes_before_what_it_would_undo(tmp_path):
     with pytest.raises(ValueError, match="`methods` must list 'canon', .* before 'empg', whose advantages it would"):
         EntropyGRPOConfig(str(tmp_path), methods=["empg", "canon"], **settings)
     assert EntropyGRPOConfig(str(tmp_path), methods=["canon", "empg"], **settings).methods == ["canon", "empg"]
+
+
+def test_normalised_rewards_warn(caplog, tmp_path):
+    with caplog.at_level(logging.WARNING, logger="trl_entropy"):
+        EntropyGRPOConfig(
+            str(tmp_path),
+            methods=["canon"],
+            multi_objective_aggregation="normalize_then_sum",
+            use_cpu=True,
+            bf16=False,
+        )
+    assert "`multi_objective_aggregation` 'normalize_then_sum' does nothing" in caplog.text
 
 
 def test_odd_groups_warn(caplog, tmp_path):

@@ -45,7 +45,11 @@ def test_groups_without_signal_get_the_bonus_unless_skipped():
     found = cases.build("empg").group_advantages(rollouts)[:, [0, 2]]
     expected = torch.tensor([[0.0165784, -0.0116575], [0.0067365, -0.0116575]], dtype=torch.float64)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-7)
-    assert cases.build("empg", empg_skip_uniform=True).group_advantages(rollouts).abs().max() == 0
+    method = cases.build("empg", empg_skip_uniform=True)
+    assert method.group_advantages(rollouts).abs().max() == 0
+    for rewards, skipped in (([1, math.nan, 1, 1], True), ([1, math.nan, 0, 1], False), ([math.nan] * 4, True)):
+        rollouts = make_rollouts([[0.2, 0.6]] * 4, [0.1] * 4, rewards=torch.tensor(rewards), num_generations=4)
+        assert (method.group_advantages(rollouts).abs().max() == 0) == skipped
 
 
 def literal(advantages, entropy, mask, k, k_future, zeta):
@@ -78,9 +82,12 @@ def literal(advantages, entropy, mask, k, k_future, zeta):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_against_the_equations(seed):
+    """Row 5 has no reward: it is left out, as are the tokens that the loss does not count."""
     rollouts = random_rollouts(seed=seed)
     method = cases.build("empg", empg_k=1.7, empg_k_future=0.6, empg_zeta=0.3)
-    expected = literal(rollouts.advantages[:, 0].tolist(), rollouts.entropy.tolist(), rollouts.mask.tolist(), 1.7, 0.6, 0.3)  # fmt: skip
+    scored = (rollouts.mask & ~rollouts.rewards.isnan().unsqueeze(1)).tolist()
+    assert rollouts.mask[5].any() and not any(scored[5])
+    expected = literal(rollouts.advantages[:, 0].tolist(), rollouts.entropy.tolist(), scored, 1.7, 0.6, 0.3)
     torch.testing.assert_close(method.group_advantages(rollouts), expected, **FLOAT64)
 
 
@@ -92,7 +99,8 @@ def test_one_step_or_equal_entropies_change_nothing_but_the_mean():
 
 def test_advantages_per_token_keep_their_shape():
     """What a method before it did to single tokens stays, at the step's weight."""
-    rollouts = replace(random_rollouts(), advantages=torch.randn(8, 7, dtype=torch.float64))
+    advantages = torch.randn(8, 7, dtype=torch.float64)
+    rollouts = replace(random_rollouts(rewards=torch.ones(8)), advantages=advantages)
     method = cases.build("empg", empg_k=0.0, empg_zeta=0.0)
     shift = (method.group_advantages(rollouts) - rollouts.advantages)[rollouts.mask]
     torch.testing.assert_close(shift, shift[:1].expand_as(shift), rtol=0, atol=1e-7)
@@ -107,6 +115,10 @@ def test_splitter():
     method.group_advantages(rollouts)
     metrics = method.rollout_metrics(rollouts)
     assert metrics["steps"].tolist() == [3] and metrics["step_entropy"].tolist() == [1.5, 5.0, 3.0]
+    # What a tool answered ends no step of the policy, beside the one that it interrupts.
+    rollouts = replace(rollouts, mask=torch.tensor([[True, False, True, True]]))
+    method.group_advantages(rollouts)
+    assert method.rollout_metrics(rollouts)["steps"].tolist() == [3]
 
 
 def test_properties():

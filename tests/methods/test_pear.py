@@ -7,9 +7,10 @@ import cases
 import pytest
 import torch
 from conftest import build_tokenizer, config_of, count_reward
+from datasets import Dataset
 
 from trl_entropy import EntropyGRPOConfig
-from trl_entropy.methods.pear import pear_penalty, pear_reward, phase_entropies, tag_span
+from trl_entropy.methods.pear import Pear, pear_penalty, pear_reward, phase_entropies, tag_span
 
 
 ROWS = [[0.25] * 4, [0.7, 0.1, 0.1, 0.1], [0.97, 0.01, 0.01, 0.01], [0.9, 0.05, 0.03, 0.02], [0.5, 0.5, 0, 0]]
@@ -92,8 +93,28 @@ def test_rewards_of_completions():
 
 def test_a_prompt_that_closes_the_thinking_leaves_only_an_answer():
     method = cases.build("pear", pear_think_end="w5")
-    assert shaped(method, [[4, 6, 7, 2]], [1.0], prompt=(2, 7)) == [1.0]
+    with pytest.warns(UserWarning, match=r"A prompt ends in `pear_think_end` \('w5'\)") as seen:
+        assert shaped(method, [[4, 6, 7, 2]] * 2, [1.0, 1.0], prompt=(2, 7)) == [1.0, 1.0]
+    assert len(seen) == 1
     assert shaped(method, [[4, 6, 7, 2]], [1.0], prompt=(7, 2)) == pytest.approx([1 - (1.5 - 0.6)])
+
+
+def test_a_tag_that_a_tool_wrote_closes_nothing():
+    method = cases.build("pear", pear_think_end="w5")
+    method.setup(build_tokenizer().decode)
+    columns = dict(
+        rewards=[1.0], prompt_ids=[[2]], completion_ids=[[4, 7, 6, 7, 3]], token_entropies=[[1, 9, 2, 9, 1]]
+    )
+    for kept, think in (([1, 0, 1, 1, 1], 1.5), ([1, 1, 1, 1, 1], 1.0)):
+        method.reward(**columns, token_mask=[[bool(keep) for keep in kept]])
+        assert method._found["think_entropy"] == [think]
+
+
+def test_columns_of_the_dataset_may_have_any_name(make_trainer):
+    dataset = Dataset.from_dict({"prompt": ["w1", "w2"], "rewards": [7.0, 7.0], "prompt_ids": [[1], [1]]})
+    trainer = make_trainer(methods=["pear"], train_dataset=dataset, steps_per_generation=2)
+    trainer._generate_and_score_completions([row for row in dataset for _ in range(4)])
+    assert max(trainer._logs["rewards"]["count_reward"]) <= 1
 
 
 def right(completion_ids, **kwargs):
@@ -130,18 +151,23 @@ def test_training(make_trainer, mask_truncated):
         ([0.7, 0.699, 0.7005, 0.6995], [0.33534665, -1.00603996, 1.00603996, -0.33534665]),
     ],
 )
-def test_tiny_differences_become_large_advantages(rewards, advantages):
-    """Why there is a warning: the second group differs by at most 0.0015."""
-    values = torch.tensor(rewards, dtype=torch.float64)
-    found = (values - values.mean()) / (values.std() + 1e-4)
-    torch.testing.assert_close(found, torch.tensor(advantages, dtype=torch.float64), rtol=0, atol=1e-8)
+@pytest.mark.parametrize("scale", ["group", "none"])
+def test_tiny_differences_become_large_advantages(make_trainer, monkeypatch, rewards, advantages, scale):
+    """Why there is a warning: the second group differs by at most 0.0015, and TRL divides by its deviation."""
+    monkeypatch.setattr(Pear, "reward", lambda self, **columns: rewards)
+    trainer = make_trainer(methods=["pear"], scale_rewards=scale, steps_per_generation=2)
+    found = trainer._generate_and_score_completions([{"prompt": "w1"}] * 4)["advantages"]
+    if scale == "none":
+        advantages = [reward - sum(rewards) / 4 for reward in rewards]
+    assert found.tolist() == pytest.approx(advantages, abs=2e-4 if scale == "group" else 1e-6)
 
 
 def test_warning_about_scaled_rewards(caplog, tmp_path):
-    for scale, count in (("group", 1), ("none", 0)):
+    whitened = dict(scale_rewards="none", multi_objective_aggregation="normalize_then_sum")
+    for settings, count in ((dict(scale_rewards="group"), 1), (dict(scale_rewards="none"), 0), (whitened, 1)):
         caplog.clear()
         with caplog.at_level(logging.WARNING, logger="trl_entropy"):
-            EntropyGRPOConfig(str(tmp_path), methods=["pear"], scale_rewards=scale, use_cpu=True, bf16=False)
+            EntropyGRPOConfig(str(tmp_path), methods=["pear"], use_cpu=True, bf16=False, **settings)
         assert sum("'pear'" in record.getMessage() for record in caplog.records) == count
 
 

@@ -18,7 +18,8 @@ from trl.scripts.grpo import GRPOScriptArguments
 from trl_entropy import EntropyGRPOConfig
 from trl_entropy.arguments import StrictParser
 from trl_entropy.methods import build_methods
-from trl_entropy.methods.prompt_augmentation import TEMPLATES, Template, drawn
+from trl_entropy.methods.prompt_augmentation import drawn
+from trl_entropy.methods.prompt_templates import TEMPLATES, Template
 
 
 LINED = "<think>\nx\n</think>\n<answer>\ny\n</answer>"
@@ -193,7 +194,53 @@ def test_an_opening_continues_the_turn_of_the_assistant(make_trainer, monkeypatc
         methods=["prompt_augmentation"], prompt_augmentation_templates={"odd": OWN["odd"]}, train_dataset=dataset,
         model=build_model(),
     )  # fmt: skip
+    seen = []
+    trainer.reward_funcs[0] = lambda prompts, completions, **columns: seen.append((prompts, completions)) or [0.0] * 4
     output = trainer._generate_and_score_completions([dataset[0]] * 4)
+    ((prompts, completions),) = seen  # rewards see whole turns
+    assert all([message["role"] for message in prompt] == ["system", "user"] for prompt in prompts)
+    assert all(message["content"].startswith("w10") for (message,) in completions)
     words = tokenizer.convert_ids_to_tokens(output["prompt_ids"][0])
     assert words[-2:] == ["w20", "w10"] and words.count("<eos>") == 2 and "w9" in words
     assert torch.equal(output["prompt_ids"][0], output["prompt_ids"][3])
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ({"prompt": [{"role": "user", "content": None}]}, "needs a message of the user with a text, got [{'role': 'user', 'content': None}]."),
+        ({"prompt": [{"role": "system", "content": "x"}]}, "needs a message of the user with a text, got [{'role': 'system', 'content': 'x'}]."),
+        ({"prompt": "x", "format_name": "y"}, "writes a column `format_name`, which the dataset has: rename it."),
+    ],
+)  # fmt: skip
+def test_rows_that_no_template_fits(row, message):
+    with pytest.raises(ValueError) as error:
+        cases.build("prompt_augmentation").prompts([row], (0, 0), True)
+    assert str(error.value) == f"Method 'prompt_augmentation' {message}"
+
+
+def test_a_message_that_calls_a_tool_has_no_text():
+    calls = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "tool_calls": []},
+        {"role": "user", "content": "b"},
+    ]
+    (row,) = cases.build("prompt_augmentation").prompts([{"prompt": calls}], (0, 0), True)
+    assert len(row["prompt"]) >= 3
+
+
+def test_what_a_tool_wrote_is_no_format():
+    method = cases.build("prompt_augmentation", prompt_augmentation_templates={"a": {"markers": ["w5"]}})
+    method.setup(build_tokenizer().decode)
+    for kept, score in (([True, True, True], 0.0), ([True, False, True], 1.0), ([False, False, True], 0.0)):
+        assert method.reward([[7, 7, 4]], [kept], ["a"]) == [score]
+
+
+class Room:
+    def reset(self, **columns):
+        return "You are in a room."
+
+
+def test_environments_write_prompts_themselves(make_trainer):
+    with pytest.raises(ValueError, match="`methods` must not list 'prompt_augmentation' with `environment_factory`"):
+        make_trainer(methods=["prompt_augmentation"], environment_factory=Room)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..functional import masked_mean_and_std
-from ..tokens import SINGLE_PROCESS, Collectives, Rollouts, TokenBatch
+from ..tokens import CLIPPING_LOSSES, SINGLE_PROCESS, Collectives, Rollouts, TokenBatch
 from .base import Method, Paper, flag, non_negative, one_of
 
 
@@ -88,6 +88,11 @@ class AgenticAepo(Method):
                 "`importance_sampling_level` must be 'token' for method 'agentic_aepo' with `agentic_aepo_keep_gradient`, "
                 f"got {config.importance_sampling_level!r}."
             )
+        if config.loss_type not in CLIPPING_LOSSES:
+            return [
+                f"`loss_type` {config.loss_type!r} does not clip as PPO does, so that the gradient-keeping clip of method "
+                "'agentic_aepo' does nothing: its entropy-aware advantage acts alone."
+            ]
         if config.gradient_accumulation_steps % (config.steps_per_generation * config.num_iterations):
             return []
         return [
@@ -114,7 +119,8 @@ class AgenticAepo(Method):
     def loss(self, tokens: TokenBatch) -> Tensor | None:
         if not self.keep_gradient:
             return None
-        kept = tokens.mask & (tokens.ratio > tokens.clip_high) & (self._advantages > 0)
+        policy = tokens.mask if tokens.policy_mask is None else tokens.mask & tokens.policy_mask
+        kept = policy & (tokens.ratio > tokens.clip_high) & (self._advantages > 0)
         size = torch.where(kept, self._advantages, 0) * min(tokens.clip_high, torch.finfo(tokens.logps.dtype).max)
         self._kept = kept
         if tokens.engine_ratio is not None:  # by which the loss multiplies its own terms

@@ -67,6 +67,9 @@ class Method:
         """
         return []
 
+    def check_rewards(self, names: list[str]) -> None:
+        """Once, before training: the names of the reward functions. Raises `ValueError` where it needs another one."""
+
     def setup(self, decode: Callable[[list[int]], str]) -> None:
         """Once, before training: what turns token ids into text, special tokens too."""
 
@@ -180,6 +183,16 @@ def flag(config: Any, name: str) -> bool:
 def name_or_none(config: Any, name: str) -> str | None:
     accepted = "the name of a reward function, or none"
     return checked(config, name, lambda value: value is None or (isinstance(value, str) and value != ""), accepted)
+
+
+def one_reward(name: str | None, field_name: str, names: list[str]) -> str:
+    """`name`, or the only one of `names` where it is `None`. Raises `ValueError` for an unknown one or a choice."""
+    if name is None and len(names) == 1:
+        return names[0]
+    if name not in names:
+        known = ", ".join(map(repr, names))
+        raise ValueError(f"`{field_name}` must be one of the reward functions {known}, got {name!r}.")
+    return name
 
 
 class StepMean:

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from ..tokens import Rollouts
-from .base import Method, Paper, name_or_none, non_negative, one_of
+from .base import Method, Paper, name_or_none, non_negative, one_of, one_reward
 
 
-WARM_UP, CYCLE, INTRA_PEAK = 30, 40, 0.6  # of the cosine schedules, in optimizer steps (released code)
+WARM_UP, CYCLE, INTRA_PEAK = 30, 40, 0.6  # of the cosine schedules, in generation batches (released code)
 SCHEDULES = ("constant", "acc_inter_first", "acc_intra_first", "cosine_inter_first", "cosine_intra_first")
 
 
@@ -44,11 +44,14 @@ class CanonConfig:
         "constant", "acc_inter_first", "acc_intra_first", "cosine_inter_first", "cosine_intra_first"
     ] = field(
         default="constant",
-        metadata={"help": "CANON: how the weight moves: not, with the accuracy, or by a cosine with restarts."},
+        metadata={
+            "help": "CANON: how the weight moves: not, with the accuracy, or by a cosine with restarts over generation "
+            "batches."
+        },
     )
     canon_accuracy: str | None = field(
         default=None,
-        metadata={"help": "CANON: reward function whose mean the `acc` schedules follow. None: the reward itself."},
+        metadata={"help": "CANON: reward function whose mean the `acc` schedules follow. None: the only one."},
     )
 
 
@@ -76,13 +79,13 @@ def canon_advantages(rewards: Tensor, low: Tensor, high: Tensor, mu: float, alph
     return torch.where(paired, mu * inter + (1 - mu) * intra, 0.0)
 
 
-def cosine_mu(step: int, intra_first: bool) -> float:
-    """Weight of inter after `step` optimizer steps: a linear warm-up, then a falling cosine in each cycle."""
-    wave = 0.5 * (1 + math.cos(math.pi * ((step - WARM_UP) % CYCLE) / CYCLE))
-    rise = (step + 1) / WARM_UP
+def cosine_mu(batch: int, intra_first: bool) -> float:
+    """Weight of inter after `batch` generation batches: a linear warm-up, then a falling cosine in each cycle."""
+    wave = 0.5 * (1 + math.cos(math.pi * ((batch - WARM_UP) % CYCLE) / CYCLE))
+    rise = (batch + 1) / WARM_UP
     if intra_first:
-        return 1 - INTRA_PEAK * (rise if step < WARM_UP else wave)
-    return rise if step < WARM_UP else (1 - INTRA_PEAK) + INTRA_PEAK * wave
+        return 1 - INTRA_PEAK * (rise if batch < WARM_UP else wave)
+    return rise if batch < WARM_UP else (1 - INTRA_PEAK) + INTRA_PEAK * wave
 
 
 class Canon(Method):
@@ -93,7 +96,7 @@ class Canon(Method):
     μ = 0.5 and halves of one size give R - mean R. Entropies are those of the policy that generated, over all tokens
     that it wrote, also of completions that the loss leaves out. Departs from the released code: α acts under every
     schedule, and a group of one gets 0. The `acc` schedules set μ = 1 - accuracy of the batch (inter first) or
-    accuracy.
+    accuracy, as the reward function gave it before another method has shaped it.
     """
 
     name = "canon"
@@ -121,19 +124,32 @@ class Canon(Method):
         self.accuracy = name_or_none(config, "canon_accuracy")
 
     def check(self, config) -> list[str]:
+        warnings = []
+        if config.multi_objective_aggregation != "sum_then_normalize":
+            warnings.append(
+                f"Method 'canon' compares weighted sums of rewards: `multi_objective_aggregation` "
+                f"{config.multi_objective_aggregation!r} does nothing."
+            )
         if config.num_generations % 2 == 0:
-            return []
+            return warnings
         return [
+            *warnings,
             f"Method 'canon' halves a group, but `num_generations` is {config.num_generations}: the halves are not of one "
-            "size, and `canon_mu: 0.5` is not the difference from the mean of the group."
+            "size, and `canon_mu: 0.5` is not the difference from the mean of the group.",
         ]
+
+    def check_rewards(self, names: list[str]) -> None:
+        if self.accuracy is not None or self.schedule.startswith("acc"):
+            self.accuracy = one_reward(self.accuracy, "canon_accuracy", names)
 
     def weight(self, rollouts: Rollouts) -> float:
         if self.schedule == "constant":
             return self.mu
         if self.schedule.startswith("cosine"):
-            return cosine_mu(rollouts.step, self.schedule == "cosine_intra_first")
-        accuracy = rollouts.world.gather(rollouts.reward_of(self.accuracy, "canon_accuracy")).double().nanmean().item()
+            return cosine_mu(rollouts.batch, self.schedule == "cosine_intra_first")
+        accuracy = rollouts.world.gather(rollouts.reward_columns[self.accuracy]).double().nanmean().item()
+        if math.isnan(accuracy):  # without a reward there is no advantage to weigh
+            return self.mu
         if not 0 <= accuracy <= 1:
             raise ValueError(
                 f"`canon_accuracy` must name a reward function with a mean in [0, 1] for `canon_mu_schedule` "
@@ -151,7 +167,8 @@ class Canon(Method):
         low, high = halves(metric, ~rewards.isnan())
         self._mu, known = self.weight(rollouts), rewards.nan_to_num()
         found = canon_advantages(known, low, high, self._mu, self.alpha, self.by_entropy)
-        self._gap = group_mean(known, high) - group_mean(known, low)
+        gap = group_mean(known, high) - group_mean(known, low)
+        self._gap = gap.masked_fill(~(low.any(1, keepdim=True) & high.any(1, keepdim=True)), torch.nan)
         own = rollouts.world.own(found.flatten(), len(rollouts.mask))
         return own.unsqueeze(1).expand(rollouts.mask.shape).to(rollouts.advantages.dtype)
 

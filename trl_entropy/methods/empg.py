@@ -18,6 +18,7 @@ from torch import Tensor
 from ..functional import masked_max, masked_mean
 from ..tokens import SINGLE_PROCESS, Collectives, Rollouts
 from .base import Method, Paper, checked, flag, non_negative
+from .pieces import Pieces
 
 
 @dataclass
@@ -94,7 +95,7 @@ class Empg(Method):
 
     Entropies are those of the policy that generated; the extremes and means run over the generation batch of all
     processes and over steps, not tokens. One circulating port takes them over single tokens, padding included; we
-    follow the equations. `empg_splitter` and `empg_skip_uniform` are extensions.
+    follow the equations. Completions that no reward function scored are left out of them and get 0. `empg_splitter` and `empg_skip_uniform` are extensions.
     """
 
     name = "empg"
@@ -120,32 +121,31 @@ class Empg(Method):
             config, "empg_splitter", lambda value: value is None or (isinstance(value, str) and value != ""), "a text"
         )
         self.skip_uniform = flag(config, "empg_skip_uniform")
-        self._pieces: dict[int, str] = {}
 
     def setup(self, decode):
-        self._decode = decode
+        self._pieces = Pieces(decode)
 
     def _breaks(self, rollouts: Rollouts) -> Tensor:
         """(B, T) bool: tokens with which a step ends although the policy writes on."""
         breaks = torch.zeros_like(rollouts.mask)
         if self.splitter is None:
             return breaks
-        for row, ids in enumerate(rollouts.completion_ids.tolist()):
-            for token in ids:
-                if token not in self._pieces:
-                    self._pieces[token] = self._decode([token])
-            breaks[row, ends_of([self._pieces[token] for token in ids], self.splitter)] = True
+        for row, (ids, kept) in enumerate(zip(rollouts.completion_ids.tolist(), rollouts.mask.tolist(), strict=True)):
+            breaks[row, ends_of(self._pieces(ids, kept), self.splitter)] = True
         return breaks
 
     def group_advantages(self, rollouts: Rollouts) -> Tensor:
         mask = rollouts.mask
+        if rollouts.rewards is not None:  # what no reward function has scored is no evidence
+            mask = mask & ~rollouts.rewards.isnan().unsqueeze(1)
         index = step_index(mask, self._breaks(rollouts))
         steps = int(index.max()) + 2  # one more, so that every step has a next one
         entropy, valid = step_means(rollouts.entropy, mask, index, steps)
         advantages, _ = step_means(rollouts.advantages, mask, index, steps)
         factor, bonus, mean = modulated(advantages, entropy, valid, self.k, self.k_future, self.zeta, rollouts.world)
-        self._steps, self._factor, self._entropy = valid.sum(1), factor.gather(1, index), entropy.masked_select(valid)
-        found = rollouts.advantages * self._factor + bonus.gather(1, index) - mean
+        factor = factor.gather(1, index).masked_fill(~mask, torch.nan)
+        self._steps, self._factor, self._entropy = valid.sum(1), factor, entropy.masked_select(valid)
+        found = rollouts.advantages * factor + bonus.gather(1, index) - mean
         found = found.masked_fill(~mask, 0).to(rollouts.advantages.dtype)
         return found.masked_fill(rollouts.uniform_groups().unsqueeze(1), 0) if self.skip_uniform else found
 

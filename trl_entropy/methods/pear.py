@@ -10,12 +10,14 @@ How it departs from GRPO:
 """
 
 import math
+import warnings
 from dataclasses import dataclass, field
 
 import torch
 
 from ..tokens import Rollouts
 from .base import Method, Paper, checked, name_or_none
+from .pieces import Pieces
 
 
 PROMPT_TAIL = 16  # tokens of the prompt's end in which a template may have closed the phase of thinking already
@@ -124,25 +126,33 @@ class Pear(Method):
         self.tag = checked(config, "pear_think_end", lambda value: isinstance(value, str) and value != "", "a text")
         self.shaped_reward = name_or_none(config, "pear_reward")
         self._found: dict[str, list[float]] = {}
-        self._pieces: dict[int, str] = {}
+        self._warned = False
 
     def check(self, config) -> list[str]:
-        if config.scale_rewards == "none":
+        whitens = config.multi_objective_aggregation == "normalize_then_sum"  # whatever `scale_rewards` says
+        if config.scale_rewards == "none" and not whitens:
             return []
+        setting = "multi_objective_aggregation" if whitens else "scale_rewards"
         return [
-            f"With `scale_rewards` {config.scale_rewards!r}, method 'pear' turns entropy differences of 0.001 nats into "
+            f"With `{setting}` {getattr(config, setting)!r}, method 'pear' turns entropy differences of 0.001 nats into "
             "advantages of order 1 where all completions are right, which is less than the noise of bfloat16. "
-            "`scale_rewards: none` leaves them as small as they are."
+            "`scale_rewards: none` with `sum_then_normalize` leaves them as small as they are."
         ]
 
     def setup(self, decode):
-        self._decode = decode
+        self._decode, self._pieces = decode, Pieces(decode)
 
-    def _span(self, ids: list[int]) -> tuple[int, int] | None:
-        for token in ids:
-            if token not in self._pieces:
-                self._pieces[token] = self._decode([token])
-        return tag_span([self._pieces[token] for token in ids], self.tag)
+    def _closes(self, prompt: list[int]) -> bool:
+        """Whether a prompt ends in the tag."""
+        closes = self._decode(list(prompt[-PROMPT_TAIL:])).rstrip().endswith(self.tag)
+        if closes and not self._warned:
+            warnings.warn(
+                f"A prompt ends in `pear_think_end` ({self.tag!r}): method 'pear' takes the whole completion as an answer "
+                "and penalises nothing there.",
+                stacklevel=2,
+            )
+            self._warned = True
+        return closes
 
     def reward(self, rewards, prompt_ids, completion_ids, token_entropies, token_mask, **columns):
         found = {"think_entropy": [], "answer_entropy": [], "penalty": [], "accuracy": [], "below_format_fraction": []}
@@ -150,8 +160,8 @@ class Pear(Method):
         for given, prompt, ids, values, kept in zip(
             rewards, prompt_ids, completion_ids, token_entropies, token_mask, strict=True
         ):
-            closed = self._decode(list(prompt[-PROMPT_TAIL:])).rstrip().endswith(self.tag)
-            span = (0, 0) if closed else self._span(ids)
+            closed = self._closes(prompt)
+            span = (0, 0) if closed else tag_span(self._pieces(ids, kept), self.tag)
             think, answer = phase_entropies(values, kept, span)
             penalty = 0.0 if closed else pear_penalty(think, answer, self.alpha)
             right = given >= 0.5
