@@ -271,19 +271,26 @@ def test_policy_loss_is_over_all_tokens(make):
 
 
 def test_loss_of_gkd_is_a_mean_over_the_kept_tokens_of_the_update(make):
-    """Rows of 1 to 6 tokens, half of each kept and one at least, in two micro-batches of an update."""
-    trainer = make("GKD", gradient_accumulation_steps=2, max_steps=1)
+    """Rows of 1 to 6 tokens, half of each kept and one at least, in two micro-batches of an update.
+
+    What is counted does not depend on the mode that loading or an evaluation leaves the model in.
+    """
+    settings = dict(gradient_accumulation_steps=2, eval_strategy="steps", eval_steps=1)
+    trainer = make("GKD", model=build_model().eval(), **settings)
     counted, kept, compute = [], [], trainer.compute_loss
 
     def spy(model, inputs, return_outputs=False, num_items_in_batch=None):
-        counted.append(int(num_items_in_batch))
         labels = inputs["labels"][:, 1:] != -100
-        kept.extend(max(1, int(row) // 2) for row in labels.sum(1))
+        if model.training:
+            counted.append(int(num_items_in_batch))
+            kept.append(sum(max(1, int(row) // 2) for row in labels.sum(1)))
+        else:
+            assert num_items_in_batch is None or num_items_in_batch == labels.sum()
         return compute(model, inputs, return_outputs, num_items_in_batch)
 
     trainer.compute_loss = spy
     trainer.train()
-    assert len(kept) == 8 and counted == [sum(kept)] * 2
+    assert len(kept) == 4 and counted == [kept[0] + kept[1]] * 2 + [kept[2] + kept[3]] * 2
 
 
 @pytest.mark.parametrize("name", STOCK)
@@ -479,7 +486,8 @@ def test_items_of_an_update_are_counted_from_labels_before_generation():
     from transformers import Trainer
 
     assert list(inspect.signature(Trainer._get_num_items_in_batch).parameters) == ["self", "batch_samples", "device"]
-    assert "_get_num_items_in_batch" in inspect.getsource(Trainer.get_batch_samples)
+    assert list(inspect.signature(Trainer.get_batch_samples).parameters)[1:] == ["epoch_iterator", "num_batches", "device"]
+    assert "get_batch_samples" not in inspect.getsource(Trainer.evaluation_loop)
 
 
 @pytest.mark.parametrize("name", ["SDFT", "SDPO"])

@@ -8,6 +8,7 @@ logits of both models themselves are computed for every token, as in TRL. The lo
 
 import inspect
 import math
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import Any
 
@@ -97,10 +98,13 @@ class EntropyGKDTrainer(ChoosesTokens, GKDTrainer):
             student_logits, teacher_logits, labels=labels, temperature=temperature, **keywords
         )
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | int | None:
-        if self._choosing:
-            batch_samples = [{**batch, "labels": self._as_many_as_kept(batch["labels"])} for batch in batch_samples]
-        return super()._get_num_items_in_batch(batch_samples, device)
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """Only training calls it, and before it sets the mode of the model."""
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self._tip.selects:
+            kept = [{**batch, "labels": self._as_many_as_kept(batch["labels"])} for batch in batches]
+            count = self._get_num_items_in_batch(kept, device)
+        return batches, count
 
     def _as_many_as_kept(self, labels: Tensor) -> Tensor:
         """(B, T) labels with as many of them left in each row as TIP keeps: how many follows from their number alone."""
