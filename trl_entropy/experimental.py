@@ -104,6 +104,7 @@ class EntropyGKDTrainer(ChoosesTokens, GKDTrainer):
         if self._tip.selects:
             kept = [{**batch, "labels": self._as_many_as_kept(batch["labels"])} for batch in batches]
             count = self._get_num_items_in_batch(kept, device)
+            count = count if count is None else count.clamp(min=1)  # nothing kept is a loss of zero
         return batches, count
 
     def _as_many_as_kept(self, labels: Tensor) -> Tensor:
@@ -125,11 +126,15 @@ class ChoosesTokensOfItself(ChoosesTokens):
         # The logits are at the sampling temperature already.
         keep = self._choose(found.student_logits, found.teacher_logits, found.loss_mask.bool(), 1.0)
         positions, real = compact(keep)
-        kept = replace(found, **{item.name: rows_at(getattr(found, item.name), positions) for item in fields(found)})
-        kept = replace(kept, loss_mask=real.to(found.loss_mask.dtype))
+        kept = {item.name: rows_at(getattr(found, item.name), positions) for item in fields(found)}
         if inputs.get("old_per_token_logps") is not None:
             inputs = {**inputs, "old_per_token_logps": rows_at(inputs["old_per_token_logps"], positions)}
-        return super()._compute_self_distillation_loss(model, inputs, kept)
+        real = real if positions.size(1) else torch.ones_like(keep[:, :1])
+        loss = super()._compute_self_distillation_loss(
+            model, inputs, replace(found, **{**kept, "loss_mask": real.to(found.loss_mask.dtype)})
+        )
+        # Where nothing is kept, the loss is of rows of zeros: with an empty mask TRL leaves before a collective
+        return loss if positions.size(1) else loss * 0
 
 
 class EntropySDFTTrainer(ChoosesTokensOfItself, SDFTTrainer):
