@@ -248,6 +248,26 @@ def test_tokens_that_are_not_finite_leave_no_trace(rule):
     assert selection_metrics(kernel.tokens, kernel.keep)["nonfinite_tokens"] == 1
 
 
+@pytest.mark.parametrize("rule", ["entropy", "entropy_sample", "random"])
+def test_kept_tokens_whose_teacher_is_not_finite_leave_no_trace(rule):
+    """Where the teacher's head runs on kept tokens alone. The normaliser, of lengths, is the same in both ways."""
+    torch.manual_seed(0)
+    hidden, teacher = torch.randn(6, 5, requires_grad=True), torch.randn(6, 4)
+    weight, teacher_weight = torch.randn(30, 5, requires_grad=True), torch.randn(30, 4)
+    tip, kernels = Tip(TipConfig(tip_rule=rule, tip_ratio=0.4)), []
+    for _ in range(2):
+        kernels.append(SelectingKernel(tip, torch.ones(2, 3).bool(), (0, 0, 0), SINGLE_PROCESS, False))
+        loss, entropy = kernels[-1].apply(hidden, weight, None, teacher, teacher_weight, None, 1.0)
+        row = kernels[0].keep[0].nonzero().item()
+        teacher[row] = torch.inf
+    loss.sum().backward()
+    assert kernels[0].keep.sum(1).tolist() == [1, 1] and kernels[1].tokens.divergence is None
+    assert kernels[1].keep[0].tolist() == [False] * 3 and torch.equal(kernels[1].keep[1], kernels[0].keep[1])
+    assert loss.isfinite().all() and loss[row] == 0 < loss.sum() and entropy.isfinite().all()
+    assert weight.grad.isfinite().all() and hidden.grad.isfinite().all() and hidden.grad[row].abs().max() == 0
+    assert selection_metrics(kernels[1].tokens, kernels[1].keep)["nonfinite_tokens"] == 1
+
+
 # The kernel
 
 
