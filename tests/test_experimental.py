@@ -19,6 +19,7 @@ from trl.experimental.sdft.sdft_trainer import DistillationLogits
 
 import trl_entropy
 from trl_entropy.logits_selection import compact, rows_at, token_statistics
+from trl_entropy.methods.tip import NEEDS
 from trl_entropy.states import STATE_FILE, load_states
 from trl_entropy.tokens import Collectives
 
@@ -259,6 +260,23 @@ def test_dropping_rows_is_masking_them(make, name, mode):
     )
     torch.testing.assert_close(found, loss_and_gradients(masked, batch), **FLOAT32)
     assert 0 < chosen[0].sum() < sum(LENGTHS) and found[0] != 0
+
+
+@pytest.mark.parametrize("rule", [rule for rule in NEEDS if rule != "none"])
+def test_quadrants_are_logged_for_each_rule(make, rule):
+    trainer = make("GKD", tip_rule=rule)
+    loss_and_gradients(trainer, make_inputs("GKD"))
+    logged = {key: values for key, (*_, values) in trainer._metrics["train"].items() if key.startswith("tip/")}
+    assert sum(logged[f"tip/q{number}_fraction"] for number in (1, 2, 3, 4)) == pytest.approx(1)
+    assert logged["tip/divergence_kept_mean"] > 0 < logged["tip/divergence_dropped_mean"]
+
+
+@pytest.mark.parametrize("rule", ["entropy", "random", "q3"])
+def test_tokens_whose_teacher_is_not_finite_are_not_kept(make, rule):
+    student, teacher = torch.randn(2, 1, 6, 5, generator=torch.Generator().manual_seed(0))
+    teacher[0, :3] = torch.inf
+    kept = make("GKD", tip_rule=rule)._choose(student, teacher, torch.ones(1, 6).bool(), 1.0)
+    assert kept.tolist() == [[False] * 3 + [True] * 3]
 
 
 def test_policy_loss_is_over_all_tokens(make):

@@ -60,7 +60,8 @@ class ChoosesTokens(SavesStates):
         """(B, T, V), (B, T, V), (B, T) -> (B, T) bool, the tokens to keep. Logs the choice. Every process must call it."""
         step = self.state.global_step
         self._place = (step, self._place[1] + 1 if self._place[0] == step else 0)
-        found = token_statistics(student_logits, teacher_logits, mask, self._tip.needs, temperature)
+        needs = {"divergence", *self._tip.needs}  # the former for the metrics: the teacher's logits are there anyway
+        found = token_statistics(student_logits, teacher_logits, mask, needs, temperature)
         tokens = TipTokens(**found, mask=mask, draw=(self.args.seed, *self._place), world=self._world)
         keep = self._tip.keep(tokens)
         for key, value in reduce_metrics(selection_metrics(tokens, keep), mask, self._world).items():
