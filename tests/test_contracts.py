@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from conftest import EXACT, LOSS_TYPES, loss_and_gradients, make_loss_batch
+from conftest import EXACT, FLOAT32, LOSS_TYPES, loss_and_gradients, make_loss_batch
 from distilling import make_batch
 from transformers import Trainer
 from trl import GRPOTrainer
@@ -271,6 +271,13 @@ def test_divergence_kernel_folds_tiles_into_seven_sums():
         names = list(inspect.signature(fold).parameters)[4:11] if fold is not None else []
         stems = [name.removesuffix("_ptr") for name in names]
         assert stems == ["s_max", "s_sum", "s_x_sum", "t_max", "t_sum", "t_weighted_gap", "s_weighted_gap"]
+
+
+def test_divergence_projects_in_float32():
+    hidden, weight, bias = torch.randn(3, 4).bfloat16(), torch.randn(5, 4).bfloat16(), torch.randn(5)
+    tile = torch.empty(3, 2)
+    chunked_divergence._project(tile, hidden, weight, bias, 1, 3, torch.bfloat16)
+    torch.testing.assert_close(tile, hidden.float() @ weight[1:3].float().t() + bias[1:3], **FLOAT32)
 
 
 def test_divergence_kernel_remembers_what_its_backward_reads():

@@ -164,16 +164,25 @@ def test_lora(make_distiller, rule):
     check_against_reference(trainer, make_batch())
 
 
-def test_both_ways_for_entropies_agree(make_distiller):
-    """The teacher's head on all tokens, for the scatter plot, or on the kept ones."""
-    batch, found = make_batch(), []
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_both_ways_for_entropies_agree(make_distiller, dtype):
+    """The teacher's head on all tokens, for the scatter plot, or on the kept ones: logits are of the same precision."""
+    batch, found, entropies = make_batch(), [], []
+    tolerance = FLOAT32 if dtype == torch.float32 else dict(rtol=2e-2, atol=1e-3)
     for every in (None, 1):
-        trainer = make_distiller(tip_rule="entropy", tip_ratio=0.4, tip_scatter_steps=every)
+        trainer = make_distiller(
+            model=build_model().to(dtype),
+            teacher=build_model(**TEACHER).to(dtype),
+            tip_rule="entropy",
+            tip_ratio=0.4,
+            tip_scatter_steps=every,
+        )
         found.append(loss_and_gradients(trainer, batch))
         logged = trainer._metrics["train"]
         assert ("tip/divergence_kept_mean" in logged) == (every is not None)
-        assert logged["entropy"][0] == pytest.approx(logged["tip/entropy_kept_mean"][0], abs=3)
-    torch.testing.assert_close(*found, **FLOAT32)
+        entropies.append([logged[key][0] for key in ("entropy", "tip/entropy_kept_mean", "tip/entropy_dropped_mean")])
+    torch.testing.assert_close(*found, **tolerance)
+    assert entropies[0] == pytest.approx(entropies[1], rel=1e-5)
 
 
 def test_rollouts_without_a_token(make_distiller):
@@ -246,6 +255,26 @@ def test_tokens_that_are_not_finite_leave_no_trace(rule):
     assert loss.isfinite().all() and loss[1] == 0
     assert weight.grad.isfinite().all() and hidden.grad.isfinite().all() and hidden.grad[1].abs().max() == 0
     assert selection_metrics(kernel.tokens, kernel.keep)["nonfinite_tokens"] == 1
+
+
+@pytest.mark.parametrize("rule", ["entropy", "entropy_sample", "random"])
+def test_kept_tokens_whose_teacher_is_not_finite_leave_no_trace(rule):
+    """Where the teacher's head runs on kept tokens alone. The normaliser, of lengths, is the same in both ways."""
+    torch.manual_seed(0)
+    hidden, teacher = torch.randn(6, 5, requires_grad=True), torch.randn(6, 4)
+    weight, teacher_weight = torch.randn(30, 5, requires_grad=True), torch.randn(30, 4)
+    tip, kernels = Tip(TipConfig(tip_rule=rule, tip_ratio=0.4)), []
+    for _ in range(2):
+        kernels.append(SelectingKernel(tip, torch.ones(2, 3).bool(), (0, 0, 0), SINGLE_PROCESS, False))
+        loss, entropy = kernels[-1].apply(hidden, weight, None, teacher, teacher_weight, None, 1.0)
+        row = kernels[0].keep[0].nonzero().item()
+        teacher[row] = torch.inf
+    loss.sum().backward()
+    assert kernels[0].keep.sum(1).tolist() == [1, 1] and kernels[1].tokens.divergence is None
+    assert kernels[1].keep[0].tolist() == [False] * 3 and torch.equal(kernels[1].keep[1], kernels[0].keep[1])
+    assert loss.isfinite().all() and loss[row] == 0 < loss.sum() and entropy.isfinite().all()
+    assert weight.grad.isfinite().all() and hidden.grad.isfinite().all() and hidden.grad[row].abs().max() == 0
+    assert selection_metrics(kernels[1].tokens, kernels[1].keep)["nonfinite_tokens"] == 1
 
 
 # The kernel

@@ -12,12 +12,14 @@ import torch
 from conftest import EXACT, FLOAT32, VOCABULARY, build_dataset, build_model, build_tokenizer
 from datasets import Dataset
 from distilling import LENGTHS, TEACHER, jsd, kept_by_hand, kl, make_batch
+from processes import run_processes
 from torch.nn.functional import kl_div
 from trl.experimental import gkd, sdft, sdpo
 from trl.experimental.sdft.sdft_trainer import DistillationLogits
 
 import trl_entropy
 from trl_entropy.logits_selection import compact, rows_at, token_statistics
+from trl_entropy.methods.tip import NEEDS
 from trl_entropy.states import STATE_FILE, load_states
 from trl_entropy.tokens import Collectives
 
@@ -260,6 +262,23 @@ def test_dropping_rows_is_masking_them(make, name, mode):
     assert 0 < chosen[0].sum() < sum(LENGTHS) and found[0] != 0
 
 
+@pytest.mark.parametrize("rule", [rule for rule in NEEDS if rule != "none"])
+def test_quadrants_are_logged_for_each_rule(make, rule):
+    trainer = make("GKD", tip_rule=rule)
+    loss_and_gradients(trainer, make_inputs("GKD"))
+    logged = {key: values for key, (*_, values) in trainer._metrics["train"].items() if key.startswith("tip/")}
+    assert sum(logged[f"tip/q{number}_fraction"] for number in (1, 2, 3, 4)) == pytest.approx(1)
+    assert logged["tip/divergence_kept_mean"] > 0 < logged["tip/divergence_dropped_mean"]
+
+
+@pytest.mark.parametrize("rule", ["entropy", "random", "q3"])
+def test_tokens_whose_teacher_is_not_finite_are_not_kept(make, rule):
+    student, teacher = torch.randn(2, 1, 6, 5, generator=torch.Generator().manual_seed(0))
+    teacher[0, :3] = torch.inf
+    kept = make("GKD", tip_rule=rule)._choose(student, teacher, torch.ones(1, 6).bool(), 1.0)
+    assert kept.tolist() == [[False] * 3 + [True] * 3]
+
+
 def test_policy_loss_is_over_all_tokens(make):
     """At weight w the loss is (1 - w) times TRL's policy loss and w times the distillation loss over kept tokens."""
     batch = make_inputs("SDPO")
@@ -271,48 +290,96 @@ def test_policy_loss_is_over_all_tokens(make):
 
 
 def test_loss_of_gkd_is_a_mean_over_the_kept_tokens_of_the_update(make):
-    """Rows of 1 to 6 tokens, half of each kept and one at least, in two micro-batches of an update."""
-    trainer = make("GKD", gradient_accumulation_steps=2, max_steps=1)
+    """Rows of 1 to 6 tokens, half of each kept and one at least, in two micro-batches of an update.
+
+    What is counted does not depend on the mode that loading or an evaluation leaves the model in.
+    """
+    settings = dict(gradient_accumulation_steps=2, eval_strategy="steps", eval_steps=1)
+    trainer = make("GKD", model=build_model().eval(), **settings)
     counted, kept, compute = [], [], trainer.compute_loss
 
     def spy(model, inputs, return_outputs=False, num_items_in_batch=None):
-        counted.append(int(num_items_in_batch))
         labels = inputs["labels"][:, 1:] != -100
-        kept.extend(max(1, int(row) // 2) for row in labels.sum(1))
+        if model.training:
+            counted.append(int(num_items_in_batch))
+            kept.append(sum(max(1, int(row) // 2) for row in labels.sum(1)))
+        else:
+            assert num_items_in_batch is None or num_items_in_batch == labels.sum()
         return compute(model, inputs, return_outputs, num_items_in_batch)
 
     trainer.compute_loss = spy
     trainer.train()
-    assert len(kept) == 8 and counted == [sum(kept)] * 2
+    assert len(kept) == 4 and counted == [kept[0] + kept[1]] * 2 + [kept[2] + kept[3]] * 2
 
 
+@pytest.mark.parametrize("settings", [dict(), dict(tip_ratio=0.1, tip_min_tokens=0)], ids=["none there", "none kept"])
 @pytest.mark.parametrize("name", STOCK)
-def test_batches_without_a_token(make, name):
+def test_batches_without_a_token(make, name, settings):
     """They have no gradient, and a process that got one enters every collective that the others enter."""
     batch, trainer, calls = make_inputs(name), make(name, tip_scope="global"), []
-    trainer._world = Collectives(*(lambda x, call=call: calls.append(call) or x for call in ("sum", "gather")))
-    assert loss_and_gradients(trainer, batch)[0] != 0
-    entered = calls[:]
-    calls.clear()
-    key, nothing = ("labels", -100) if name == "GKD" else ("completion_mask", 0)
-    loss, gradients = loss_and_gradients(trainer, {**batch, key: torch.full_like(batch[key], nothing)})
-    assert loss == 0 and all((gradient == 0).all() for gradient in gradients.values())
-    assert calls == entered and {"sum", "gather"} <= set(entered)
+
+    def recorded(trainer, batch):
+        calls.clear()
+        trainer._world = Collectives(*(lambda x, call=call: calls.append(call) or x for call in ("sum", "gather")))
+        trainer.accelerator.gather = lambda x: calls.append("metric") or x
+        return *loss_and_gradients(trainer, batch), calls[:]
+
+    *_, entered = recorded(trainer, batch)
+    assert {"sum", "gather"} <= set(entered) and ("metric" in entered) == (name != "GKD")
+    if settings:
+        trainer = make(name, tip_scope="global", **settings)
+    else:
+        key, nothing = ("labels", -100) if name == "GKD" else ("completion_mask", 0)
+        batch = {**batch, key: torch.full_like(batch[key], nothing)}
+    loss, gradients, found = recorded(trainer, batch)
+    assert loss == 0 and gradients and all((gradient == 0).all() for gradient in gradients.values())
+    assert found == entered
 
 
-def test_tokens_that_are_not_finite_leave_no_trace(make):
+@pytest.mark.parametrize("mode", ["full_logits", "topk_logits", "sampled_token"])
+def test_nothing_kept_is_a_loss_of_zero_in_each_mode(make, mode):
+    alpha = 1.0 if mode == "sampled_token" else 0.5
+    settings = dict(distillation_mode=mode, distillation_alpha=alpha, tip_ratio=0.1, tip_min_tokens=0)
+    settings |= dict(distillation_topk=5, distillation_add_tail=True) if mode == "topk_logits" else {}
+    trainer, batch = make("SDFT", **settings), make_inputs("SDFT")
+    batch["old_per_token_logps"] = torch.linspace(-4, -2, 24).view(4, 6)
+    loss, gradients = loss_and_gradients(trainer, batch)
+    assert loss == 0 and gradients and all((gradient == 0).all() for gradient in gradients.values())
+    assert trainer._metrics["train"]["self_distillation/distillation_loss"] == [pytest.approx(0, abs=1e-6)]
+
+
+def test_updates_of_gkd_that_keep_nothing(make):
+    trainer = make("GKD", tip_ratio=0.1, tip_min_tokens=0, max_steps=1, logging_nan_inf_filter=False)
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == 0 == trainer.state.log_history[0]["grad_norm"]
+
+
+@pytest.mark.slow
+def test_a_process_that_keeps_nothing_does_not_hold_up_the_others(tmp_path):
+    run_processes("self_distillation_processes.py", 2, tmp_path)
+    for name in ("SDFT", "SDPO"):
+        first, other = (torch.load(tmp_path / f"{name}{rank}.pt", weights_only=False) for rank in range(2))
+        torch.testing.assert_close(first["weights"], other["weights"], **EXACT)
+        assert first["rows"] == other["rows"] and len(first["rows"]) == 2
+        assert first["kept"] > 0 == other["kept"] and all(row["loss"] > 0 for row in first["rows"])
+
+
+@pytest.mark.parametrize("broken_tokens", [[7], range(24)], ids=["one", "all"])
+def test_tokens_that_are_not_finite_leave_no_trace(make, broken_tokens):
     """A row whose statistics are not finite is neither kept nor a place holder for shorter rows."""
     trainer, batch = make("SDFT"), make_inputs("SDFT")
     forward = trainer._forward_logits
 
     def broken(*arguments, **keywords):
-        logits = forward(*arguments, **keywords)
-        return logits.masked_fill(torch.arange(24).view(4, 6, 1) == 7, torch.inf)  # the second token of the second row
+        logits = forward(*arguments, **keywords)  # 7: the second token of the second row
+        return logits.masked_fill(
+            torch.isin(torch.arange(24), torch.tensor([*broken_tokens])).view(4, 6, 1), torch.inf
+        )
 
     trainer._forward_logits = broken
     loss, gradients = loss_and_gradients(trainer, batch)
     assert loss.isfinite() and all(gradient.isfinite().all() for gradient in gradients.values())
-    assert trainer._metrics["train"]["tip/nonfinite_tokens"] == [1]
+    assert trainer._metrics["train"]["tip/nonfinite_tokens"] == [1 if len(broken_tokens) == 1 else sum(LENGTHS)]
 
 
 def test_lora_with_the_base_model_as_teacher(make):
@@ -347,8 +414,9 @@ def test_compact_by_hand():
     assert real.tolist() == [[True, True], [True, False], [False, False]]
     values = torch.arange(24).view(3, 4, 2)
     assert rows_at(values, positions)[:2].tolist() == [[[2, 3], [6, 7]], [[12, 13], [12, 13]]]
-    positions, real = compact(torch.zeros(2, 3).bool())
-    assert positions.shape == real.shape == (2, 0)
+    positions, real = compact(torch.zeros(3, 4).bool())
+    assert positions.shape == real.shape == (3, 0)
+    assert rows_at(values, positions).tolist() == [[[0, 0]]] * 3
 
 
 def saved_bytes(compute):
@@ -479,7 +547,12 @@ def test_items_of_an_update_are_counted_from_labels_before_generation():
     from transformers import Trainer
 
     assert list(inspect.signature(Trainer._get_num_items_in_batch).parameters) == ["self", "batch_samples", "device"]
-    assert "_get_num_items_in_batch" in inspect.getsource(Trainer.get_batch_samples)
+    assert list(inspect.signature(Trainer.get_batch_samples).parameters)[1:] == [
+        "epoch_iterator",
+        "num_batches",
+        "device",
+    ]
+    assert "get_batch_samples" not in inspect.getsource(Trainer.evaluation_loop)
 
 
 @pytest.mark.parametrize("name", ["SDFT", "SDPO"])

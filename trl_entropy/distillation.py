@@ -7,6 +7,7 @@ takes a mean. While it runs, that function is one whose kernel leaves tokens out
 right after generation, since how many tokens are kept depends on their number alone.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -77,13 +78,21 @@ class SelectingKernel:
         return found.loss.masked_fill(~self.keep[valid], 0), found.entropy
 
     def _entropy_first(self, head: Head, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """A sweep of the student's head for the entropies, then both heads on the kept rows alone."""
+        """A sweep of the student's head for the entropies, then both heads on the kept rows alone.
+
+        A kept token that turns out not to be finite is dropped, too; none takes its place.
+        """
         counted = self.mask[valid]
         entropy = student_entropy(head, counted.nonzero().squeeze(1))
         entropies = torch.zeros(self.mask.shape, dtype=entropy.dtype, device=entropy.device)
         self._choose(entropies.masked_scatter(self.mask, entropy))
         rows = self.keep[valid].nonzero().squeeze(1)
-        kept = divergences(head.at(rows), live_rows=False).loss
+        found = divergences(head.at(rows), live_rows=True)
+        finite = torch.stack([x.detach() for x in found]).isfinite().all(0)
+        broken = self.keep.masked_scatter(self.keep, ~finite)
+        self.keep = self.keep & ~broken
+        self.tokens = replace(self.tokens, entropy=self.tokens.entropy.masked_fill(broken, torch.nan))
+        kept = found.loss.masked_fill(~finite, 0)
         loss = torch.zeros(len(counted), dtype=kept.dtype, device=kept.device).index_copy(0, rows, kept)
         return loss, loss.detach().masked_fill(counted, 0).masked_scatter(counted, entropy)
 

@@ -135,9 +135,12 @@ def divergences(head: Head, live_rows: bool) -> Divergences:
 
 @torch.no_grad()
 def student_entropy(head: Head, rows: Tensor) -> Tensor:
-    """(R,) entropies in nats of the student at some rows (R,): one sweep of its head, none of the teacher's."""
+    """(R,) entropies in nats of the student at some rows (R,): one sweep of its head, none of the teacher's.
+
+    Of logits that are not rounded to a narrow dtype, as TRL's are not.
+    """
     hidden = head.student_hidden.index_select(0, rows)
-    spec = HeadSpec(logit_scale=head.student_logit_scale, softcap=head.student_softcap, temperature=head.temperature)
+    spec = HeadSpec(head.student_logit_scale, head.student_softcap, head.temperature, wide_logits=True)
     weight, bias = head.student_weight, head.student_bias
     with maybe_gather_lm_head_ctx(weight, bias):
         return token_statistics(hidden, weight, bias, torch.zeros_like(rows), spec).entropy

@@ -8,6 +8,7 @@ logits of both models themselves are computed for every token, as in TRL. The lo
 
 import inspect
 import math
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import Any
 
@@ -59,7 +60,8 @@ class ChoosesTokens(SavesStates):
         """(B, T, V), (B, T, V), (B, T) -> (B, T) bool, the tokens to keep. Logs the choice. Every process must call it."""
         step = self.state.global_step
         self._place = (step, self._place[1] + 1 if self._place[0] == step else 0)
-        found = token_statistics(student_logits, teacher_logits, mask, self._tip.needs, temperature)
+        needs = {"divergence", *self._tip.needs}  # the former for the metrics: the teacher's logits are there anyway
+        found = token_statistics(student_logits, teacher_logits, mask, needs, temperature)
         tokens = TipTokens(**found, mask=mask, draw=(self.args.seed, *self._place), world=self._world)
         keep = self._tip.keep(tokens)
         for key, value in reduce_metrics(selection_metrics(tokens, keep), mask, self._world).items():
@@ -97,10 +99,14 @@ class EntropyGKDTrainer(ChoosesTokens, GKDTrainer):
             student_logits, teacher_logits, labels=labels, temperature=temperature, **keywords
         )
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | int | None:
-        if self._choosing:
-            batch_samples = [{**batch, "labels": self._as_many_as_kept(batch["labels"])} for batch in batch_samples]
-        return super()._get_num_items_in_batch(batch_samples, device)
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """Only training calls it, and before it sets the mode of the model."""
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self._tip.selects:
+            kept = [{**batch, "labels": self._as_many_as_kept(batch["labels"])} for batch in batches]
+            count = self._get_num_items_in_batch(kept, device)
+            count = count if count is None else count.clamp(min=1)  # nothing kept is a loss of zero
+        return batches, count
 
     def _as_many_as_kept(self, labels: Tensor) -> Tensor:
         """(B, T) labels with as many of them left in each row as TIP keeps: how many follows from their number alone."""
@@ -121,11 +127,15 @@ class ChoosesTokensOfItself(ChoosesTokens):
         # The logits are at the sampling temperature already.
         keep = self._choose(found.student_logits, found.teacher_logits, found.loss_mask.bool(), 1.0)
         positions, real = compact(keep)
-        kept = replace(found, **{item.name: rows_at(getattr(found, item.name), positions) for item in fields(found)})
-        kept = replace(kept, loss_mask=real.to(found.loss_mask.dtype))
+        kept = {item.name: rows_at(getattr(found, item.name), positions) for item in fields(found)}
         if inputs.get("old_per_token_logps") is not None:
             inputs = {**inputs, "old_per_token_logps": rows_at(inputs["old_per_token_logps"], positions)}
-        return super()._compute_self_distillation_loss(model, inputs, kept)
+        real = real if positions.size(1) else torch.ones_like(keep[:, :1])
+        loss = super()._compute_self_distillation_loss(
+            model, inputs, replace(found, **{**kept, "loss_mask": real.to(found.loss_mask.dtype)})
+        )
+        # Where nothing is kept, the loss is of rows of zeros: with an empty mask TRL leaves before a collective
+        return loss if positions.size(1) else loss * 0
 
 
 class EntropySDFTTrainer(ChoosesTokensOfItself, SDFTTrainer):

@@ -50,5 +50,6 @@ def compact(keep: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rows_at(values: Tensor, positions: Tensor) -> Tensor:
-    """(B, T, ...), (B, K) -> (B, K, ...)."""
-    return values[torch.arange(len(values), device=values.device).unsqueeze(1), positions]
+    """(B, T, ...), (B, K) -> (B, K, ...); (B, 1, ...) of zeros, a constant function of the values, where K = 0."""
+    found = values[torch.arange(len(values), device=values.device).unsqueeze(1), positions]
+    return found if positions.size(1) else torch.cat([found, torch.zeros_like(values[:, :1])], 1)

@@ -127,6 +127,16 @@ def test_ties_go_to_the_earlier_token():
     assert tip().scores(tokens).abs().max() == 0  # both axes are 0 where all values are equal
 
 
+def test_negative_entropies_are_none():
+    """As rounding leaves them: the tokens are equal, and no range begins below 0."""
+    tokens = make_tokens([[-2e-5, 0.0, -4e-5, -1e-5]])
+    for rule in ("entropy", "soft_or"):
+        assert indices(tip(rule=rule).keep(tokens), tokens) == [0, 1]
+    running = tip(scope="ema")
+    running.keep(tokens)
+    assert running.ranges["entropy"] == [0, 0]
+
+
 def test_ties_of_bf16():
     """Rows of bf16 logits tie exactly; the order of a longer row stays stable too."""
     entropy = torch.rand(1, 500, generator=torch.Generator().manual_seed(0)).bfloat16()

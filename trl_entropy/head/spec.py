@@ -33,6 +33,7 @@ class HeadSpec:
         top_p: also the entropy of the nucleus that holds this mass.
         include_crossing: whether the token that crosses `top_p` belongs to the nucleus.
         live_rows: leave rows without gradient out of the backward.
+        wide_logits: sums of products in float32 are not rounded to a narrower dtype, as in TRL's divergence.
         vocab_tile, token_tile: the largest tile of logits that exists at any time.
     """
 
@@ -44,6 +45,7 @@ class HeadSpec:
     top_p: float | None = None
     include_crossing: bool = False
     live_rows: bool = True
+    wide_logits: bool = False
     vocab_tile: int = 32768
     token_tile: int = 4096
 

@@ -7,6 +7,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from trl.kernels.chunked_divergence import _project
 from trl.kernels.chunked_logprob import _addmm_fp32, _use_triton
 
 from ..functional import accumulator_dtype
@@ -28,7 +29,8 @@ class Projection:
         self.weight, self.bias, self.dtype, self.spec = weight, bias, dtype, spec
         self.backend = backend_for(weight.device, dtype)
         rows = max((part.stop - part.start for part in slices), default=0)
-        self._buffer = weight.new_empty((rows, min(spec.vocab_tile, len(weight))), dtype=dtype)
+        tile_dtype = accumulator_of(dtype) if spec.wide_logits else dtype
+        self._buffer = weight.new_empty((rows, min(spec.vocab_tile, len(weight))), dtype=tile_dtype)
 
     def tiles(self, hidden: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
         """First token, rows of the weight (w, H) and raw logits (n, w) of one tile of the vocabulary after another."""
@@ -36,9 +38,12 @@ class Projection:
             stop = min(start + self.spec.vocab_tile, len(self.weight))
             columns = self.weight[start:stop].to(self.dtype)
             tile = self._buffer[: len(hidden), : stop - start]
-            torch.mm(hidden, columns.t(), out=tile)
-            if self.bias is not None:
-                tile.add_(self.bias[start:stop].to(self.dtype))
+            if tile.dtype == self.dtype:
+                torch.mm(hidden, columns.t(), out=tile)
+                if self.bias is not None:
+                    tile.add_(self.bias[start:stop].to(self.dtype))
+            else:
+                _project(tile, hidden, self.weight, self.bias, start, stop, self.dtype)
             yield start, columns, tile
 
     def tiles_of(self, hidden: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

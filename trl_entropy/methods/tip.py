@@ -184,18 +184,19 @@ class Tip:
 
     def scores(self, tokens: TipTokens) -> Tensor:
         """(B, T) the rule's score; what it is where a token is not finite means nothing."""
+        entropy = tokens.entropy.clamp(min=0)  # rounding can leave -1e-7, and TRL's sum -4e-5
         if self.rule == "entropy":
-            return tokens.entropy
+            return entropy
         if self.rule == "divergence":
             return tokens.divergence
         if self.rule in ("random", "entropy_sample"):  # the order of such a race is a draw without replacement
-            positive = tokens.entropy.clamp(min=torch.finfo(tokens.entropy.dtype).tiny)
+            positive = entropy.clamp(min=torch.finfo(entropy.dtype).tiny)
             speed = positive.log() if self.rule == "entropy_sample" else 0.0
             return speed - draws(tokens, self.scope != "micro_batch").log()
-        entropy = rescale(tokens.entropy, *self._range("entropy", tokens.entropy, self.entropy_quantile, tokens))
+        entropy = rescale(entropy, *self._range("entropy", entropy, self.entropy_quantile, tokens))
         if self.rule == "q3":
             return tokens.forward_divergence.clamp(min=0) * (1 - entropy)
-        divergence = tokens.divergence.clamp(min=0)  # rounding can leave -1e-7
+        divergence = tokens.divergence.clamp(min=0)
         divergence = rescale(divergence, *self._range("divergence", divergence, self.divergence_quantile, tokens))
         score = soft_or(entropy, divergence)
         return -score if self.rule == "bottom" else score
