@@ -17,7 +17,8 @@ from trl_entropy.report.command import write_report
 from trl_entropy.report.drawing import color_of, draw_panel
 from trl_entropy.report.heat import color_at, colored_text, heat_maps, scale_of
 from trl_entropy.report.panels import Panel, Series, build_panels, paired_changes
-from trl_entropy.report.runs import find_state, labels_of, read_runs
+from trl_entropy.report.runs import labels_of, read_runs
+from trl_entropy.report.samples import pass_at_k_points, tip_scatter, token_logs
 from trl_entropy.report.summary import differing_settings, named_methods, summarize
 
 
@@ -334,10 +335,26 @@ def test_state_is_that_of_the_last_checkpoint_where_it_is_newer(tmp_path):
         write_run(tmp_path / f"checkpoint-{step}", lines_of(entropy=[float(step)]), global_step=step)
     (tmp_path / "checkpoint-best").mkdir()
     assert read_runs([tmp_path])[0].lines[0]["entropy"] == 100
-    write_run(tmp_path, global_step=50)  # of before the run was resumed
-    assert find_state(tmp_path).parent.name == "checkpoint-100"
-    write_run(tmp_path, global_step=100)
-    assert find_state(tmp_path).parent == tmp_path
+    for step, shown in ((50, 100), (None, 100), (100, 1)):  # the first two of before the run was resumed
+        write_run(tmp_path, global_step=step)
+        assert read_runs([tmp_path])[0].lines[0]["entropy"] == shown
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"log_history": [{"step": 1', '{"global_step": 200, "log_history": []}'])
+def test_an_older_state_stands_in_for_one_that_cannot_be_read(tmp_path, caplog, text):
+    for step in (5, 10):
+        write_run(tmp_path / f"checkpoint-{step}", lines_of(entropy=[float(step)]), global_step=step)
+    broken = [tmp_path / "trainer_state.json", tmp_path / "checkpoint-10" / "trainer_state.json"]
+    for path in broken:
+        path.write_text(text)
+    assert read_runs([tmp_path])[0].lines[0]["entropy"] == 5
+    for path, record in zip(broken, caplog.records, strict=True):
+        message = record.getMessage()
+        assert message.startswith(f"{path} must ") and message.count("\n") == 0
+        assert message.endswith(f" The run is shown as {tmp_path / 'checkpoint-5' / 'trainer_state.json'} has it.")
+    (tmp_path / "checkpoint-5" / "trainer_state.json").write_text(text)
+    with pytest.raises(ValueError, match=f"{re.escape(str(broken[0]))} must "):
+        read_runs([tmp_path])
 
 
 def test_labels_are_short_and_tell_runs_apart(tmp_path):
