@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from trl_entropy import cli
 from trl_entropy.report.command import write_report
-from trl_entropy.report.drawing import color_of, draw_panel
+from trl_entropy.report.drawing import color_of, draw_panel, draw_png, draw_svg
 from trl_entropy.report.heat import color_at, colored_text, heat_maps, scale_of
 from trl_entropy.report.panels import Panel, Series, build_panels, paired_changes
 from trl_entropy.report.runs import labels_of, read_runs
@@ -176,6 +176,17 @@ def test_picture(report):
     assert image.startswith(b"\x89PNG") and len(image) > 20_000
     width, height = int.from_bytes(image[16:20], "big"), int.from_bytes(image[20:24], "big")
     assert width == pytest.approx(3 * 4.3 * 110, abs=2) and height == pytest.approx((2 * 2.9 + 0.5) * 110, abs=2)
+
+
+def test_dollar_signs_are_no_formulas(tmp_path):
+    name = r"a$\foo$"
+    panel = Panel(name, [Series(0, [1, 2], [1.0, 2.0], "line", name)])
+    draw_png([panel], [name], tmp_path / "picture.png")
+    assert draw_svg(panel, "panel").count(f">{name}<") == 2
+
+
+def test_each_run_has_a_colour_of_its_own():
+    assert len({color_of(run) for run in range(200)}) == 200
 
 
 def test_table_of_the_terminal(report):
