@@ -2,19 +2,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Model cards: what they say, whom they cite, and what they must not tell."""
 
+import math
 import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import TOGETHER, build_model
 from huggingface_hub import ModelCard
 from transformers.trainer_utils import SchedulerType
 
-from trl_entropy import METHODS, card, card_hooks, provenance
+from trl_entropy import METHODS, card, card_hooks, card_sources, provenance
 from trl_entropy.config import EntropyGRPOConfig
 from trl_entropy.kappa.config import KappaTune
 
@@ -23,6 +26,7 @@ HISTORY = [
     {"step": 1, "entropy": 2.0, "reward": 0.25, "completions/mean_length": 8.0},
     {"step": 2, "entropy": 1.5, "completions/mean_length": float("nan")},
     {"step": 2, "eval_reward": 0.75, "eval_entropy": 1.25},
+    {"step": 3, "entropy": None, "reward": None},  # as the log of transformers has what is not finite
 ]
 
 
@@ -80,7 +84,8 @@ def test_fields_of_a_method_whose_name_begins_alike_are_not_taken():
 
 
 def test_metadata(card_of):
-    facts = dict(license="mit", results={"pass@1": 0.5}, tags="mine", dataset_name="user/problems")
+    results = {"pass@1": np.mean([0.0, 1.0]), "pass@4": torch.tensor(0.75), "solved": np.int64(3), "lost": math.nan}
+    facts = dict(license="mit", results=results, tags="mine", dataset_name="user/problems")
     found = card_of(facts=facts, methods=["clip_cov"])
     data = found.data.to_dict()
     assert data["tags"] == ["generated_from_trainer", "trl", "grpo", "trl-entropy", "clip_cov", "mine"]
@@ -94,10 +99,45 @@ def test_metadata(card_of):
         ("eval", "eval_reward"): 0.75,
         ("eval", "eval_entropy"): 1.25,
         ("test", "pass@1"): 0.5,
+        ("test", "pass@4"): 0.75,
+        ("test", "solved"): 3,
     }
     assert found.data.model_name == "tuned"
     assert "Token entropy went from 2.000 to 1.500 nats in 2 optimizer steps." in found.text
-    assert "| pass@1 | 0.5 |" in found.text
+    assert "| pass@1 | 0.5 |" in found.text and "lost" not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("results", "got"),
+    [
+        ({"note": "hi"}, "'hi' for 'note'"),
+        ({"pass@1": None}, "None for 'pass@1'"),
+        ({"all": np.zeros(2)}, r"array\(\[0., 0.\]\) for 'all'"),
+        ({"all": torch.zeros(2)}, r"tensor\(\[0., 0.\]\) for 'all'"),
+        ([0.5], "list"),
+    ],
+)
+def test_results_must_be_numbers(results, got):
+    with pytest.raises(ValueError, match=f"`results` must map names to numbers, got {got}.$"):
+        card.finite_results(results)
+
+
+def test_code_in_settings_stays_in_its_place(card_of, monkeypatch):
+    monkeypatch.setattr(card_hooks, "command_line", lambda: "python train.py 'a\n```\nb'")
+    splitter = "\n```\n"
+    text = card_of(methods=["empg"], empg_splitter=splitter).text
+    block = text.split("````yaml\n")[1].split("\n````\n")[0]
+    assert yaml.safe_load(block)["empg_splitter"] == splitter
+    assert "\n````bash\npython train.py 'a\n```\nb'\n````\n" in text
+    assert r"| `empg_splitter` | ```` '\n```\n' ```` | `None` |" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [("\n\n", r"`'\n\n'`"), ("", "`''`"), (" a", "`' a'`"), ("a|b c", r"`a\|b c`"), ("a`b", "`` a`b ``"), ([" "], "`[' ']`")],
+)  # fmt: skip
+def test_cell_shows_what_is_in_a_text(value, shown):
+    assert card.cell(value) == shown
 
 
 def test_a_local_base_model_stays_at_home(card_of, tmp_path):
@@ -115,15 +155,34 @@ def test_a_local_base_model_stays_at_home(card_of, tmp_path):
 def test_licence_comes_from_the_base_model(card_of, monkeypatch):
     loaded = ModelCard("---\nlicense: other\nlicense_name: tongyi\nlanguage: en\n---\n")
     monkeypatch.setattr(ModelCard, "load", lambda name, **_: {"Qwen/Some": loaded}[name])
-    card.license_of.cache_clear()
-    assert card.license_of("Qwen/Some") == {"license": "other", "license_name": "tongyi"}
+    card_sources.metadata_of.cache_clear()
+    assert card_sources.license_of("Qwen/Some") == {"license": "other", "license_name": "tongyi"}
 
     def offline(name, **_):
         raise OSError("no network")
 
     monkeypatch.setattr(ModelCard, "load", offline)
-    assert card.license_of("Qwen/Other") == {}
-    card.license_of.cache_clear()
+    assert card_sources.license_of("Qwen/Other") == {}
+    card_sources.metadata_of.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("named", "kept"),
+    [("user/base", "user/base"), (["user/base"], "user/base"), ("user/tuned", None), (None, None), (3, None)],
+)
+def test_a_model_trained_further_in_its_repository_is_not_its_own_base(
+    make_trainer, tmp_path, monkeypatch, named, kept
+):
+    header = yaml.safe_dump({"license": "mit"} | ({"base_model": named} if named else {}))
+    monkeypatch.setattr(card_sources.ModelCard, "load", lambda name, **_: ModelCard(f"---\n{header}---\n"))
+    monkeypatch.setattr(card_hooks, "draw_curve", lambda *_: None)
+    card_sources.metadata_of.cache_clear()
+    trainer = make_trainer(hub_model_id="user/tuned")
+    trainer.model.config._name_or_path = "user/tuned"
+    trainer.create_model_card()
+    card_sources.metadata_of.cache_clear()
+    data = yaml.safe_load((tmp_path / "README.md").read_text().split("---\n")[1])
+    assert (data.get("base_model"), data["license"]) == (kept, "mit")
 
 
 def test_curve_is_drawn_where_there_is_one(card_of, tmp_path, monkeypatch):

@@ -251,6 +251,31 @@ def test_warm_start_is_cached_keyed_and_rebuilt(tmp_path):
     assert model.config.hidden_size == 16 and tokenizer.padding_side == "left"
 
 
+def test_warm_start_asked_for_twice_at_once_is_that_of_the_first(tmp_path, monkeypatch):
+    train, written = train_warm_start, []
+
+    def overtaken(settings, tokenizer):
+        if not written:
+            written.append(None)
+            warm_start(tmp_path, TINY)
+            written.append((tmp_path / "model" / "model.safetensors").stat())
+        return train(settings, tokenizer)
+
+    monkeypatch.setattr("trl_entropy.countdown_model.train_warm_start", overtaken)
+    warm_start(tmp_path, TINY)
+    now = (tmp_path / "model" / "model.safetensors").stat()
+    assert (now.st_ino, now.st_mtime_ns) == (written[1].st_ino, written[1].st_mtime_ns)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "model", "warm_start.json"]
+
+    def interrupted(settings, tokenizer):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trl_entropy.countdown_model.train_warm_start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        warm_start(tmp_path, TINY, rebuild=True)
+    assert warm_start(tmp_path, TINY) == tmp_path / "model"  # which is still whole
+
+
 def test_cached_data_is_a_folder_that_datasets_loads(tmp_path):
     warm_start(tmp_path / "cache", TINY)
     loaded = load_dataset(str(tmp_path / "cache" / "data"), cache_dir=str(tmp_path / "datasets"))

@@ -18,6 +18,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load as load_safetensors
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from trl_entropy import states
 from trl_entropy.states import STATE_FILE
 
 
@@ -158,3 +159,41 @@ def test_completions_with_their_entropies_are_pushed(hub, pushed):
     files = hub.repositories["model", "user/tuned"].files
     table = pandas.read_parquet(io.BytesIO(files["completions/completions_00004.parquet"]))
     assert len(table) == 8 and (table["token_entropy_max"] >= table["token_entropy_mean"]).all()
+
+
+@pytest.mark.slow
+def test_a_model_trained_further_in_its_repository(hub, pushed, tmp_path):
+    """Its card names the base that it had, and nothing is left of the state of methods that are no longer there."""
+    hub.repositories["model", "user/again"].commit("files", hub.repositories["model", "user/tuned"].files)
+    settings = SETTINGS | dict(model_name_or_path="user/again", hub_model_id="user/again", methods=[], max_steps=2)
+    del settings["epo_coef"]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    found = run(hub, tmp_path, "user/again", "grpo", "--config", "recipe.yaml")
+    assert (found["card"]["base_model"], found["card"]["license"]) == ("user/base", "other")
+    assert pushed["state"] and found["state"] == {} and found["refused"] == []
+
+
+def test_states_of_an_earlier_run_are_replaced(make_trainer, tmp_path, monkeypatch):
+    on_hub, asked = [], []
+
+    def download(repository, name, **_):
+        asked.append((repository, name))
+        if repository not in on_hub:
+            raise FileNotFoundError(repository)
+
+    def saved(trainer, name, repository=None):
+        trainer.hub_model_id = repository
+        for _ in range(2):
+            trainer.save_model(tmp_path / name)
+        path = tmp_path / name / STATE_FILE
+        return json.loads(path.read_text()) if path.exists() else None
+
+    monkeypatch.setattr(states, "hf_hub_download", download)
+    stock = make_trainer()
+    assert saved(stock, "new") is None
+    assert set(saved(make_trainer(methods=["siren"]), "new", "user/tuned")) == {"siren"}
+    assert saved(stock, "new") == {} and asked == []
+    assert saved(stock, "pushed", "user/tuned") is None and asked == [("user/tuned", STATE_FILE)]
+    on_hub.append("user/again")
+    del stock._states_on_hub
+    assert saved(stock, "pushed", "user/again") == {}

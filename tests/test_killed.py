@@ -114,7 +114,7 @@ def test_a_checkpoint_that_passes_for_whole_has_the_states(make_trainer, tmp_pat
 
     save, seen = states.save_states, []
     monkeypatch.setattr(
-        states, "save_states", lambda folder, parts: (seen.append(os.listdir(folder)), save(folder, parts))
+        states, "save_states", lambda folder, *parts: (seen.append(os.listdir(folder)), save(folder, *parts))
     )
     make_trainer(methods=["siren"], save_strategy="steps", save_steps=1).train()
     assert len(seen) == 2 and all("trainer_state.json" not in names for names in seen)

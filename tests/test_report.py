@@ -14,10 +14,11 @@ from matplotlib.figure import Figure
 
 from trl_entropy import cli
 from trl_entropy.report.command import write_report
-from trl_entropy.report.drawing import color_of, draw_panel
+from trl_entropy.report.drawing import color_of, draw_panel, draw_png, draw_svg
 from trl_entropy.report.heat import color_at, colored_text, heat_maps, scale_of
 from trl_entropy.report.panels import Panel, Series, build_panels, paired_changes
-from trl_entropy.report.runs import find_state, labels_of, read_runs
+from trl_entropy.report.runs import labels_of, read_runs
+from trl_entropy.report.samples import pass_at_k_points, tip_scatter, token_logs
 from trl_entropy.report.summary import differing_settings, named_methods, summarize
 
 
@@ -177,6 +178,17 @@ def test_picture(report):
     assert width == pytest.approx(3 * 4.3 * 110, abs=2) and height == pytest.approx((2 * 2.9 + 0.5) * 110, abs=2)
 
 
+def test_dollar_signs_are_no_formulas(tmp_path):
+    name = r"a$\foo$"
+    panel = Panel(name, [Series(0, [1, 2], [1.0, 2.0], "line", name)])
+    draw_png([panel], [name], tmp_path / "picture.png")
+    assert draw_svg(panel, "panel").count(f">{name}<") == 2
+
+
+def test_each_run_has_a_colour_of_its_own():
+    assert len({color_of(run) for run in range(200)}) == 200
+
+
 def test_table_of_the_terminal(report):
     header, stock, method, where = report[1].splitlines()
     assert header.split()[:3] == ["run", "methods", "steps"] and method.startswith("<b>method  clip_cov  12")
@@ -218,8 +230,8 @@ def test_no_target(tmp_path):
 def test_pass_at_k_of_the_completions(tmp_path):
     """By hand: of four, one and two right are pass@1 (1/4 + 2/4) / 2 and pass@4 1; none and one, 1/8 and 1/2."""
     folder = tmp_path / "run"
-    logged = {"rewards/shape/mean": [0.5, 0.5], "rewards/right/mean": [0.1, 0.2]}
-    runs = one_run(folder, lines_of(entropy=[1.0, 0.9], **logged))
+    logged = {"rewards/shape/mean": [0.5] * 3, "rewards/right/mean": [0.1, 0.2, 0.3]}
+    runs = one_run(folder, lines_of(entropy=[1.0, 0.9, 0.8], **logged))
     prompts = ["a"] * 4 + ["b"] * 4
     shape = [0.5] * 8
     write_completions(folder, 1, prompts, shape=shape, right=[1.0, 0, 0, 0, 1, 0, 1, 0], mean_entropy=[1.0] * 8)
@@ -233,6 +245,22 @@ def test_pass_at_k_of_the_completions(tmp_path):
     assert "`right`" in panel.about
     row = summarize(runs, [panel])[0]
     assert (row["pass@4"], row["pass@1"]) == ("1.000", "0.500")
+
+
+def test_files_of_an_earlier_run_are_left_out(tmp_path):
+    """Those of steps that this run has not logged; and steps are in the order of their numbers."""
+    logged = {"entropy": 1.0, "rewards/right/mean": 0.5}
+    steps = [90_000, 100_000, 110_000]
+    runs = one_run(tmp_path, [{"step": step, **logged} for step in steps])
+    for step in (50, *steps, 200_000):
+        write_completions(tmp_path, step, ["a", "a"], right=[1.0, 0.0])
+        write_tokens(tmp_path, step, ["a"], [1.0])
+    (tmp_path / "tip_scatter.json").write_text('{"step": 200000, "entropy": [], "divergence": [], "kept": []}')
+    assert [point["step"] for point in pass_at_k_points(runs[0])[1]] == steps
+    assert [log["step"] for log in token_logs(runs[0])] == [90_000, 110_000]
+    assert tip_scatter(runs[0]) is None
+    runs[0].settings["seed"] = 1  # known settings, without `log_completions`
+    assert pass_at_k_points(runs[0]) is None
 
 
 def test_pass_at_k_needs_groups_and_rewards_of_0_and_1(tmp_path):
@@ -334,10 +362,26 @@ def test_state_is_that_of_the_last_checkpoint_where_it_is_newer(tmp_path):
         write_run(tmp_path / f"checkpoint-{step}", lines_of(entropy=[float(step)]), global_step=step)
     (tmp_path / "checkpoint-best").mkdir()
     assert read_runs([tmp_path])[0].lines[0]["entropy"] == 100
-    write_run(tmp_path, global_step=50)  # of before the run was resumed
-    assert find_state(tmp_path).parent.name == "checkpoint-100"
-    write_run(tmp_path, global_step=100)
-    assert find_state(tmp_path).parent == tmp_path
+    for step, shown in ((50, 100), (None, 100), (100, 1)):  # the first two of before the run was resumed
+        write_run(tmp_path, global_step=step)
+        assert read_runs([tmp_path])[0].lines[0]["entropy"] == shown
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"log_history": [{"step": 1', '{"global_step": 200, "log_history": []}'])
+def test_an_older_state_stands_in_for_one_that_cannot_be_read(tmp_path, caplog, text):
+    for step in (5, 10):
+        write_run(tmp_path / f"checkpoint-{step}", lines_of(entropy=[float(step)]), global_step=step)
+    broken = [tmp_path / "trainer_state.json", tmp_path / "checkpoint-10" / "trainer_state.json"]
+    for path in broken:
+        path.write_text(text)
+    assert read_runs([tmp_path])[0].lines[0]["entropy"] == 5
+    for path, record in zip(broken, caplog.records, strict=True):
+        message = record.getMessage()
+        assert message.startswith(f"{path} must ") and message.count("\n") == 0
+        assert message.endswith(f" The run is shown as {tmp_path / 'checkpoint-5' / 'trainer_state.json'} has it.")
+    (tmp_path / "checkpoint-5" / "trainer_state.json").write_text(text)
+    with pytest.raises(ValueError, match=f"{re.escape(str(broken[0]))} must "):
+        read_runs([tmp_path])
 
 
 def test_labels_are_short_and_tell_runs_apart(tmp_path):
@@ -360,15 +404,17 @@ def test_settings_come_from_a_recipe_or_are_not_known(tmp_path):
 
 def test_heat_in_the_terminal(tmp_path, capsys):
     folder = write_run(tmp_path / "run")
-    write_tokens(folder, 4, ["a", "\x1b[31m[b]", "c", "d"], [0.0, 0.8, 0.4, None], prompt="p")
+    tokens = ["a", "\x1b[31m[b]", "c", "d", "e"]
+    write_tokens(folder, 4, tokens, [0.0, 0.8, 0.4, None, math.nan], prompt="p", advantage=math.inf)
     runs = read_runs([folder])
     (shown,) = heat_maps(runs, 3)
     assert (shown.step, shown.mean, scale_of([shown])) == (4, pytest.approx(0.4), 0.8)
+    assert (shown.advantage, shown.tokens[-1]) == (None, ("e", None))
     text = colored_text(shown, 0.8)
-    assert text.plain == "p | a\ufffd[31m[b]cd"  # no escape reaches the terminal, and brackets are text
+    assert text.plain == "p | a\ufffd[31m[b]cde"  # no escape reaches the terminal, and brackets are text
     styles = {text.plain[span.start : span.end]: span.style for span in text.spans}
     assert styles["\ufffd[31m[b]"].endswith("on #d94801") and styles["c"].endswith(f"on {color_at(0.4, 0.8)}")
-    assert (styles["a"], styles["d"]) == ("not dim", "dim")
+    assert (styles["a"], styles["d"], styles["e"]) == ("not dim", "dim", "dim")
     assert cli.main(["report", str(folder), "--output", str(tmp_path / "out"), "--tokens", "1"]) == 0
     printed = capsys.readouterr().out
     assert "run, step 4, mean entropy 0.400 nats" in printed and "nats:  0.00  0.20  0.40  0.60  0.80" in printed
@@ -405,6 +451,10 @@ def break_run(tmp_path, how):
         settings.write_text("[1]")
     elif how == "tokens":
         write_tokens(folder, 3, ["a", "b"], [1.0])
+    elif how == "prompt":
+        write_tokens(folder, 3, ["a"], [1.0], prompt=None)
+    elif how == "entropy":
+        write_tokens(folder, 3, ["a"], ["1.0"])
     elif how == "scatter":
         (folder / "tip_scatter.json").write_text('{"entropy": [1.0], "divergence": [], "kept": []}')
     elif how == "parquet":
@@ -426,6 +476,8 @@ def break_run(tmp_path, how):
         ("settings", "run_settings.json must be JSON or YAML, but cannot be read"),
         ("settings list", "run_settings.json must hold a mapping of settings, got list"),
         ("tokens", "token_entropies_00003.json must hold `step` and `completions` with as many `tokens` as `entropies`"),
+        ("prompt", "token_entropies_00003.json must hold .*: texts, also as `prompt`, and numbers or null"),
+        ("entropy", "token_entropies_00003.json must hold .*: texts, also as `prompt`, and numbers or null"),
         ("scatter", "tip_scatter.json must hold lists `entropy`, `divergence` and `kept` of the same length"),
         ("parquet", "completions_00003.parquet must be a Parquet file, but cannot be read"),
         ("--tokens", "--tokens needs a run that kept tokens: train with `log_token_entropies` above 0"),

@@ -3,6 +3,7 @@
 """What a run leaves for the report: its settings, and tokens with the entropies that the model had at them."""
 
 import json
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from trl_entropy import EntropyGRPOConfig
 from trl_entropy.report.heat import heat_maps
 from trl_entropy.report.runs import read_runs
-from trl_entropy.token_log import TokenLogHooks, changed_settings, token_texts
+from trl_entropy.token_log import SettingsCallback, TokenLogHooks, changed_settings, token_texts
 
 
 @pytest.mark.parametrize("steps_per_generation", [1, 2])
@@ -89,6 +90,9 @@ def test_tokens_that_the_loss_leaves_out_have_no_entropy():
         "tokens": ["w5", " w6", " w7"],
         "entropies": [0.25, None, 1.0],
     }
+    row["entropy"][2], row["advantage"] = math.nan, torch.tensor(math.inf)  # of a run that diverged
+    record = hooks._as_record(row)
+    assert (record["entropies"], record["advantage"]) == ([0.25, None, None], None)
 
 
 @pytest.mark.parametrize("value", [-1, 1.5, True, "2"])
@@ -120,6 +124,19 @@ def test_settings_are_written_when_training_starts(make_trainer, tmp_path):
     assert settings["methods"] == ["clip_cov"] and settings["clip_cov_ratio"] == 0.1 and settings["seed"] == 7
     assert settings["learning_rate"] == 0.05 and settings["num_generations"] == 4
     assert not {"clip_cov_low", "output_dir", "use_cpu", "report_to"} & set(settings)
+
+
+def test_token_logs_of_an_earlier_run_are_removed_when_training_starts(tmp_path):
+    folder = tmp_path / "completions"
+    folder.mkdir()
+    others = ["completions_00005.parquet", "token_entropies_mine.json", "notes_00009.json"]
+    for name in (*others, *(f"token_entropies_{step:05d}.json" for step in (1, 2, 3, 100_000))):
+        (folder / name).touch()
+    args = EntropyGRPOConfig(str(tmp_path), use_cpu=True, bf16=False)
+    for step, kept in ((2, ["token_entropies_00001.json", "token_entropies_00002.json"]), (0, [])):
+        state = SimpleNamespace(is_world_process_zero=True, global_step=step)  # that of a resumed run, and a new one
+        SettingsCallback().on_train_begin(args, state, None)
+        assert {path.name for path in folder.iterdir()} == {*others, *kept}
 
 
 def test_settings_name_no_place(tmp_path):

@@ -5,17 +5,16 @@
 import math
 import os
 import platform
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING
-from functools import lru_cache
 from importlib import metadata, resources
 from importlib.util import find_spec
+from numbers import Real
 from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from . import __version__
 from .methods import Method, Paper
@@ -24,7 +23,6 @@ from .provenance import public_value
 
 CURVE = "entropy.png"
 SPLITS = {"train": "Training, last logged", "eval": "Evaluation while training, last", "test": "Results"}
-LICENSE_KEYS = ("license", "license_name", "license_link")
 PACKAGES = {"TRL": "trl", "Transformers": "transformers", "PyTorch": "torch", "Datasets": "datasets"}
 TRL_BIBTEX = """@software{vonwerra2020trl,
   title   = {{TRL: Transformers Reinforcement Learning}},
@@ -36,34 +34,37 @@ TRL_BIBTEX = """@software{vonwerra2020trl,
 }"""
 
 
-def hub_id(name: str | None) -> str | None:
-    """`name` where it can be that of a repository of the Hub; `None` for a folder, a file and nothing."""
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return None
-    return None if not name or os.path.exists(name) else name
-
-
-@lru_cache
-def license_of(model: str) -> dict[str, str]:
-    """The licence keys of the card of a model on the Hub; none where card or Hub cannot be read."""
-    try:
-        data = ModelCard.load(model, ignore_metadata_errors=True).data
-    except (OSError, ValueError):
-        return {}
-    return {key: data[key] for key in LICENSE_KEYS if data.get(key)}
+def points_of(history: list[dict[str, Any]], key: str) -> list[tuple[int, float]]:
+    """Step and value of each finite value of `key` that was logged; a run that diverged has `None` among them."""
+    logged = [(line["step"], line[key]) for line in history if isinstance(line.get(key), (int, float))]
+    return [point for point in logged if math.isfinite(point[1])]
 
 
 def last_values(history: list[dict[str, Any]], keys: Iterable[str]) -> dict[str, float]:
     """The last finite value of each of `keys` that was logged."""
+    points = {key: points_of(history, key) for key in keys}
+    return {key: float(f"{found[-1][1]:.6g}") for key, found in points.items() if found}
+
+
+def finite_results(results: dict[str, Any]) -> dict[str, float]:
+    """Results as plain numbers, without those that are not finite; a result may be a scalar of NumPy or PyTorch.
+
+    Raises:
+        `ValueError`: a result is not a number.
+    """
+    if not isinstance(results, Mapping):
+        raise ValueError(f"`results` must map names to numbers, got {type(results).__name__}.")
     found = {}
-    for key in keys:
-        values = [
-            line[key] for line in history if isinstance(line.get(key), (int, float)) and math.isfinite(line[key])
-        ]
-        if values:
-            found[key] = float(f"{values[-1]:.6g}")
+    for name, value in results.items():
+        try:
+            number = value.item() if hasattr(value, "item") else value
+        except (ValueError, RuntimeError):  # an array of several
+            number = None
+        if isinstance(number, bool) or not isinstance(number, Real):
+            shown = " ".join(repr(value).split())
+            raise ValueError(f"`results` must map names to numbers, got {shown} for {name!r}.")
+        if math.isfinite(number):
+            found[str(name)] = number if isinstance(number, int) else float(number)
     return found
 
 
@@ -84,9 +85,24 @@ def eval_results(metrics: dict[str, dict[str, float]], dataset: str | None) -> l
     ]
 
 
+def backticks(text: str, least: int) -> str:
+    """At least so many backticks, and more than stand side by side in `text`: they can enclose it."""
+    return "`" * max(least, 1 + max(map(len, re.findall("`+", text)), default=0))
+
+
+def fenced(text: str, language: str) -> str:
+    """Text as a block of code in Markdown."""
+    fence = backticks(text, 3)
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
 def cell(value: Any) -> str:
-    """A value as code in a cell of a Markdown table."""
-    return "`" + str(public_value(value)).replace("|", r"\|").replace("\n", " ") + "`"
+    """A value as code in a cell of a Markdown table; a text that could not be seen there is quoted and escaped."""
+    value = public_value(value)
+    seen = not isinstance(value, str) or (value and value == value.strip() and value.isprintable())
+    text = (str(value) if seen else repr(value)).replace("|", r"\|")
+    fence, space = backticks(text, 1), " " * ("`" in text)
+    return f"{fence}{space}{text}{space}{fence}"
 
 
 def changed_fields(method: Method, config: Any) -> list[tuple[str, str, str]]:
@@ -127,7 +143,7 @@ def draw_curve(history: list[dict[str, Any]], folder: str) -> str | None:
 
     There is no image before the first log, and none without matplotlib.
     """
-    points = {key: [(line["step"], line[key]) for line in history if key in line] for key in ("entropy", "reward")}
+    points = {key: points_of(history, key) for key in ("entropy", "reward")}
     shown = {key: values for key, values in points.items() if values}
     if "entropy" not in shown or find_spec("matplotlib") is None:
         return None
@@ -156,9 +172,11 @@ def build_card(
     tags: list[str],
     metrics: dict[str, dict[str, float]],
     recipe: dict[str, Any],
+    command: str | None,
     **shown: Any,
 ) -> ModelCard:
     """The card from its facts; `metrics` are by split, as in `SPLITS`, and `shown` is for the template alone."""
+    metrics = {split: finite_results(values) for split, values in metrics.items()}
     data = ModelCardData(
         model_name=model_name,
         base_model=base_model,
@@ -176,7 +194,8 @@ def build_card(
         base_model=base_model,
         dataset_name=dataset_name,
         metric_tables={title: metrics[split] for split, title in SPLITS.items() if metrics.get(split)},
-        recipe=yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=119).strip(),
+        recipe=fenced(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=119).strip(), "yaml"),
+        command=command and fenced(command, "bash"),
         trl_bibtex=TRL_BIBTEX,
         versions=versions(),
         **shown,

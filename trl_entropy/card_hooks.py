@@ -10,7 +10,8 @@ from accelerate.utils import is_peft_model
 from transformers import is_wandb_available
 from trl.trainer.utils import get_comet_experiment_url, get_config_model_id, get_trackio_space_url
 
-from .card import build_card, described, draw_curve, hub_id, last_values, license_of, papers_of
+from .card import build_card, described, draw_curve, last_values, papers_of, points_of
+from .card_sources import base_of, hub_id, license_of
 from .kappa.config import KappaTune
 from .methods import Method
 from .provenance import command_line
@@ -60,18 +61,23 @@ class CardHooks:
             license (`str`, *optional*):
                 Licence of the model. Defaults to the one that the card of the base model names.
             results (`dict[str, float]`, *optional*):
-                Evaluation results to show beside the last metrics of training.
+                Evaluation results to show beside the last metrics of training: numbers, also scalars of NumPy or
+                PyTorch. Those that are not finite are left out.
+
+        Raises:
+            `ValueError`: a result is not a number.
         """
         if not self.is_world_process_zero():
             return
         given = dict(dataset_name=dataset_name, license=license, results=results)
         facts = self.card_facts | {key: value for key, value in given.items() if value is not None}
-        base_model = hub_id(get_config_model_id(self.model.config))
+        source = hub_id(get_config_model_id(self.model.config))
         dataset_name = hub_id(facts.get("dataset_name"))
         license = facts.get("license")
         repository = self.hub_model_id or self.args.hub_model_id
+        base_model = base_of(source) if source and source == repository else source  # trained further where it lies
         history = self.state.log_history
-        entropies = [line["entropy"] for line in history if "entropy" in line]
+        entropies = [value for _, value in points_of(history, "entropy")]
         tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
         links = {
             "Weights & Biases": wandb_url(),
@@ -79,13 +85,13 @@ class CardHooks:
             "Comet": get_comet_experiment_url(),
         }
         tuning = [KappaTune] if self.args.kappa_mode != "none" else []
-        identity = {"model_name_or_path": base_model, "dataset_name": dataset_name}
+        identity = {"model_name_or_path": source, "dataset_name": dataset_name}
         card = build_card(
             model_name=model_name or Path(repository or self.args.output_dir).name,
             model_id=repository or "path/to/model",
             base_model=base_model,
             dataset_name=dataset_name,
-            license={"license": license} if license else license_of(base_model) if base_model else {},
+            license={"license": license} if license else license_of(source) if source else {},
             library_name="peft" if is_peft_model(self.model) else "transformers",
             tags=self._card_tags(tags),
             metrics={

@@ -4,12 +4,13 @@
 
 import hashlib
 import json
+import os
 import random
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -44,6 +45,7 @@ from .countdown import (
 )
 
 
+RECORD = "warm_start.json"
 PAD, END = "<pad>", "<eos>"
 WORDS = [PAD, END, "n", "t", ":", "<think>", END_OF_THOUGHT, "=", *OPERATIONS, *map(str, TOTALS)]
 
@@ -162,24 +164,44 @@ def warm_start(cache: str | Path, settings: WarmStart | None = None, rebuild: bo
     """The folder of a warm-started model, trained if it is not there yet, made otherwise, or `rebuild` asks for it.
 
     Below `cache` lie `model` (as `save_pretrained` writes it, with the tokenizer) and `data` (`train.parquet` and
-    `test.parquet`, the held-out prompts); `warm_start.json` says what they depend on, and is written last.
+    `test.parquet`, the held-out prompts); `warm_start.json` says what they depend on, and is written last. They are made
+    apart and moved there file by file, so that several processes can ask at once: those of the first stay.
     """
     settings = settings or WarmStart()
     cache, expected = Path(cache), fingerprint(settings)
-    record = cache / "warm_start.json"
-    if not rebuild and record.exists() and json.loads(record.read_text()) == expected:
+    record = cache / RECORD
+    if not rebuild and holds(record, expected):
         return cache / "model"
-    record.unlink(missing_ok=True)
-    for name in ("model", "data"):
-        shutil.rmtree(cache / name, ignore_errors=True)
-    tokenizer = build_tokenizer(settings.task)
-    train_warm_start(settings, tokenizer).save_pretrained(cache / "model")
-    tokenizer.save_pretrained(cache / "model")
-    (cache / "data").mkdir()
-    countdown_dataset(False, settings.task).to_parquet(cache / "data" / "train.parquet")
-    countdown_dataset(True, settings.task).to_parquet(cache / "data" / "test.parquet")
-    record.write_text(json.dumps(expected, indent=2))
+    cache.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".building-", dir=cache) as folder:
+        build_warm_start(Path(folder), settings)
+        if rebuild or not holds(record, expected):
+            record.unlink(missing_ok=True)
+            for path in sorted(Path(folder).glob("*/*")):
+                (cache / path.parent.name).mkdir(exist_ok=True)
+                os.replace(path, cache / path.parent.name / path.name)
+            part = Path(folder, RECORD)
+            part.write_text(json.dumps(expected, indent=2))
+            os.replace(part, record)
     return cache / "model"
+
+
+def holds(record: Path, expected: dict) -> bool:
+    """Whether the record of a cache says that it has what is expected."""
+    try:
+        return json.loads(record.read_text()) == expected
+    except FileNotFoundError:
+        return False
+
+
+def build_warm_start(folder: Path, settings: WarmStart) -> None:
+    """Trains the model, and writes it and the data of its task into `model` and `data` below `folder`."""
+    tokenizer = build_tokenizer(settings.task)
+    train_warm_start(settings, tokenizer).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    (folder / "data").mkdir()
+    countdown_dataset(False, settings.task).to_parquet(folder / "data" / "train.parquet")
+    countdown_dataset(True, settings.task).to_parquet(folder / "data" / "test.parquet")
 
 
 def load_warm_start(folder: str | Path) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:

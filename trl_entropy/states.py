@@ -4,16 +4,23 @@
 
 import json
 import os
+from functools import cached_property
 from typing import Any
+
+from huggingface_hub import hf_hub_download
 
 
 STATE_FILE = "entropy_methods_state.json"
 
 
-def save_states(folder: str, parts: dict[str, Any]) -> None:
-    """Writes the `state_dict` of each part under its name; nothing where there is no part."""
-    if parts:
-        with open(os.path.join(folder, STATE_FILE), "w") as file:
+def save_states(folder: str, parts: dict[str, Any], replace: bool = False) -> None:
+    """Writes the `state_dict` of each part under its name; where there is no part, only over the file of another run.
+
+    Such a file may lie in `folder`, or where `replace` says so in the repository to which it is pushed.
+    """
+    path = os.path.join(folder, STATE_FILE)
+    if parts or replace or os.path.exists(path):
+        with open(path, "w") as file:
             json.dump({name: part.state_dict() for name, part in parts.items()}, file)
 
 
@@ -35,15 +42,28 @@ class SavesStates:
     def _stateful(self) -> dict[str, Any]:
         raise NotImplementedError
 
+    @cached_property
+    def _states_on_hub(self) -> bool:
+        """Whether the repository that this run pushes to has a file of states, of an earlier run unless this one has parts."""
+        try:
+            hf_hub_download(self.hub_model_id, STATE_FILE, revision=self.args.hub_revision, token=self.args.hub_token)
+        except (OSError, ValueError):  # no such file or repository, or no Hub
+            return False
+        return True
+
+    def _save_states(self, folder: str) -> None:
+        parts = self._stateful
+        save_states(folder, parts, not parts and self.hub_model_id is not None and self._states_on_hub)
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
-            save_states(output_dir or self.args.output_dir, self._stateful)
+            self._save_states(output_dir or self.args.output_dir)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         # What is pushed at a save is `output_dir`, to which the weights of the checkpoint are copied.
         if self.args.should_save:
-            save_states(self.args.output_dir, self._stateful)
+            self._save_states(self.args.output_dir)
         super()._push_from_checkpoint(checkpoint_folder)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

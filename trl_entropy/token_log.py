@@ -10,14 +10,17 @@ paths and names of repositories.
     {"step": 4, "completions": [{"prompt": "2 + 2?", "advantage": 0.7, "tokens": [" 4", "."], "entropies": [0.1, null]}]}
 
 with entropies in nats of the policy that was trained at that moment, at the sampling temperature; `null` at tokens that
-the loss leaves out, such as the answers of tools. The texts of the tokens join to the text of the completion.
+the loss leaves out, such as the answers of tools, and for any number that is not finite. The texts of the tokens join to
+the text of the completion. When a training starts, files of later steps are removed: they are of an earlier run.
 """
 
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -27,6 +30,7 @@ from .tokens import TokenBatch
 
 
 SETTINGS_FILE = "run_settings.json"
+COMPLETIONS, TOKEN_FILE = "completions", "token_entropies_"  # folder, and how the names of files in it begin
 # Of the fields of transformers, those that say how a run learns.
 LEARNING_FIELDS = (
     *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "optim", "max_steps"),
@@ -60,14 +64,33 @@ def changed_settings(args: TrainingArguments) -> dict[str, Any]:
     return found
 
 
+def number_of(path: Path) -> int | None:
+    """The step at the end of a file's name, `None` where there is none."""
+    number = path.stem.rpartition("_")[2]
+    return int(number) if number.isdecimal() else None
+
+
+def finite(value: float | None, digits: int | None = None) -> float | None:
+    """The value, rounded where `digits` are given; `None` for what is not finite, which JSON does not have."""
+    if value is None or not math.isfinite(value):
+        return None
+    return value if digits is None else round(value, digits)
+
+
 class SettingsCallback(TrainerCallback):
-    """Writes the settings of a run into its folder when training starts, so that a run that ends early has them too."""
+    """Writes the settings of a run into its folder when training starts, so that a run that ends early has them too.
+
+    Token logs of later steps, left there by an earlier run, are removed.
+    """
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
             os.makedirs(args.output_dir, exist_ok=True)
             with open(os.path.join(args.output_dir, SETTINGS_FILE), "w") as file:
                 json.dump(changed_settings(args), file, indent=1)
+            for path in Path(args.output_dir, COMPLETIONS).glob(f"{TOKEN_FILE}*.json"):
+                if (number_of(path) or 0) > state.global_step:
+                    path.unlink()
 
 
 def token_texts(ids: list[int], decode: Callable[[list[int]], str]) -> list[str]:
@@ -104,9 +127,9 @@ class TokenLogHooks:
         if self.model.training and self._kept_tokens:
             found = [self._as_record(row) for row in self._kept_tokens if row["completion_mask"].any()]
             self._kept_tokens = []
-            folder = os.path.join(self.args.output_dir, "completions")
+            folder = os.path.join(self.args.output_dir, COMPLETIONS)
             os.makedirs(folder, exist_ok=True)
-            with open(os.path.join(folder, f"token_entropies_{self.state.global_step:05d}.json"), "w") as file:
+            with open(os.path.join(folder, f"{TOKEN_FILE}{self.state.global_step:05d}.json"), "w") as file:
                 json.dump({"step": self.state.global_step, "completions": found}, file)
 
     def _as_record(self, row: dict[str, Tensor]) -> dict[str, Any]:
@@ -115,9 +138,9 @@ class TokenLogHooks:
         prompt = row["prompt_ids"][row["prompt_mask"].bool()].tolist()
         return {
             "prompt": self._decode_all(prompt),
-            "advantage": row["advantage"].mean().item(),
+            "advantage": finite(row["advantage"].mean().item()),
             "tokens": token_texts(row["completion_ids"][valid].tolist(), self._decode_all),
-            "entropies": [round(value, 6) if own else None for value, own in zip(entropies, counted, strict=True)],
+            "entropies": [finite(value, 6) if own else None for value, own in zip(entropies, counted, strict=True)],
         }
 
     def _decode_all(self, ids: list[int]) -> str:

@@ -2,12 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Panels drawn with matplotlib: all of them as one PNG, or each as SVG for the page."""
 
+import colorsys
 import io
 import math
 from pathlib import Path
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -24,11 +26,17 @@ LINES, DASHED = ("line", "second", "noisy", "noisy_second"), "--"
 SHORTEST_NOISY, SHORTEST_CROWDED = 15, 200
 MANY_POINTS = 500  # from which they are drawn small
 MOST_POINTS = 2000  # that are drawn one by one in a page
-SVG_SETTINGS = {"svg.fonttype": "none", "font.family": "sans-serif"}
+PLAIN_TEXT = {"text.parse_math": False}  # a dollar sign in the name of a run or metric is one
+SVG_SETTINGS = {**PLAIN_TEXT, "svg.fonttype": "none", "font.family": "sans-serif"}
+GOLDEN = 0.618034  # of the circle of hues, from colour to colour: the next is always far from the last ones
 
 
 def color_of(run: int) -> str:
-    return COLORS[run % len(COLORS)]
+    """One of `COLORS`, and beyond them a colour that no other run has."""
+    beyond = run - len(COLORS)
+    if beyond < 0:
+        return COLORS[run]
+    return to_hex(colorsys.hsv_to_rgb(beyond * GOLDEN % 1, 0.8, (0.75, 0.5)[beyond % 2]))
 
 
 def draw_series(axes: Axes, item: Series) -> None:
@@ -82,6 +90,7 @@ def draw_panel(axes: Axes, panel: Panel) -> None:
         axes.legend(handles=handles, fontsize="x-small", frameon=False)
 
 
+@rc_context(PLAIN_TEXT)
 def draw_png(panels: list[Panel], labels: list[str], path: Path) -> None:
     """All panels in one picture, below the colours of the runs."""
     rows = math.ceil(len(panels) / COLUMNS)

@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 from unicodedata import category
 
+from ..token_log import finite
 from .runs import Run
 from .samples import token_logs
 
@@ -55,10 +56,10 @@ def printable(text: str) -> str:
 
 
 def heat_map(run: int, step: int, record: dict[str, Any]) -> HeatMap:
-    tokens = [*zip(map(printable, record["tokens"]), record["entropies"], strict=True)]
+    tokens = [*zip(map(printable, record["tokens"]), map(finite, record["entropies"]), strict=True)]
     left_out = max(0, len(tokens) - SHOWN_TOKENS)
     prompt = printable(record.get("prompt", ""))
-    return HeatMap(run, step, prompt, record.get("advantage"), tokens[:SHOWN_TOKENS], left_out)
+    return HeatMap(run, step, prompt, finite(record.get("advantage")), tokens[:SHOWN_TOKENS], left_out)
 
 
 def scale_of(maps: list[HeatMap]) -> float:

@@ -3,6 +3,7 @@
 """Runs as their folders tell of them: what was logged, and with which settings."""
 
 import json
+import logging
 import math
 from collections import Counter
 from dataclasses import MISSING, dataclass, field, fields
@@ -15,6 +16,8 @@ from ..config import EntropyGRPOConfig
 from ..methods import METHODS, Method
 from ..token_log import SETTINGS_FILE
 
+
+logger = logging.getLogger(__name__)
 
 STATE = "trainer_state.json"
 RECIPE = "recipe.yaml"  # which the quickstart writes
@@ -100,26 +103,43 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} must be JSON, but cannot be read: {error}.") from None
 
 
-def find_state(folder: Path) -> Path:
-    """The trainer's state of a run, or that of its last checkpoint where the run did not end."""
+def find_states(folder: Path) -> list[tuple[float, Path]]:
+    """The trainer's states of a run with the steps they can be of: its own, then those of its checkpoints, last first."""
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise ValueError(f"RUN must be the folder of a run, got {str(folder)!r}, which {what}.")
-    checkpoints = [path for path in folder.glob(f"checkpoint-*/{STATE}") if path.parent.name[11:].isdigit()]
-    last = max(checkpoints, key=lambda path: int(path.parent.name[11:]), default=None)
-    own = folder / STATE
-    if own.exists() and last is not None:  # a run that was resumed may have left an older one
-        return max(own, last, key=lambda path: read_json(path).get("global_step", 0))
-    if own.exists() or last is not None:
-        return own if own.exists() else last
+    checkpoints = {path: path.parent.name[11:] for path in folder.glob(f"checkpoint-*/{STATE}")}
+    found = sorted(((int(name), path) for path, name in checkpoints.items() if name.isdecimal()), reverse=True)
+    found = [(math.inf, path) for path in (folder / STATE,) if path.exists()] + found
+    if found:
+        return found
     below = sorted(str(path.parent) for path in folder.glob(f"*/{STATE}"))
     hint = f" There are runs in {', '.join(below)}." if below else " `trainer.save_state()` writes one."
     raise ValueError(f"{folder} must hold {STATE}, itself or in a checkpoint, and does not.{hint}")
 
 
 def read_lines(folder: Path) -> list[dict[str, float]]:
-    """What a run logged."""
-    path = find_state(folder)
+    """What a run logged, from its newest state that can be read: a resumed run may have left one older than a checkpoint."""
+    last, lines, source, errors = -1, [], None, []
+    for bound, path in find_states(folder):
+        if bound <= last:
+            break
+        try:
+            step, found = read_state(path)
+        except ValueError as error:
+            errors.append(error)
+            continue
+        if step > last:
+            last, lines, source = step, found, path
+    if source is None:
+        raise errors[0]
+    for error in errors:
+        logger.warning(f"{error} The run is shown as {source} has it.")
+    return lines
+
+
+def read_state(path: Path) -> tuple[int, list[dict[str, float]]]:
+    """The step of a trainer's state, and what was logged up to it. Raises `ValueError` where it is not whole."""
     state = read_json(path)
     history = state.get("log_history") if isinstance(state, dict) else None
     if not isinstance(history, list) or not all(isinstance(line, dict) for line in history):
@@ -131,7 +151,8 @@ def read_lines(folder: Path) -> list[dict[str, float]]:
     lines = [line for line in lines if "step" in line]
     if not any(line.keys() & {"entropy", "loss", "eval_loss"} for line in lines):
         raise ValueError(f"{path} must have logged something, but has no line with `entropy` or `loss`.")
-    return lines
+    step = state.get("global_step")
+    return step if isinstance(step, int) else int(lines[-1]["step"]), lines
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

@@ -10,10 +10,15 @@ from typing import Any
 import pandas as pd
 
 from ..countdown import pass_at_k
+from ..token_log import COMPLETIONS, TOKEN_FILE, number_of
 from .runs import Run, read_json
 
 
-TOKEN_FILES = "token_entropies_*.json"
+def files_of(run: Run, pattern: str) -> list[Path]:
+    """The files of completions of the steps that the run has logged, in their order: others are of an earlier run."""
+    logged = {line["step"] for line in run.lines}
+    found = {path: number_of(path) for path in (run.folder / COMPLETIONS).glob(pattern)}
+    return sorted((path for path, step in found.items() if step in logged), key=found.get)
 
 
 def pass_at_k_points(run: Run) -> tuple[str, list[dict[str, float]]] | None:
@@ -22,8 +27,9 @@ def pass_at_k_points(run: Run) -> tuple[str, list[dict[str, float]]] | None:
     From the tables of `log_completions`: a completion is right where the first reward function that only ever gave 0
     and 1 gave 1; k is the number of completions that most prompts had. Unbiased, mean over the prompts with k or more.
     """
-    paths = sorted((run.folder / "completions").glob("completions_*.parquet"))
-    tables = [table for table in map(read_table, paths) if len(table)]
+    if run.settings and not run.settings.get("log_completions"):  # those that are there are of an earlier run
+        return None
+    tables = [table for table in map(read_table, files_of(run, "completions_*.parquet")) if len(table)]
     names = dict.fromkeys(key.split("/")[1] for line in run.lines for key in line if key.startswith("rewards/"))
     name = next((name for name in names if tables and all(gives_0_and_1(table, name) for table in tables)), None)
     if name is None:
@@ -61,7 +67,7 @@ def read_table(path: Path) -> pd.DataFrame:
 
 def token_logs(run: Run) -> list[dict[str, Any]]:
     """The completions with entropies of the first and of the last log that have any."""
-    paths = sorted((run.folder / "completions").glob(TOKEN_FILES))
+    paths = files_of(run, f"{TOKEN_FILE}*.json")
     logs = {path: read_json(path) for path in dict.fromkeys((*paths[:1], *paths[-1:]))}
     for path, log in logs.items():
         check_token_log(path, log)
@@ -71,13 +77,24 @@ def token_logs(run: Run) -> list[dict[str, Any]]:
 def check_token_log(path: Path, log: Any) -> None:
     """Raises `ValueError` where a file is not what the trainer writes."""
     try:
-        fits = (
-            all(len(record["tokens"]) == len(record["entropies"]) for record in log["completions"]) and "step" in log
-        )
-    except (KeyError, TypeError):
+        fits = isinstance(log["step"], int) and all(map(is_record, log["completions"]))
+    except (KeyError, TypeError, AttributeError):
         fits = False
     if not fits:
-        raise ValueError(f"{path} must hold `step` and `completions` with as many `tokens` as `entropies`.")
+        raise ValueError(
+            f"{path} must hold `step` and `completions` with as many `tokens` as `entropies`: texts, also as `prompt`, "
+            "and numbers or null, also as `advantage`."
+        )
+
+
+def is_record(record: dict[str, Any]) -> bool:
+    """Whether this is a completion of a token log."""
+    texts, numbers = record["tokens"], record["entropies"]
+    return (
+        len(texts) == len(numbers)
+        and all(isinstance(text, str) for text in (record.get("prompt", ""), *texts))
+        and all(isinstance(number, int | float | None) for number in (record.get("advantage"), *numbers))
+    )
 
 
 def tip_scatter(run: Run) -> dict[str, Any] | None:
@@ -90,9 +107,12 @@ def tip_scatter(run: Run) -> dict[str, Any] | None:
         return None
     found = read_json(path)
     try:
-        fits = len({len(found[key]) for key in ("entropy", "divergence", "kept")}) == 1
+        lists = [found[key] for key in ("entropy", "divergence", "kept")]
+        fits = len(set(map(len, lists))) == 1 and all(
+            isinstance(value, int | float) for part in lists for value in part
+        )
     except (KeyError, TypeError):
         fits = False
     if not fits:
         raise ValueError(f"{path} must hold lists `entropy`, `divergence` and `kept` of the same length.")
-    return found
+    return found if found.get("step", 0) <= run.steps else None  # else it is of an earlier run
