@@ -35,7 +35,7 @@ class Progress(TrainerCallback):
         self.bar.update()
 
     def on_log(self, args, state, control, logs, **kwargs):
-        if "entropy" in logs and self.shown in logs:
+        if all(isinstance(logs.get(key), (int, float)) for key in ("entropy", self.shown)):  # `None` once it diverges
             point = {key: value for key, value in logs.items() if isinstance(value, (int, float))}
             self.history.append({"step": state.global_step, **point})
             values = {key: f"{float(logs[key]):.3f}" for key in ("entropy", self.shown)}
