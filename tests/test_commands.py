@@ -11,8 +11,10 @@ import torch
 import trl_entropy
 from trl_entropy import METHODS, cli
 from trl_entropy.environment import installed
-from trl_entropy.method_list import STAGES, describe, stages
+from trl_entropy.kappa.config import KappaConfig
+from trl_entropy.method_list import LISTED, STAGES, default, describe, stages
 from trl_entropy.methods import Method, MethodsConfig
+from trl_entropy.methods.tip import TipConfig
 
 
 def words(text):
@@ -25,17 +27,18 @@ def test_methods_lists_every_method_with_every_field(capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= 100
     blocks = {block.splitlines()[0]: words(block) for block in printed.split("\n\n")}
-    assert list(blocks) == list(METHODS)
-    listed = []
-    for name, method in METHODS.items():
+    assert list(blocks) == list(LISTED) == [*METHODS, "tip", "kappa"]
+    configs = (MethodsConfig, TipConfig, KappaConfig)
+    listed, known = [], [field for config in configs for field in fields(config) if field.name != "methods"]
+    for name, (method, _) in LISTED.items():
         assert words(method.paper.title) in blocks[name] and method.paper.url in blocks[name]
         assert f"acts on: {'; '.join(stages(method))}" in blocks[name] and stages(method)
-        for field in fields(MethodsConfig):
+        for field in known:
             if field.name.startswith(f"{name}_"):
-                assert f" {field.name}: " in blocks[name] and f" = {field.default!r} " in blocks[name]
+                assert f" {field.name}: " in blocks[name] and f" = {default(field)!r} " in blocks[name]
                 assert words(field.metadata["help"]) in blocks[name]
                 listed.append(field.name)
-    assert sorted([*listed, "methods"]) == sorted(field.name for field in fields(MethodsConfig))
+    assert sorted(listed) == sorted(field.name for field in known)
 
 
 def test_one_method(capsys):
@@ -43,7 +46,10 @@ def test_one_method(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "kl_cov" and "  kl_cov_penalty: 'abs' or 'k2' or 'k3' = 'abs'" in lines
     assert not any(line.lstrip().startswith("clip_cov") for line in lines)
-    assert "  aepo_target_entropy: float = None" in describe(METHODS["aepo"]).splitlines()
+    assert cli.main(["methods", "KL-Cov"]) == 0 and capsys.readouterr().out.splitlines() == lines
+    assert "  aepo_target_entropy: float or none = None" in describe("aepo").splitlines()
+    assert "  tip_divergence_clip_quantile: float or none = None" in describe("tip").splitlines()
+    assert {"  kappa_include: list of str = []", "  kappa_mode: str = 'none'"} <= set(describe("kappa").splitlines())
 
 
 def test_unknown_method_is_one_line(capsys):
@@ -51,7 +57,10 @@ def test_unknown_method_is_one_line(capsys):
         cli.main(["methods", "clip_cof"])
     error = capsys.readouterr().err
     assert error.startswith("trl-entropy methods: error: unknown method 'clip_cof'. Did you mean 'clip_cov'? Known: ")
-    assert error.count("\n") == 1 and all(name in error for name in METHODS)
+    assert error.count("\n") == 1 and all(name in error for name in LISTED)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["methods", "KappaTune"])
+    assert "unknown method 'KappaTune'. Did you mean 'kappa'? Known: " in capsys.readouterr().err
 
 
 def test_stages_are_hooks():

@@ -30,6 +30,7 @@ def make_config(tmp_path, **fields):
     "fields, message",
     [
         (dict(methods=["clipcov"]), "unknown name 'clipcov'. Did you mean 'clip_cov'?"),
+        (dict(methods=["Clip-Cov"]), "unknown name 'Clip-Cov'. Did you mean 'clip_cov'?"),
         (dict(methods=["zzz"]), "unknown name 'zzz'. Known: clip_cov, kl_cov, steer, clip_b, clip_v"),
         (dict(methods=["steer", "steer"]), "`methods` must list each method once, got 'steer' twice."),
         (dict(methods="clip_cov"), "`methods` must be a list of names, got 'clip_cov'."),
@@ -48,7 +49,7 @@ def make_config(tmp_path, **fields):
         (dict(methods=["kl_cov"], kl_cov_ppo_clip="yes"), "`kl_cov_ppo_clip` must be true or false, got 'yes'."),
         (dict(methods=["steer"], steer_lambda_min=0.0), "`steer_lambda_min` must be a weight in (0, 1], got 0.0."),
         (dict(methods=["steer"], steer_lambda_min=1.1), "`steer_lambda_min` must be a weight in (0, 1], got 1.1."),
-        (dict(methods=["steer"], steer_mapping="linear", steer_lambda_min=0.9, steer_lambda_max=0.8), "`steer_lambda_min` must be a weight in (0, 0.8], got 0.9."),
+        (dict(methods=["steer"], steer_mapping="linear", steer_lambda_min=0.9, steer_lambda_max=0.8), "`steer_lambda_min` must be a weight in (0, `steer_lambda_max`], which is 0.8, got 0.9."),
         (dict(methods=["steer"], steer_omega="exakt"), "`steer_omega` must be one of 'theorem', 'exact', 'released', got 'exakt'."),
         (dict(methods=["clip_b"], clip_b_mu=-2.5), "`clip_b_mu` must be a finite number >= 0, got -2.5."),
         (dict(methods=["clip_v"], clip_v_mu=-1), "`clip_v_mu` must be a finite number >= 0, got -1."),
@@ -72,6 +73,32 @@ def make_config(tmp_path, **fields):
         (dict(entropy_controller="pi"), "`entropy_controller` must be 'step' without `use_adaptive_entropy`, got 'pi'."),
         (dict(use_adaptive_entropy=True, entropy_controller_ki=-1), "`entropy_controller_ki` must be a finite number >= 0, got -1."),
         (dict(methods=["clip_b"], clip_b_renormalize=1.0), "`clip_b_renormalize` must be true or false, got 1.0."),
+        (dict(methods=["clip_cov"], clip_cov_ratio=True), "`clip_cov_ratio` must be a share in (0, 1], got True."),
+        (dict(kappa_mode=False), "`kappa_mode` must be one of 'none', 'freeze', 'lora', got False. YAML reads unquoted yes, no, on and off"),
+        (dict(entropy_coef=math.nan), "`entropy_coef` must be a finite number, got nan."),
+        (dict(entropy_coef="x"), "`entropy_coef` must be a finite number, got 'x'."),
+        (dict(use_adaptive_entropy=True, entropy_target=math.nan), "`entropy_target` must be a number, got nan."),
+        (dict(use_adaptive_entropy=True, entropy_controller="pi", entropy_target=-1.0), "`entropy_target` must be a finite number >= 0, got -1.0."),
+        (dict(use_adaptive_entropy=True, entropy_coef_delta="x"), "`entropy_coef_delta` must be a number, got 'x'."),
+        (dict(use_adaptive_entropy=True, entropy_coef_min=1.0, entropy_coef_max=0.1), "`entropy_coef_min` must be at most `entropy_coef_max`, which is 0.1, got 1.0."),
+        (dict(num_generations=0), "`num_generations` must be an integer >= 2, got 0."),
+        (dict(num_generations=1), "`num_generations` must be an integer >= 2, got 1."),
+        (dict(num_iterations=0), "`num_iterations` must be an integer >= 1, got 0."),
+        (dict(num_iterations=1.5), "`num_iterations` must be an integer >= 1, got 1.5."),
+        (dict(gradient_accumulation_steps=0), "`gradient_accumulation_steps` must be an integer >= 1, got 0."),
+        (dict(gradient_accumulation_steps=True), "`gradient_accumulation_steps` must be an integer >= 1, got True."),
+        (dict(per_device_train_batch_size=0), "`per_device_train_batch_size` must be an integer >= 1, got 0."),
+        (dict(steps_per_generation=0), "`steps_per_generation` must be an integer >= 1 or none, got 0."),
+        (dict(steps_per_generation=-2), "`steps_per_generation` must be an integer >= 1 or none, got -2."),
+        (dict(generation_batch_size=0), "`generation_batch_size` must be an integer >= 1 or none, got 0."),
+        (dict(max_completion_length=-5), "`max_completion_length` must be an integer >= 1 or none, got -5."),
+        (dict(top_entropy_quantile=1.5), "`top_entropy_quantile` must be a share in [0, 1], got 1.5."),
+        (dict(temperature=0), "`temperature` must be a finite number > 0, got 0."),
+        (dict(importance_sampling_level="seq"), "`importance_sampling_level` must be one of 'token', 'sequence', got 'seq'."),
+        (dict(scale_rewards="foo"), "`scale_rewards` must be one of 'group', 'batch', 'none', got 'foo'."),
+        (dict(multi_objective_aggregation="sum"), "`multi_objective_aggregation` must be one of 'sum_then_normalize', 'normalize_then_sum', got 'sum'."),
+        (dict(model_init_kwargs="{bad"), "`model_init_kwargs` must be a mapping, or one as JSON, got '{bad': Expecting property name"),
+        (dict(deepspeed="nope.json"), "`deepspeed` must be a mapping, or the path of a file that exists, got 'nope.json'."),
     ],
 )  # fmt: skip
 def test_errors_name_field_value_and_what_is_accepted(tmp_path, fields, message):
@@ -189,12 +216,77 @@ def test_thresholds_without_scaled_advantages(caplog, tmp_path):
     assert not warnings_of(caplog, tmp_path, methods=["steer"], scale_rewards="none")
 
 
+AEPO = dict(methods=["aepo"], aepo_target_entropy=0.5)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        (dict(methods=["siren"], siren_coef=0.0), "Method 'siren' does nothing, since `siren_coef` is 0."),
+        (dict(methods=["epo"], epo_coef=0.0), "Method 'epo' does nothing, since `epo_coef` is 0."),
+        (
+            dict(methods=["kl_cov"], kl_cov_coef=0.0, kl_cov_ppo_clip=True),
+            "Method 'kl_cov' does nothing, since `kl_cov_coef` is 0.",
+        ),
+        (dict(methods=["kl_cov"], kl_cov_coef=0), "nothing but for `kl_cov_ppo_clip: false`"),
+        (dict(methods=["steer"], steer_lambda_min=1), "one weight, since `steer_lambda_min` is 1."),
+        (
+            dict(methods=["steer"], steer_lambda_max=2.0),
+            "`steer_lambda_max` is set to 2.0, but `steer_mapping` is not",
+        ),
+        (AEPO | dict(aepo_gain=30.0), "`aepo_gain` is set to 30.0, but `aepo_mode` is 'rollout': it does nothing."),
+        (AEPO | dict(aepo_coef=0.0), "Method 'aepo' does nothing, since `aepo_coef` is 0."),
+        (AEPO | dict(aepo_mode="reweight", aepo_gain=0.0), "Method 'aepo' does nothing, since `aepo_gain` is 0."),
+        (
+            AEPO | dict(aepo_mode="reweight", aepo_share=0.5),
+            "`aepo_share` is set to 0.5, but `aepo_mode` is 'reweight'",
+        ),
+        (
+            AEPO | dict(aepo_temperature_min=1.0, aepo_temperature_max=1),
+            "Method 'aepo' regulates nothing, since `aepo_t",
+        ),
+        (
+            dict(entropy_coef_schedule="linear"),
+            "`entropy_coef_schedule` 'linear' does nothing, as `entropy_coef` is 0.",
+        ),
+        (
+            dict(entropy_controller_kp=5.0),
+            "`entropy_controller_kp` is set to 5.0, but `entropy_controller` is not 'pi'",
+        ),
+        (dict(entropy_coef=-0.1), "`entropy_coef` is -0.1: below 0 it lowers entropy."),
+    ],
+)
+def test_settings_without_effect(caplog, tmp_path, fields, message):
+    (found,) = warnings_of(caplog, tmp_path, num_iterations=2, **fields)
+    assert message in found
+
+
 def test_loss_types_are_those_of_trl():
     assert config_module.LOSS_TYPES == LOSS_TYPES  # with each of which test_parity.py compares the two trainers
     source = inspect.getsource(trl.GRPOTrainer._compute_loss)
     assert set(LOSS_TYPES) == set(
         re.findall(r'"([a-z_]+)"', " ".join(re.findall(r"self\.loss_type (?:==|in) (.*):", source)))
     )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_trl_takes_is_taken(tmp_path):
+    """Also where it is unusual."""
+    taken = [dict(scale_rewards=value) for value in (True, False, "batch")]
+    taken += [dict(num_generations=2, generation_batch_size=4), dict(max_completion_length=None), dict(deepspeed=None)]
+    taken += [dict(top_entropy_quantile=0.0), dict(entropy_coef=-0.1), dict(entropy_target=-1.0)]
+    taken += [dict(use_adaptive_entropy=True, entropy_target=math.inf, entropy_coef_max=math.inf)]
+    taken += [dict(model_init_kwargs='{"dtype": "float32"}')]
+    for settings in taken:
+        config = make_config(tmp_path, per_device_train_batch_size=4, **{"num_generations": 4, **settings})
+        stock = trl.GRPOConfig(
+            str(tmp_path),
+            use_cpu=True,
+            bf16=False,
+            per_device_train_batch_size=4,
+            **{"num_generations": 4, **settings},
+        )
+        assert all(getattr(config, name) == getattr(stock, name) for name in (*settings, "steps_per_generation"))
 
 
 @pytest.mark.parametrize("version, fits", [("1.15.0", False), ("1.16.0", True), ("1.16.3", True), ("1.17.0", False)])

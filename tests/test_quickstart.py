@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from trl_entropy.countdown import TASKS
 from trl_entropy.countdown_model import WarmStart, load_warm_start
 from trl_entropy.quickstart import CACHES, RECIPE, RECIPES, build_parser, config_for, main, run
-from trl_entropy.quickstart_parts import read_recipe
+from trl_entropy.quickstart_parts import BadRecipe, read_recipe
 from trl_entropy.quickstart_report import COLUMNS, running_mean, table
 from trl_entropy.report.runs import read_runs
 from trl_entropy.report.summary import named_methods
@@ -139,6 +139,16 @@ def test_each_model_has_a_card(quick):
         (["--steps", "3"], "max_steps=3 logs nothing: give at least logging_steps=4"),
         (["--set", "learning_rate"], "'learning_rate' is not name=value"),
         (["--method", "clip_cow"], "invalid choice: 'clip_cow'"),
+        (["--set", "a=["], r"argument --set: 'a=\[' is not name=value with a value in YAML: while parsing"),
+        (["--set", "methods={a: b}"], "error: methods={'a': 'b'}: the quickstart compares stock GRPO with one method"),
+        (["--set", "methods=3"], "error: methods=3: the quickstart compares"),
+        (["--set", "methods=[]"], r"error: methods=\[\]: the quickstart compares"),
+        (["--set", "methods=clip_cow"], "unknown name 'clip_cow'. Did you mean 'clip_cov'"),
+        (
+            ["--set", "reward_weights={a: b}"],
+            "`reward_weights` in .* must be a list, each entry a number, got {'a': 'b'}",
+        ),
+        (["--config", "nothing.yaml"], "error: config='nothing.yaml' does not exist"),
     ],
 )
 def test_bad_settings_end_the_command(words, message, tmp_path, capsys):
@@ -148,12 +158,13 @@ def test_bad_settings_end_the_command(words, message, tmp_path, capsys):
 
 
 def test_bad_recipes_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="config='nothing.yaml' does not exist"):
+    with pytest.raises(BadRecipe, match="config='nothing.yaml' does not exist"):
         read_recipe(Path("nothing.yaml"), {})
-    with pytest.raises(ValueError, match=r"methods=\[\]: the quickstart compares"):
-        main(["--set", "methods=[]", f"--output={tmp_path}"])
     (tmp_path / "list.yaml").write_text("- 1")
-    with pytest.raises(ValueError, match="must hold a mapping of settings, got list"):
+    with pytest.raises(BadRecipe, match="must hold a mapping of settings, got list"):
+        read_recipe(tmp_path / "list.yaml", {})
+    (tmp_path / "list.yaml").write_text("a: [")
+    with pytest.raises(BadRecipe, match="is not valid YAML: while parsing a flow node"):
         read_recipe(tmp_path / "list.yaml", {})
 
 

@@ -6,9 +6,12 @@ import json
 
 import pytest
 import torch
+import transformers
+from accelerate import PartialState
 from conftest import EXACT, METHOD_SETS, STRONG, TOGETHER, build_model, strong
 
 from trl_entropy.methods import METHODS, Method
+from trl_entropy.resuming import CONTROLLER_FILE, last_whole_checkpoint
 from trl_entropy.states import STATE_FILE
 
 
@@ -97,3 +100,48 @@ def test_evaluation_does_not_move_training(make_trainer, tmp_path):
         trainer.train()
         weights.append(trainer.model.state_dict())
     torch.testing.assert_close(*weights, **EXACT)
+
+
+def checkpoint(folder, number, **files):
+    """A made-up checkpoint; `files` replaces the text of its JSON files by their stems."""
+    path = folder / f"checkpoint-{number}"
+    path.mkdir()
+    (path / "model.safetensors").write_bytes(b"")
+    for stem, text in {"trainer_state": '{"global_step": 1}', **files}.items():
+        (path / f"{stem}.json").write_text(text)
+    return str(path)
+
+
+def test_last_whole_checkpoint(tmp_path, caplog):
+    PartialState()  # without which accelerate does not log
+    assert last_whole_checkpoint(str(tmp_path / "nothing")) is last_whole_checkpoint(str(tmp_path)) is None
+    state, controller = STATE_FILE.removesuffix(".json"), CONTROLLER_FILE.removesuffix(".json")
+    checkpoint(tmp_path, 3, trainer_state='{"global_step": 1')
+    (tmp_path / "checkpoint-old").mkdir()
+    with pytest.raises(ValueError, match="has no whole checkpoint: checkpoint-3 was not written to its end."):
+        last_whole_checkpoint(str(tmp_path))
+    controlled = checkpoint(tmp_path, 4, **{state: "{}", controller: "{}"})
+    whole = checkpoint(tmp_path, 9)
+    assert last_whole_checkpoint(str(tmp_path)) == whole and not caplog.records
+    (tmp_path / "checkpoint-10").mkdir()
+    checkpoint(tmp_path, 11, **{state: '{"siren": {'})
+    checkpoint(tmp_path, 12, **{controller: ""})
+    assert last_whole_checkpoint(str(tmp_path)) == whole
+    (record,) = caplog.records
+    assert "from checkpoint-9: checkpoint-12, checkpoint-11, checkpoint-10 was not written" in record.getMessage()
+    assert last_whole_checkpoint(str(tmp_path), controlled=True) == controlled
+    (tmp_path / "checkpoint-4" / CONTROLLER_FILE).unlink()  # the controller was turned on later
+    assert last_whole_checkpoint(str(tmp_path), controlled=True) == whole
+
+
+@pytest.mark.parametrize("make", ["make_trainer", "make_distiller"])
+def test_resumes_from_the_last_whole_checkpoint(make, tmp_path, monkeypatch, request):
+    trainer, resumed = request.getfixturevalue(make)(), []
+    monkeypatch.setattr(transformers.Trainer, "train", lambda self, *args, **kwargs: resumed.append((*args, kwargs)))
+    whole = checkpoint(tmp_path, 2)
+    (tmp_path / "checkpoint-4").mkdir()
+    for given in (True, False, None, "elsewhere"):
+        trainer.train(given)
+    trainer.train(resume_from_checkpoint=True)
+    trainer.train()
+    assert resumed == [(found, {}) for found in (whole, False, None, "elsewhere", whole, None)]

@@ -20,6 +20,7 @@ from trl import TrlParser
 
 from .commands import OneLineErrors
 from .launch import LAUNCHED, LaunchOptions
+from .methods.base import UNQUOTED
 
 
 logger = get_logger(__name__)
@@ -115,6 +116,8 @@ class StrictParser(OneLineErrors, TrlParser):
         return value if isinstance(value, dict | NoneType) else self._checked_item(action, value)
 
     def _checked_item(self, action: Action, value: Any) -> Any:
+        if isinstance(value, dict | list) and not dataclasses.is_dataclass(action.type):
+            raise self._wrong(action, value)
         if isinstance(value, dict):  # one of `datasets`
             known = [field.name for field in dataclasses.fields(action.type)]
             for key in value:
@@ -136,7 +139,7 @@ class StrictParser(OneLineErrors, TrlParser):
         if action.choices is not None:
             accepted = "one of " + ", ".join(repr(str(choice)) for choice in action.choices)
         accepted = f"a list, each entry {accepted}" if action.nargs == "+" else accepted
-        hint = " YAML reads unquoted yes, no, on and off as true and false." if isinstance(value, bool) else ""
+        hint = UNQUOTED if isinstance(value, bool) else ""
         return ValueError(f"`{action.dest}` in {self.path} must be {accepted}, got {value!r}.{hint}")
 
     def _refuse_unknown(self, unknown: list[str]) -> None:

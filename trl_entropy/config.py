@@ -9,12 +9,13 @@ from accelerate.logging import get_logger
 from packaging.version import Version
 from trl import GRPOConfig
 
-from .entropy_bonus import EntropyBonusConfig
+from .entropy_bonus import EntropyBonusConfig, bonus_warnings, check_bonus
 from .kappa.config import KappaConfig
 from .methods import Method, MethodsConfig, build_methods, idle_fields
-from .methods.base import checked, flag, non_negative, one_of
+from .methods.base import checked, flag, one_of
 from .provenance import given_settings
 from .recording import NOT_A_TOKEN_PER_FORWARD
+from .stock_fields import check_after, check_before
 
 
 logger = get_logger(__name__)
@@ -115,15 +116,17 @@ class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, KappaConfig, GRPOConf
 
     def __post_init__(self):
         self.given_settings = given_settings(self)  # what model cards show: before TRL derives values from others
+        check_before(self, num_generations=2)
         super().__post_init__()
         one_of(self, "loss_type", *LOSS_TYPES)  # TRL says so in the first step
+        check_after(self)
         methods = build_methods(self)
         self._check_head(methods)
         self._check_recording(methods)
-        self._check_bonus()
+        check_bonus(self)
         checked(self, "log_token_entropies", lambda value: type(value) is int and value >= 0, "a whole number >= 0")
         own = [warning for method in methods for warning in method.check(self)]
-        for warning in (*self._idle_warnings(), *self._inert_warnings(methods), *own):
+        for warning in (*self._idle_warnings(), *bonus_warnings(self), *self._inert_warnings(methods), *own):
             logger.warning(warning)
 
     def _check_head(self, methods: list[Method]) -> None:
@@ -144,21 +147,6 @@ class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, KappaConfig, GRPOConf
         reasons |= {f"method {method.name!r}": "rollout_logps" in method.needs for method in methods}
         if found := [reason for reason, applies in reasons.items() if applies]:
             raise ValueError(f"`record_entropies` must be false with {found[0]}, got True.")
-
-    def _check_bonus(self) -> None:
-        one_of(self, "entropy_coef_schedule", "constant", "linear", "cosine")
-        one_of(self, "entropy_controller", "step", "pi")
-        non_negative(self, "entropy_controller_kp")
-        non_negative(self, "entropy_controller_ki")
-        if self.entropy_coef_schedule != "constant" and self.use_adaptive_entropy:
-            raise ValueError(
-                f"`entropy_coef_schedule` must be 'constant' with `use_adaptive_entropy`, which sets the coefficient "
-                f"itself, got {self.entropy_coef_schedule!r}."
-            )
-        if self.entropy_controller != "step" and not self.use_adaptive_entropy:
-            raise ValueError(
-                f"`entropy_controller` must be 'step' without `use_adaptive_entropy`, got {self.entropy_controller!r}."
-            )
 
     def _idle_warnings(self) -> list[str]:
         return [

@@ -28,6 +28,7 @@ from .metrics import reduce_metrics
 from .processes import collectives_of
 from .quadrants import selection_metrics, write_scatter
 from .rebinding import rebound, swapped
+from .resuming import ResumesWhole
 from .states import SavesStates
 from .token_log import SettingsCallback
 from .tokens import Collectives
@@ -101,7 +102,7 @@ class SelectingKernel:
         self.keep = self.tip.keep(self.tokens)
 
 
-class EntropyDistillationTrainer(CardHooks, SavesStates, ReportsLast, DistillationTrainer):
+class EntropyDistillationTrainer(CardHooks, ResumesWhole, SavesStates, ReportsLast, DistillationTrainer):
     """
     [`~trl.DistillationTrainer`] that trains on the tokens that TIP keeps. Same arguments; `args` is an
     [`EntropyDistillationConfig`]. With `tip_rule="none"` or `tip_ratio=1`, losses and gradients are those of

@@ -13,6 +13,7 @@ from .kappa.config import KappaConfig
 from .methods.base import checked
 from .methods.tip import Tip, TipConfig
 from .provenance import given_settings
+from .stock_fields import check_after, check_before
 
 
 logger = get_logger(__name__)
@@ -86,7 +87,9 @@ class EntropyDistillationConfig(TipConfig, KappaConfig, DistillationConfig):
 
     def __post_init__(self):
         self.given_settings = given_settings(self)  # what model cards show: before TRL derives values from others
+        check_before(self)
         super().__post_init__()
+        check_after(self)
         tip = Tip(self)
         checked(
             self,

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from .methods.base import checked, non_negative, one_of
+
 
 @dataclass
 class EntropyBonusConfig:
@@ -30,6 +32,46 @@ class EntropyBonusConfig:
         default=0.01,
         metadata={"help": "Integral gain of the `pi` controller: coefficient per nat and optimizer step."},
     )
+
+
+def check_bonus(config: Any) -> None:
+    """Raises `ValueError` for a field of the bonus, ours or TRL's, that is out of range."""
+    one_of(config, "entropy_coef_schedule", "constant", "linear", "cosine")
+    one_of(config, "entropy_controller", "step", "pi")
+    non_negative(config, "entropy_controller_kp")
+    non_negative(config, "entropy_controller_ki")
+    checked(config, "entropy_coef", math.isfinite, "a finite number")
+    if config.use_adaptive_entropy:
+        if config.entropy_coef_schedule != "constant":
+            raise ValueError(
+                f"`entropy_coef_schedule` must be 'constant' with `use_adaptive_entropy`, which sets the coefficient "
+                f"itself, got {config.entropy_coef_schedule!r}."
+            )
+        for name in ("entropy_coef_delta", "entropy_coef_max", "entropy_target"):
+            checked(config, name, lambda value: -math.inf <= value <= math.inf, "a number")
+        high = config.entropy_coef_max
+        checked(config, "entropy_coef_min", lambda low: low <= high, f"at most `entropy_coef_max`, which is {high!r}")
+        if config.entropy_controller == "pi":
+            non_negative(config, "entropy_target")
+    elif config.entropy_controller != "step":
+        raise ValueError(
+            f"`entropy_controller` must be 'step' without `use_adaptive_entropy`, got {config.entropy_controller!r}."
+        )
+
+
+def bonus_warnings(config: Any) -> list[str]:
+    """Fields of the bonus that do nothing, or the reverse of a bonus."""
+    found = []
+    if config.entropy_coef < 0:
+        found.append(f"`entropy_coef` is {config.entropy_coef!r}: below 0 it lowers entropy.")
+    if config.entropy_coef_schedule != "constant" and config.entropy_coef == 0:
+        found.append(f"`entropy_coef_schedule` {config.entropy_coef_schedule!r} does nothing, as `entropy_coef` is 0.")
+    for name in ("entropy_controller_kp", "entropy_controller_ki"):
+        if config.entropy_controller != "pi" and getattr(config, name) != getattr(EntropyBonusConfig, name):
+            found.append(
+                f"`{name}` is set to {getattr(config, name)!r}, but `entropy_controller` is not 'pi': it does nothing."
+            )
+    return found
 
 
 def scheduled_coef(coef: float, schedule: str, step: int, total_steps: int) -> float:

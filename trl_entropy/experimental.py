@@ -25,13 +25,14 @@ from .methods.tip import Tip, TipTokens
 from .metrics import reduce_metrics
 from .processes import collectives_of
 from .quadrants import selection_metrics
+from .resuming import ResumesWhole
 from .states import SavesStates
 
 
 IGNORED = -100  # label of a token that the loss does not count
 
 
-class ChoosesTokens(SavesStates):
+class ChoosesTokens(ResumesWhole, SavesStates):
     """The part of a trainer over full logits that chooses tokens. Mixed in before TRL's trainer.
 
     Attributes:

@@ -13,6 +13,7 @@ from trl.experimental.sdpo import SDPOConfig
 from .config import check_trl_version
 from .distillation_config import inert_settings
 from .methods.tip import Tip, TipConfig
+from .stock_fields import check_before
 
 
 logger = get_logger(__name__)
@@ -39,6 +40,7 @@ class EntropyGKDConfig(TipConfig, GKDConfig):
     """
 
     def __post_init__(self):
+        check_before(self)
         super().__post_init__()
         tip = Tip(self)
         if tip.selects:
@@ -52,6 +54,7 @@ class SelfDistillationChecks:
     """The part of a config of self-distillation that checks the fields of TIP. Mixed in first."""
 
     def __post_init__(self):
+        check_before(self)
         super().__post_init__()
         tip = Tip(self)
         if tip.selects:

@@ -29,6 +29,7 @@ from .kappa.wiring import with_kappa
 from .methods import Method, build_methods
 from .metrics import entropy_metrics, named_metrics, reduce_metrics
 from .processes import collectives_of
+from .resuming import ResumesWhole
 from .rollouts import RolloutHooks, forward_inputs, loss_mask
 from .states import SavesStates
 from .statistics import HeadStatistics
@@ -36,7 +37,7 @@ from .token_log import SettingsCallback, TokenLogHooks
 from .tokens import CLIPPING_LOSSES, TokenBatch
 
 
-class EntropyGRPOTrainer(CardHooks, TokenLogHooks, RolloutHooks, SavesStates, ReportsLast, GRPOTrainer):
+class EntropyGRPOTrainer(CardHooks, TokenLogHooks, RolloutHooks, ResumesWhole, SavesStates, ReportsLast, GRPOTrainer):
     """
     [`~trl.GRPOTrainer`] with entropy methods. Same arguments; `args` is an [`EntropyGRPOConfig`], whose `methods`
     lists what to apply. With `methods` empty, losses and gradients are those of `GRPOTrainer` to the bit.

@@ -23,7 +23,16 @@ from .countdown_evaluation import evaluate
 from .countdown_model import WARM_STARTS, WarmStart, load_warm_start, warm_start
 from .grpo import EntropyGRPOTrainer
 from .methods import METHODS
-from .quickstart_parts import Progress, add_options, given_changes, parse_recipe, read_recipe, run_command, write_card
+from .quickstart_parts import (
+    BadRecipe,
+    Progress,
+    add_options,
+    given_changes,
+    parse_recipe,
+    read_recipe,
+    run_command,
+    write_card,
+)
 from .quickstart_report import COLUMNS, plot
 
 
@@ -76,11 +85,11 @@ def run(arguments: argparse.Namespace, start: WarmStart | None = None) -> dict:
     changes = {"model_name_or_path": str(cache / "model"), "dataset_name": str(cache / "data")}
     changes |= {"methods": arguments.method} if arguments.method else {}
     settings = read_recipe(arguments.config or RECIPES[arguments.task], changes | given_changes(arguments))
-    if not settings.get("methods"):
-        raise ValueError(
-            f"methods={settings.get('methods')!r}: the quickstart compares stock GRPO with one method or more"
-        )
-    runs = [[method] for method in arguments.method] if arguments.method else [settings["methods"]]
+    methods = settings.get("methods")
+    methods = [methods] if isinstance(methods, str) else methods
+    if not (isinstance(methods, list) and methods and all(isinstance(name, str) for name in methods)):
+        raise BadRecipe(f"methods={methods!r}: the quickstart compares stock GRPO with one method or more, by name")
+    runs = [[method] for method in arguments.method] if arguments.method else [methods]
     chosen = {"stock": []} | {"+".join(methods): methods for methods in runs}
     # Both before anything is trained, so that a bad setting shows at once.
     configs = {label: config_for(settings, methods, arguments.output / label) for label, methods in chosen.items()}

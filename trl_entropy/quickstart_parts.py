@@ -45,15 +45,26 @@ class Progress(TrainerCallback):
         self.bar.close()
 
 
+class BadRecipe(ValueError):
+    """Settings with which no run can be started: what `run_command` reports in one line."""
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
 def read_recipe(path: Path, changes: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a recipe with `changes` made. Raises `FileNotFoundError` or `ValueError` where it is none."""
+    """The settings of a recipe with `changes` made. Raises `BadRecipe` where it is none."""
     if not path.exists():
-        raise FileNotFoundError(
+        raise BadRecipe(
             f"config={str(path)!r} does not exist. Give a recipe from `recipes` of a source checkout with --config."
         )
-    settings = yaml.safe_load(path.read_text())
+    try:
+        settings = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise BadRecipe(f"config={str(path)!r} is not valid YAML: {one_line(error)}") from None
     if not isinstance(settings, dict):
-        raise ValueError(f"config={str(path)!r} must hold a mapping of settings, got {type(settings).__name__}")
+        raise BadRecipe(f"config={str(path)!r} must hold a mapping of settings, got {type(settings).__name__}")
     return settings | changes
 
 
@@ -89,7 +100,12 @@ def setting(text: str) -> tuple[str, object]:
     name, separator, value = text.partition("=")
     if not separator or not name:
         raise argparse.ArgumentTypeError(f"{text!r} is not name=value, as in learning_rate=1e-4")
-    return name, yaml.safe_load(value)
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not name=value with a value in YAML: {one_line(error)}"
+        ) from None
 
 
 def given_changes(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -128,6 +144,9 @@ def run_command(
     if find_spec("matplotlib") is None:
         parser.error("the plot needs matplotlib: pip install 'trl-entropy[plots]'")
     silence_libraries()
-    results = run(parsed)
+    try:
+        results = run(parsed)
+    except BadRecipe as error:
+        parser.error(str(error))
     print(table(results["rows"], columns))  # noqa: T201 (the result of a command)
     print(f"plot and results: {parsed.output}")  # noqa: T201

@@ -5,20 +5,22 @@
     python recipes/benchmarks/methods.py                     # about 200 runs of half a minute; go on by the same command
     python recipes/benchmarks/methods.py --worker 0 --workers 2 & python recipes/benchmarks/methods.py --worker 1 --workers 2
     python recipes/benchmarks/methods.py --timing 5          # step times: all methods in turn, five rounds
-    python recipes/benchmarks/methods.py --report            # table and plot of what is there
+    python recipes/benchmarks/methods.py --report            # tables and plot of what is there
 
 What is compared stands in `methods.yaml`. Seeds come first, so that an unfinished comparison is a fair one with fewer
-seeds. Each run is a file below `--output`; a run whose settings have changed since is made again.
+seeds. Each run is a file below `--output`; a run whose settings have changed since is made again, and left out of the
+report. The report also writes the scores of all runs into one file; without runs, it reads that of docs/comparison.md,
+`methods.json`.
 """
 
 import argparse
 import json
-import math
 from pathlib import Path
-from statistics import fmean, median, stdev
+from statistics import fmean, median
 
 import torch
 import yaml
+from methods_report import SCORES, Scores, collect, fingerprint, plot, read_scores, run_file, table, write_scores
 
 from trl_entropy import quickstart
 from trl_entropy.countdown import prompts
@@ -28,11 +30,7 @@ from trl_entropy.quickstart_parts import read_recipe, silence_libraries
 
 
 HERE = Path(__file__).parent
-# 97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-SCORES = ("entropy", "pass@1", "pass@8", "pass@16", "distinct", "coverage", "length")
-SPREAD = ("entropy", "pass@1", "pass@16", "coverage")  # those with their interval in the table
-DIGITS = {"distinct": 2, "length": 1}  # 3 for the others
+SCORES_FILE = HERE / "methods.json"  # of the runs of docs/comparison.md
 
 
 def read_arms(path: Path, recipe: Path) -> dict[str, dict]:
@@ -56,21 +54,12 @@ def train_arm(name: str, settings: dict, seed: int, model: Path, folder: Path) -
     return {"settings": settings, "scores": scores, "history": history}
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean and half-width of its 95 % interval over seeds."""
-    if len(values) < 2:
-        return fmean(values), math.nan
-    return fmean(values), STUDENT[len(values) - 2] * stdev(values) / math.sqrt(len(values))
-
-
 def run_all(options, arms: dict[str, dict], model: Path) -> None:
     todo = [(name, seed) for seed in options.seeds for name in arms][options.worker :: options.workers]
     for position, (name, seed) in enumerate(todo):
-        path = options.output / "runs" / name.replace("/", "-") / f"{seed}.json"
-        if path.exists():
-            done = json.loads(path.read_text())["settings"]
-            if all(done.get(key) == value for key, value in arms[name].items() if key != "seed"):
-                continue
+        path = run_file(options.output, name, seed)
+        if path.exists() and fingerprint(json.loads(path.read_text())["settings"]) == fingerprint(arms[name]):
+            continue
         result = train_arm(name, arms[name], seed, model, options.output / f"worker-{options.worker}")
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
@@ -99,72 +88,23 @@ def measure(options, arms: dict[str, dict], model: Path) -> None:
     print(json.dumps(found, indent=1))
 
 
-def collect(options, arms: dict[str, dict]) -> dict[str, list[dict]]:
-    """Scores of the finished runs of each arm."""
-    found = {}
-    for name in arms:
-        paths = [options.output / "runs" / name.replace("/", "-") / f"{seed}.json" for seed in options.seeds]
-        rows = [json.loads(path.read_text())["scores"] for path in paths if path.exists()]
-        if rows:
-            found[name] = rows
-    return found
-
-
-def table(found: dict[str, list[dict]], before: dict, arms: dict[str, dict], timing: dict[str, float]) -> str:
-    """Markdown: a line per arm, means over seeds, ± the half-width of the 95 % interval."""
-    head = ["", "setting", *SCORES, "step time", "seeds"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    start = [f"{before[key]:.{DIGITS.get(key, 3)}f}" for key in SCORES]
-    lines.append("| " + " | ".join(["before", "", *start, "", ""]) + " |")
-    for name, rows in found.items():
-        entry, _, strength = name.partition("/")
-        cells = []
-        for key in SCORES:
-            mean, half = interval([row[key] for row in rows])
-            digits = DIGITS.get(key, 3)
-            cells.append(f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if key in SPREAD else ""))
-        ratio = f"{timing[entry]:.2f}" if strength in ("", "2") and entry in timing else ""
-        line = [f"`{entry}`", varied(name, arms), *cells, ratio, str(len(rows))]
-        lines.append("| " + " | ".join(line) + " |")
-    return "\n".join(lines)
-
-
-def varied(name: str, arms: dict[str, dict]) -> str:
-    """What tells a strength from the others of its entry."""
-    entry, _, strength = name.partition("/")
-    siblings = [settings for other, settings in arms.items() if other.startswith(f"{entry}/")]
-    changed = [key for key, value in arms[name].items() if any(other.get(key) != value for other in siblings)]
-    values = [arms[name][key] for key in changed]
-    return ", ".join(f"{len(value)} templates" if isinstance(value, dict) else f"{value:g}" for value in values)
-
-
-def plot(found: dict[str, list[dict]], before: dict, path: Path) -> None:
-    """The front of each entry: pass@1 against pass@16, a line through its strengths, with 95 % intervals."""
-    from matplotlib.figure import Figure
-
-    entries = list(dict.fromkeys(name.partition("/")[0] for name in found if name != "stock"))
-    columns = 5
-    figure = Figure(figsize=(13, 2.5 * math.ceil(len(entries) / columns)), layout="constrained")
-    panels = list(figure.subplots(math.ceil(len(entries) / columns), columns, sharex=True, sharey=True).flat)
-    everything = [[fmean(row[key] for row in rows) for rows in found.values()] for key in ("pass@1", "pass@16")]
-    for panel, entry in zip(panels, entries, strict=False):
-        panel.scatter(*everything, s=6, color="0.8")
-        panel.plot(before["pass@1"], before["pass@16"], "x", color="0.4")
-        for name, color in (("stock", "k"), (entry, "C3")):
-            arms = [rows for arm, rows in found.items() if arm == name or arm.startswith(f"{name}/")]
-            x, y = ([interval([row[key] for row in rows]) for rows in arms] for key in ("pass@1", "pass@16"))
-            panel.errorbar(
-                [mean for mean, _ in x], [mean for mean, _ in y],
-                [half for _, half in y], [half for _, half in x],
-                fmt="o-", markersize=4, linewidth=1, elinewidth=0.6, color=color,
-            )  # fmt: skip
-        panel.set_title(entry, fontsize="medium")
-        panel.grid(alpha=0.3)
-    for panel in panels[len(entries) :]:
-        panel.remove()
-    figure.supxlabel("pass@1")
-    figure.supylabel("pass@16")
-    figure.savefig(path, dpi=110)
+def report(scores: Scores, arms: dict[str, dict], output: Path) -> None:
+    """Prints and writes both tables, and draws the plot where there is more than stock."""
+    if scores.left_out:
+        print(f"{scores.left_out} runs of other settings than those of methods.yaml today are left out.")
+    if not scores.runs:
+        print("There is no run to report on.")
+        return
+    text = table(scores, arms)
+    if "stock" in scores.runs and len(scores.runs) > 1:
+        text += "\n\nDifferences to stock, paired by seed; in bold where the 95 % interval excludes 0\n\n"
+        text += table(scores, arms, paired=True)
+    (output / "methods.md").write_text(text + "\n")
+    print(text)
+    if set(scores.runs) <= {"stock"}:
+        print("No plot: there is no run but stock's.")
+    else:
+        plot(scores, output / "methods.png")
 
 
 def main() -> None:
@@ -176,6 +116,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of torch, per process")
     parser.add_argument("--timing", type=int, metavar="ROUNDS", help="measure step times and do nothing else")
     parser.add_argument("--report", action="store_true", help="table and plot of the finished runs, and nothing else")
+    parser.add_argument("--scores", type=Path, metavar="FILE", help="report on a file of scores, and nothing else")
     parser.add_argument("--output", type=Path, default=Path("runs/methods"))
     parser.add_argument("--cache", type=Path, default=Path(".cache/countdown"), help="warm start")
     options = parser.parse_args()
@@ -184,19 +125,21 @@ def main() -> None:
     arms = read_arms(HERE / "methods.yaml", quickstart.RECIPE)
     if options.only:
         arms = {name: arms[name] for name in arms if name.partition("/")[0] in ("stock", *options.only)}
-    model = warm_start(options.cache)
     options.output.mkdir(parents=True, exist_ok=True)
+    if options.scores is None and options.report and not any(options.output.glob("runs/*/*.json")):
+        options.scores = SCORES_FILE
+    if options.scores is not None:
+        print(f"From {options.scores}:")
+        return report(read_scores(options.scores, arms, options.seeds), arms, options.output)
+    model = warm_start(options.cache)
     if options.timing:
         return measure(options, arms, model)
     if not options.report:
         run_all(options, arms, model)
     before = evaluate(*load_warm_start(model), prompts(held_out=True))
-    times = options.output / "timing.json"
-    found = collect(options, arms)
-    text = table(found, before, arms, json.loads(times.read_text()) if times.exists() else {})
-    (options.output / "methods.md").write_text(text + "\n")
-    plot(found, before, options.output / "methods.png")
-    print(text)
+    scores = collect(options.output, arms, options.seeds, before)
+    write_scores(scores, arms, options.output / SCORES_FILE.name)
+    report(scores, arms, options.output)
 
 
 if __name__ == "__main__":

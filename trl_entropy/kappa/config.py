@@ -18,7 +18,10 @@ NO_CACHE = "none"
 
 
 class KappaTune:
-    """What a model card says of `kappa_mode`: the prefix of its fields, and what to cite."""
+    """Trains only the weights of low condition number.
+
+    What a model card says of `kappa_mode`: the prefix of its fields, and what to cite.
+    """
 
     name = "kappa"
     paper = Paper(

@@ -56,7 +56,7 @@ class Selection:
                         f"`{self.prefix}{name}` must be a list of regular expressions, got {pattern!r}: {error}."
                     ) from None
         if self.top_p is not None:
-            number = isinstance(self.top_p, (int, float)) and 0 < self.top_p <= 1
+            number = isinstance(self.top_p, (int, float)) and self.top_p is not True and 0 < self.top_p <= 1
             self._check("top_p", number, "a share of the parameters in (0, 1]")
         if self.num_modules is not None:
             self._check("num_modules", type(self.num_modules) is int and self.num_modules > 0, "an integer above 0")

@@ -73,7 +73,7 @@ def build_methods(config: MethodsConfig) -> list[Method]:
         raise ValueError(f"`methods` must be a list of names, got {config.methods!r}.")
     for position, name in enumerate(config.methods):
         if name not in METHODS:
-            near = get_close_matches(name, METHODS, n=1)
+            near = get_close_matches(name.lower().replace("-", "_"), METHODS, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"`methods` has the unknown name {name!r}.{hint} Known: {', '.join(METHODS)}.")
         if name in config.methods[:position]:

@@ -132,6 +132,22 @@ class Aepo(Method):
         self.step_mean = StepMean()
         self._positive: Tensor | None = None
 
+    def check(self, config) -> list[str]:
+        mode, idle = ("rollout", ("aepo_gain",)) if self.rollout else ("reweight", ("aepo_coef", "aepo_share"))
+        found = [
+            f"`{name}` is set to {getattr(config, name)!r}, but `aepo_mode` is {mode!r}: it does nothing."
+            for name in idle
+            if getattr(config, name) != getattr(AepoConfig, name)
+        ]
+        name = "aepo_coef" if self.rollout else "aepo_gain"
+        if not getattr(config, name):
+            found.append(f"Method 'aepo' does nothing, since `{name}` is 0.")
+        if self.low == self.high:
+            found.append(
+                "Method 'aepo' regulates nothing, since `aepo_temperature_min` and `aepo_temperature_max` are both 1."
+            )
+        return found
+
     @property
     def temperature(self) -> float:
         return regulated_temperature(self.entropy, self.target, self.low, self.high, self.rule)

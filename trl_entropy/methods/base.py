@@ -13,6 +13,9 @@ from ..functional import accumulator_dtype
 from ..tokens import Collectives, Rollouts, TokenBatch
 
 
+UNQUOTED = " YAML reads unquoted yes, no, on and off as true and false."
+
+
 @dataclass(frozen=True)
 class Paper:
     """A published method: arXiv identifier, title, BibTeX entry."""
@@ -152,15 +155,19 @@ class Method:
         return getattr(cls, hook) is not getattr(Method, hook)
 
 
-def checked(config: Any, name: str, accepts: Callable[[Any], bool], accepted: str) -> Any:
-    """The field `name` of `config`, or a `ValueError` that says what it was and what is accepted."""
+def checked(config: Any, name: str, accepts: Callable[[Any], bool], accepted: str, switch: bool = False) -> Any:
+    """The field `name` of `config`, or a `ValueError` that says what it was and what is accepted.
+
+    True and False, which Python takes for numbers, are values of a `switch` alone.
+    """
     value = getattr(config, name)
     try:
-        fits = accepts(value)
+        fits = (switch or not isinstance(value, bool)) and accepts(value)
     except TypeError:  # a value of another type, such as a string where a number belongs
         fits = False
     if not fits:
-        raise ValueError(f"`{name}` must be {accepted}, got {value!r}.")
+        hint = UNQUOTED if isinstance(value, bool) else ""
+        raise ValueError(f"`{name}` must be {accepted}, got {value!r}.{hint}")
     return value
 
 
@@ -177,7 +184,7 @@ def non_negative(config: Any, name: str) -> float:
 
 
 def flag(config: Any, name: str) -> bool:
-    return checked(config, name, lambda value: value is True or value is False, "true or false")
+    return checked(config, name, lambda value: value is True or value is False, "true or false", switch=True)
 
 
 def name_or_none(config: Any, name: str) -> str | None:

@@ -89,7 +89,7 @@ class ClipCov(Method):
 
     def __init__(self, config):
         self.ratio = share(config, "clip_cov_ratio")
-        self.high = config.clip_cov_high
+        self.high = checked(config, "clip_cov_high", lambda high: high > -torch.inf, "a number")
         self.low = checked(
             config, "clip_cov_low", lambda low: low < self.high, f"less than `clip_cov_high` ({self.high!r})"
         )

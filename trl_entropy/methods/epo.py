@@ -97,6 +97,9 @@ class Epo(Method):
         self.step_mean = StepMean()
         self.history_total, self.history_steps = 0.0, 0
 
+    def check(self, config) -> list[str]:
+        return [] if self.coef else ["Method 'epo' does nothing, since `epo_coef` is 0."]
+
     def loss(self, tokens: TokenBatch) -> Tensor:
         finished = self.step_mean.add_tokens(tokens, tokens.entropy) if tokens.training else None
         if finished is not None:

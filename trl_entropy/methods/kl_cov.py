@@ -86,6 +86,12 @@ class KlCov(Method):
         self.scope = one_of(config, "kl_cov_scope", "micro_batch", "world")
         self.ppo_clip = flag(config, "kl_cov_ppo_clip")
 
+    def check(self, config) -> list[str]:
+        if self.coef:
+            return []
+        rest = "" if self.ppo_clip else " but for `kl_cov_ppo_clip: false`, which turns PPO's clip off"
+        return [f"Method 'kl_cov' does nothing{rest}, since `kl_cov_coef` is 0."]
+
     def clip_range(self, low: float, high: float) -> tuple[float, float]:
         return (low, high) if self.ppo_clip else (-torch.inf, torch.inf)
 

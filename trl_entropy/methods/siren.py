@@ -89,6 +89,9 @@ class Siren(Method):
         self.average: float | None = None
         self.first_step = StepMean()
 
+    def check(self, config) -> list[str]:
+        return [] if self.coef else ["Method 'siren' does nothing, since `siren_coef` is 0."]
+
     def head_settings(self):
         return {"top_p": self.top_p, "nucleus_rule": self.nucleus}
 

@@ -120,12 +120,22 @@ class Steer(Method):
         self.needs = ("second_moments",) if self.omega is exact_omega else ()
         self.mapping = one_of(config, "steer_mapping", "exp", "linear")
         self.lambda_max = checked(config, "steer_lambda_max", lambda value: 0 < value < math.inf, "a number > 0")
-        below = self.lambda_max if self.mapping == "linear" else 1
-        self.lambda_min = checked(
-            config, "steer_lambda_min", lambda value: 0 < value <= below, f"a weight in (0, {below}]"
-        )
+        below, accepted = 1, "a weight in (0, 1]"
+        if self.mapping == "linear":
+            below, accepted = self.lambda_max, f"a weight in (0, `steer_lambda_max`], which is {self.lambda_max!r}"
+        self.lambda_min = checked(config, "steer_lambda_min", lambda value: 0 < value <= below, accepted)
         self.floor = RELEASED_FLOOR if self.omega is released_omega else 0.0
         self.scope = one_of(config, "steer_scope", "world", "micro_batch")
+
+    def check(self, config) -> list[str]:
+        found = []
+        if self.lambda_min == (self.lambda_max if self.mapping == "linear" else 1):
+            found = [f"Method 'steer' gives all tokens one weight, since `steer_lambda_min` is {self.lambda_min!r}."]
+        if self.mapping != "linear" and self.lambda_max != SteerConfig.steer_lambda_max:
+            found.append(
+                f"`steer_lambda_max` is set to {self.lambda_max!r}, but `steer_mapping` is not 'linear': it does nothing."
+            )
+        return found
 
     @torch.no_grad()
     def token_advantages(self, tokens: TokenBatch) -> Tensor:
