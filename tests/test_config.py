@@ -223,6 +223,12 @@ AEPO = dict(methods=["aepo"], aepo_target_entropy=0.5)
     "fields, message",
     [
         (dict(methods=["siren"], siren_coef=0.0), "Method 'siren' does nothing, since `siren_coef` is 0."),
+        (dict(methods=["empg"], empg_k=0, empg_zeta=0), "Method 'empg' weighs no step, since `empg_k` and"),
+        (dict(methods=["canon"], canon_mu=0.5), "Method 'canon' with `canon_mu: 0.5` gives the reward less the mean"),
+        (
+            dict(methods=["agentic_aepo"], agentic_aepo_coef=0.0, agentic_aepo_keep_gradient=False),
+            "Method 'agentic_aepo' does nothing, since `agentic_aepo_coef` is 0",
+        ),
         (dict(methods=["epo"], epo_coef=0.0), "Method 'epo' does nothing, since `epo_coef` is 0."),
         (
             dict(methods=["kl_cov"], kl_cov_coef=0.0, kl_cov_ppo_clip=True),

@@ -82,7 +82,8 @@ class AgenticAepo(Method):
 
     def check(self, config) -> list[str]:
         if not self.keep_gradient:
-            return []
+            unset = "Method 'agentic_aepo' does nothing, since `agentic_aepo_coef` is 0 and it keeps no gradient."
+            return [] if self.coef else [unset]
         if config.importance_sampling_level != "token":
             raise ValueError(
                 "`importance_sampling_level` must be 'token' for method 'agentic_aepo' with `agentic_aepo_keep_gradient`, "

@@ -131,6 +131,10 @@ class Canon(Method):
                 f"{config.multi_objective_aggregation!r} does nothing."
             )
         if config.num_generations % 2 == 0:
+            if (self.schedule, self.mu, self.alpha) == ("constant", 0.5, 1):
+                warnings.append(
+                    "Method 'canon' with `canon_mu: 0.5` gives the reward less the mean of the group: Dr. GRPO."
+                )
             return warnings
         return [
             *warnings,

@@ -122,6 +122,11 @@ class Empg(Method):
         )
         self.skip_uniform = flag(config, "empg_skip_uniform")
 
+    def check(self, config) -> list[str]:
+        if self.k or self.zeta:
+            return []
+        return ["Method 'empg' weighs no step, since `empg_k` and `empg_zeta` are 0: it only takes off the mean."]
+
     def setup(self, decode):
         self._pieces = Pieces(decode)
 
