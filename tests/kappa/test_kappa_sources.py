@@ -76,15 +76,6 @@ def test_fused_experts_of_a_checkpoint_that_stores_them_apart(tmp_path):
     assert not any(name.endswith("mlp.gate") for name in found)  # the router
 
 
-def test_inventory_names_every_kind():
-    kinds = {layer.name: layer.kind for layer in layers_of(build_moe())}
-    assert kinds["lm_head"] == "head" and kinds["model.embed_tokens"] == "embedding"
-    assert kinds["model.layers.0.mlp.experts.down_proj"] == "experts"
-    assert {kind for name, kind in kinds.items() if "mlp.gate" in name} == {"router"}
-    tied = layers_of(build_model(tie_word_embeddings=True))
-    assert "lm_head" not in {layer.name for layer in tied}
-
-
 def test_quantised_weights_are_restored_or_refused(monkeypatch):
     model = build_model()
     (layer,) = [layer for layer in layers_of(model) if layer.name == "model.layers.0.mlp.up_proj"]

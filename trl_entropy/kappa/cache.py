@@ -16,7 +16,7 @@ from .layers import Layer
 
 logger = logging.getLogger(__name__)
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def default_folder() -> Path:
