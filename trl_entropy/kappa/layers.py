@@ -79,6 +79,9 @@ class Layer:
     def from_json(cls, known: dict[str, Any]) -> "Layer":
         """The inverse of `as_json`. Raises `ValueError` or `TypeError` where it is none."""
         layer = cls(**{**known, "shape": tuple(known["shape"])})
+        numbers = [*layer.kappas, *layer.sigma_max, *layer.sigma_min]
+        if not all(value is None or isinstance(value, float) for value in numbers):
+            raise ValueError(f"{layer.parameter} has {numbers}, which are no numbers.")
         layer.kappas = [math.inf if value is None else value for value in layer.kappas]
         for key in ("sigma_max", "sigma_min"):
             setattr(layer, key, [math.nan if value is None else value for value in getattr(layer, key)])
