@@ -20,13 +20,15 @@ from .report import summary, write_json
 from .selection import Selection
 from .sources import CheckpointSource, source_of
 from .spectra import condition_number, singular_values
-from .tuning import analyzed, freeze_all_but, trained_weight
+from .tuning import analyzed, freeze_all_but, trained_weight, why_untracked
 
 
 logger = get_logger(__name__)
 
 REPORT = "kappa.json"  # in the folder of the run
-WRAPPERS = re.compile(r"_fsdp_wrapped_module\.|_orig_mod\.|^module\.")  # parts of names that training adds
+WRAPPERS = re.compile(
+    r"_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.|_orig_mod\.|^module\."
+)  # parts of names that training adds
 
 
 class KappaMonitor(TrainerCallback, ExportableState):
@@ -91,14 +93,15 @@ class KappaMonitor(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         rows = state.stateful_callbacks.get(type(self).__name__, self.state())["attributes"]["restored"]
-        saved = [row["name"] for row in rows]
-        if saved != self.selected:
-            other = sorted({*saved} ^ {*self.selected}) or saved
+        saved, selected = {row["name"] for row in rows}, {*self.selected}
+        if saved != selected:
+            parts = (("the checkpoint", saved - selected), ("this run", selected - saved))
+            only = ", ".join(f"{min(names)!r} only in {where}" for where, names in parts if names)
             raise ValueError(
-                f"The checkpoint was trained on {len(saved)} selected modules, this run selects {len(self.selected)}; they "
-                f"differ in {other[0]!r}. Resume with the same model and the same fields of KappaTune."
+                f"The checkpoint was trained on {len(saved)} selected modules, this run selects {len(selected)}: {only}. "
+                "Resume with the same model and the same fields of KappaTune."
             )
-        if self.track_steps is not None and (reason := why_unreadable(model)):
+        if self.track_steps is not None and (reason := why_unreadable(model) or why_untracked(model, self.chosen)):
             raise ValueError(f"Condition numbers cannot be tracked: the weights of the model are {reason}.")
         if state.is_world_process_zero:
             os.makedirs(args.output_dir, exist_ok=True)
@@ -106,8 +109,10 @@ class KappaMonitor(TrainerCallback, ExportableState):
             write_json(os.path.join(args.output_dir, REPORT), name, self.layers, self.selected, self.selection)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
-        if self.track_steps is not None and state.global_step % self.track_steps == 0 and state.is_world_process_zero:
-            self._tracked = self.measure(model)
+        if self.track_steps is not None and state.global_step % self.track_steps == 0:
+            control.should_log = True  # on every process: they stand at their own step, and so do the run's last ones
+            if state.is_world_process_zero:
+                self._tracked = self.measure(model)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if logs is not None and self._tracked and "loss" in logs:
@@ -160,7 +165,7 @@ class KappaTuneCallback(KappaMonitor):
         cache (`str`, *optional*):
             Folder of cached results, by default below the cache of Hugging Face; `"none"`: no cache.
         track_steps (`int`, *optional*):
-            Log the condition numbers of the trained weights every so many optimizer steps.
+            Log the condition numbers of the trained weights every so many optimizer steps, whatever `logging_steps` is.
 
     Raises:
         `ValueError`: an argument is out of range, the budget selects nothing, or the model has adapters or frozen weights
@@ -174,8 +179,7 @@ class KappaTuneCallback(KappaMonitor):
     """
 
     def on_init_end(self, args, state, control, model=None, **kwargs):
-        if not self.chosen:
-            self.analyze(model, not args.disable_tqdm)
+        self.analyze(model, not args.disable_tqdm)
         freeze_all_but(model, self.chosen)
 
     def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs):

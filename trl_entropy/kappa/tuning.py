@@ -4,12 +4,12 @@
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object, is_peft_model
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .analysis import Processes, analyze
@@ -116,18 +116,53 @@ def kappa_peft_config(
     return with_targets(peft_config, chosen)
 
 
+def _adapters(model: "PeftModel", layer: Layer) -> Iterator[nn.Module]:
+    """The modules that PEFT has put around the one with this weight, from the outermost; at last the module itself."""
+    owner, _, _ = layer.parameter.rpartition(".")
+    module = model.get_base_model().get_submodule(owner)
+    while hasattr(module, "base_layer"):
+        yield module
+        module = module.base_layer
+    yield module
+
+
+def why_untracked(model: "PreTrainedModel | PeftModel", chosen: Sequence[Layer]) -> str | None:
+    """What keeps `trained_weight` from these weights, if something does: adapters that it does not know to merge."""
+    if not is_peft_model(model):
+        return None
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora.variants import DoraLinearVariant
+    from peft.tuners.lycoris_utils import LycorisLayer
+
+    for layer in chosen:
+        *adapters, _ = _adapters(model, layer)
+        for module in adapters:
+            variants = getattr(module, "lora_variant", {}).values()
+            if not isinstance(module, (LoraLayer, LycorisLayer)) or not all(
+                isinstance(variant, DoraLinearVariant) for variant in variants
+            ):
+                return (
+                    f"adapted by {type(module).__module__}.{type(module).__name__}, which is not LoRA, DoRA or LyCORIS"
+                )
+    return None
+
+
 def trained_weight(model: "PreTrainedModel | PeftModel", layer: Layer) -> Tensor:
-    """The weight as training has made it: with what adapters add to it."""
+    """The weight as training has made it: with what adapters of LoRA, DoRA and LyCORIS make of it."""
     if not is_peft_model(model):
         return read_weight(model, layer)
-    owner, _, key = layer.parameter.rpartition(".")
-    module = model.get_base_model().get_submodule(owner)
-    added = None
-    while hasattr(module, "base_layer"):
-        if getattr(module, "parameter_name", key) == key:
-            for adapter in module.active_adapters:
-                delta = module.get_delta_weight(adapter)
-                added = delta if added is None else added + delta
-        module = module.base_layer
-    weight = read_weight(module, Layer(key, key, layer.shape, layer.kind))
-    return weight if added is None else weight + added.detach().reshape(weight.shape).to(weight.dtype)
+    key = layer.parameter.rpartition(".")[2]
+    *adapters, owner = _adapters(model, layer)
+    weight = read_weight(owner, Layer(key, key, layer.shape, layer.kind))
+    for module in adapters:
+        if getattr(module, "parameter_name", key) != key:
+            continue
+        for adapter in module.active_adapters:
+            if adapter in module.merged_adapters or adapter not in module.scaling:
+                continue
+            variant = getattr(module, "lora_variant", {}).get(adapter)
+            if variant is not None:
+                weight = variant.merge_safe(module, adapter, weight).detach()
+            else:
+                weight = weight + module.get_delta_weight(adapter).detach().reshape(weight.shape).to(weight.dtype)
+    return weight
