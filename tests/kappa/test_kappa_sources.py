@@ -294,7 +294,7 @@ def test_folder_that_cannot_be_written_is_reported(tmp_path, caplog):
     assert "could not be cached" in caplog.text and any(layer.kappas for layer in found)
 
 
-def test_weights_that_cannot_be_read_come_from_the_checkpoint(tmp_path, caplog):
+def test_weights_that_cannot_be_read_come_from_the_checkpoint(tmp_path, caplog, monkeypatch):
     model = build_model()
     model.save_pretrained(tmp_path)
     with torch.device("meta"):
@@ -305,6 +305,13 @@ def test_weights_that_cannot_be_read_come_from_the_checkpoint(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert kappas(source_of(empty)) == kappas(LiveSource(model))
     assert "on the meta device: the condition numbers are those of" in caplog.text
+    arguments = []
+    monkeypatch.setattr("trl_entropy.kappa.sources.CheckpointSource", lambda *given: arguments.append(given))
+    empty.config._commit_hash = "abc"
+    source_of(empty)
+    monkeypatch.setattr(type(empty), "__module__", "transformers_modules.someone.modeling")
+    source_of(empty)
+    assert arguments == [(str(tmp_path), "abc", False), (str(tmp_path), "abc", True)]
     sharded = build_model()
     sharded.lm_head.weight.ds_id = 3  # as DeepSpeed marks what it has sharded
     sharded.config._name_or_path = ""

@@ -13,7 +13,7 @@ from datasets import Dataset
 from distilling import build_distiller
 from peft import IA3Config, LoHaConfig, LoraConfig, OFTConfig, get_peft_model
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
-from transformers import TrainerState
+from transformers import Qwen2ForSequenceClassification, TrainerState
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from trl_entropy import (
@@ -170,7 +170,7 @@ def test_tracked_condition_numbers_are_logged(make_trainer):
     kappas = sorted(torch.linalg.cond(after[layer.parameter].detach().double()).item() for layer in chosen)
     assert tracked[-1]["kappa/median"] == pytest.approx(kappas[1], rel=1e-6)
     assert tracked[-1]["kappa/max"] == pytest.approx(kappas[2], rel=1e-6)
-    types = {f"kappa/{layer.name.rpartition('.')[2]}" for layer in chosen}
+    types = {f"kappa/{layer.name.partition('layers.')[2][2:]}" for layer in chosen}  # kappa/mlp.up_proj
     assert types < tracked[-1].keys() and tracked[0]["kappa/max"] != tracked[1]["kappa/max"]
 
 
@@ -327,6 +327,8 @@ def test_fused_experts_are_trained_whole_or_become_target_parameters(tmp_path):
     settings = dict(include=["experts"], num_modules=1, order="descending")
     (chosen,) = selected(build_moe(), **settings)
     assert chosen.name == chosen.parameter
+    with pytest.raises(ValueError, match="`lora_dropout` of `peft_config` must be 0 where fused experts are selected"):
+        kappa_peft_config(build_moe(), LoraConfig(r=2, lora_dropout=0.05), **settings)
     peft_config = kappa_peft_config(build_moe(), LoraConfig(r=2), **settings)
     assert peft_config.target_parameters == [chosen.parameter] and not peft_config.target_modules
     model = get_peft_model(build_moe(), peft_config)
@@ -349,6 +351,61 @@ def test_callback_that_comes_too_late_is_refused(tmp_path):
     trainer.add_callback(KappaTuneCallback())
     with pytest.raises(ValueError, match="must be given to the trainer as one of its `callbacks`"):
         trainer.train()
+
+
+def test_selection_is_shown_once(tmp_path, caplog):
+    model = build_model()
+    chosen = selected(model, num_modules=2)
+    with caplog.at_level(logging.WARNING):
+        sft_trainer(tmp_path, model, [KappaTuneCallback(num_modules=2)])
+        with pytest.raises(ValueError, match="No weight"):
+            kappa_peft_config(model, LoraConfig(), include=["nothing"])
+        kappa_peft_config(build_model(), LoraConfig(), num_modules=99)
+    shown = [record.getMessage() for record in caplog.records if record.name.startswith("trl_entropy.kappa")]
+    names = ", ".join(layer.name for layer in chosen)
+    assert len(shown) == 3 and shown[0].endswith(f"KappaTune selects 2 of 14 modules, 1024 of 5120 parameters (20.0 %): {names}.")  # fmt: skip
+    assert "`num_modules`=99 is more than there are" in shown[1] and "selects 14 of 14" in shown[2]
+
+
+class Packed(torch.nn.Module):
+    """What takes the place of a linear layer with GPTQ."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("qweight", torch.zeros(2, 2, dtype=torch.int32))
+        self.register_buffer("qweight_zeros", torch.zeros(2, 2, dtype=torch.int32))
+
+
+def test_weights_that_cannot_be_restored_are_counted(caplog):
+    model = build_model()
+    for layer in model.model.layers:
+        layer.mlp.up_proj, layer.self_attn.k_proj = Packed(), Packed()
+    with caplog.at_level(logging.WARNING):
+        found = kappa_peft_config(model, LoraConfig(), num_modules=10)
+    assert len(found.target_modules) == 10
+    (shown,) = [record.getMessage() for record in caplog.records if "restored" in record.getMessage()]
+    first = "model.layers.0.self_attn.k_proj"
+    assert f"4 modules are no candidates, since their weights are quantised and cannot be restored, first `{first}`" in shown  # fmt: skip
+    with pytest.raises(
+        ValueError, match="`include` asks with 'up_proj' for `model.layers.0.mlp.up_proj` of shape 2x2"
+    ):
+        kappa_peft_config(model, LoraConfig(), include=["up_proj"])
+
+
+def test_scores_of_a_reward_model_have_no_condition_number():
+    config = build_model().config
+    config.num_labels = 1
+    model = Qwen2ForSequenceClassification(config)
+    with pytest.raises(ValueError, match="`include` asks with '.score.' for `score` of shape 1x16, which has no"):
+        kappa_peft_config(model, LoraConfig(), include=["^score$", "q_proj"])
+
+
+def test_models_with_adapters_are_refused(tmp_path):
+    model = get_peft_model(build_model(), LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match="weights of a model without adapters, got a PEFT model"):
+        kappa_peft_config(model, LoraConfig(r=2))
+    with pytest.raises(ValueError, match="weights of a model without adapters, got a PEFT model"):
+        sft_trainer(tmp_path, model, [KappaTuneCallback()])
 
 
 def test_optimizer_with_frozen_weights_is_refused(tmp_path):

@@ -9,21 +9,18 @@ from statistics import median
 from typing import Any
 
 import torch
-from accelerate.logging import get_logger
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from .config import kappa_cache
 from .inventory import why_unreadable
 from .layers import Layer
-from .report import summary, write_json
+from .report import write_json
 from .selection import Selection
 from .sources import CheckpointSource, source_of
 from .spectra import condition_number, singular_values
 from .tuning import analyzed, freeze_all_but, trained_weight, why_untracked
 
-
-logger = get_logger(__name__)
 
 REPORT = "kappa.json"  # in the folder of the run
 WRAPPERS = re.compile(
@@ -74,7 +71,6 @@ class KappaMonitor(TrainerCallback, ExportableState):
         """Fills `layers` and `chosen`."""
         source = CheckpointSource(*self.checkpoint) if self.checkpoint else source_of(model)
         self.layers, self.chosen = analyzed(source, self.selection, kappa_cache(self.cache), progress)
-        logger.info(f"KappaTune: {summary(self.layers, self.selected, self.selection)}: {', '.join(self.selected)}")
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps: the arguments, and the rows of the weights that were selected."""
@@ -128,7 +124,7 @@ class KappaMonitor(TrainerCallback, ExportableState):
             weight = trained_weight(model, layer)
             matrices = weight if weight.dim() == 3 else [weight]
             kappas = [condition_number(singular_values(matrix)[0], layer.shape[-2:])[0] for matrix in matrices]
-            found.setdefault(layer.name.rpartition(".")[2], []).append(median(kappas))
+            found.setdefault(layer.type, []).append(median(kappas))
         every = [kappa for kappas in found.values() for kappa in kappas]
         types = {f"kappa/{kind}": median(kappas) for kind, kappas in found.items()}
         return types | {"kappa/median": median(every), "kappa/max": max(every)}

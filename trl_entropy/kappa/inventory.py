@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .layers import EMBEDDING, EXPERTS, HEAD, LINEAR, ROUTER, TOWER, Layer
+from .layers import EMBEDDING, EXPERTS, HEAD, LINEAR, ROUTER, TOWER, UNREADABLE, Layer
 
 
 # Parts of names by which models of transformers go.
@@ -72,9 +72,22 @@ def _shape(module: nn.Module, parameter: Tensor) -> tuple[int, ...]:
     return (module.out_features, module.in_features) if isinstance(module, nn.Linear) else tuple(parameter.shape)
 
 
+def _is_quantized(tensor: Tensor) -> bool:
+    return tensor.dtype.itemsize == 1 or not tensor.is_floating_point()
+
+
+def _is_packed(key: str, tensor: Tensor) -> bool:
+    """Whether a buffer, or a parameter that is not called `weight`, holds a quantised weight: as with GPTQ, AWQ, HQQ."""
+    called = "weight" in key or isinstance(tensor, nn.Parameter)
+    return called and tensor.dim() == 2 and _is_quantized(tensor)
+
+
 def layers_of(model: PreTrainedModel) -> list[Layer]:
-    """Every matrix and every stack of fused experts of a model, which may be on the meta device. Tied ones once."""
-    kinds, seen, found = Kinds(model), set(), []
+    """Every matrix and every stack of fused experts of a model, which may be on the meta device. Tied ones once.
+
+    Modules whose weights are packed as something else than a parameter `weight` come last, as `UNREADABLE`.
+    """
+    kinds, seen, found, packed = Kinds(model), set(), [], {}
     for name, module in model.named_modules():
         for key, parameter in module.named_parameters(recurse=False):
             full = f"{name}.{key}" if name else key
@@ -86,24 +99,34 @@ def layers_of(model: PreTrainedModel) -> list[Layer]:
                 found.append(Layer(name, full, _shape(module, parameter), kinds.of(name, module)))
             elif _is_stack(full, module, parameter):
                 found.append(Layer(full, full, tuple(parameter.shape), kinds.of(full, module, EXPERTS)))
+            elif _is_packed(key, parameter):
+                packed.setdefault(name, (module, full, parameter))
             elif parameter.dim() == 2:
                 kind = kinds.of(full, module)
                 found.append(Layer(full, full, tuple(parameter.shape), ROUTER if kind == LINEAR else kind))
+        for key, buffer in module.named_buffers(recurse=False):
+            if _is_packed(key, buffer):
+                packed.setdefault(name, (module, f"{name}.{key}", buffer))
+    known = {layer.name for layer in found}
+    for name, (module, full, tensor) in packed.items():
+        if name not in known:
+            found.append(Layer(name, full, tuple(tensor.shape), kinds.of(name, module, UNREADABLE)))
     return found
 
 
 def read_weight(model: nn.Module, layer: Layer) -> Tensor:
     """The weight, dequantised. Raises `ValueError` where it is quantised in a way that PEFT does not know to undo."""
     module = model.get_submodule(layer.parameter.rpartition(".")[0])
-    weight = model.get_parameter(layer.parameter)
-    if weight.dtype.itemsize == 1 or not weight.is_floating_point():
+    weight = getattr(module, layer.parameter.rpartition(".")[2], None)
+    if weight is not None and _is_quantized(weight):
         from peft.utils.integrations import dequantize_module_weight
 
         weight = dequantize_module_weight(module)
-    if weight.dtype.itemsize == 1 or not weight.is_floating_point():
+    if weight is None or _is_quantized(weight):
+        form = "in a form of its own" if weight is None else f"to {weight.dtype}"
         raise ValueError(
-            f"`{layer.parameter}` is quantised to {weight.dtype} and cannot be restored: compute the condition numbers "
-            "on the checkpoint that is not quantised."
+            f"`{layer.parameter}` is quantised {form} and cannot be restored: compute the condition numbers on the "
+            "checkpoint that is not quantised."
         )
     return weight.detach().reshape(layer.shape)
 

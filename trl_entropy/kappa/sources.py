@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from .checkpoint import CONFIG, checkpoint_folder, weight_files
 from .fingerprint import files_fingerprint, read_header, tensor_sums
-from .layers import Layer
+from .layers import UNREADABLE, Layer
 
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ class LiveSource:
         """Of the names, kinds, shapes and types of all weights, and every byte of them."""
         digest = hashlib.blake2b(digest_size=16)
         for layer in self.layers():
+            if layer.kind == UNREADABLE:
+                continue
             weight = self.model.get_parameter(layer.parameter).detach()
             digest.update(f"{layer.parameter} {layer.kind} {tuple(weight.shape)} {weight.dtype}".encode())
             digest.update(tensor_sums(weight))
@@ -148,20 +150,24 @@ class CheckpointSource:
             )
         logger.warning(f"The weights of {self.name} are stored in another layout than the model's: loading all of it.")
         _, architecture = self._architecture()
-        return LiveSource(
-            architecture.from_pretrained(
-                self.folder, dtype="auto", device_map={"": "cpu"}, trust_remote_code=self.trust_remote_code
-            )
-        )
+        options = dict(dtype="auto", device_map={"": "cpu"}, trust_remote_code=self.trust_remote_code)
+        try:
+            return LiveSource(architecture.from_pretrained(self.folder, **options))
+        except (ImportError, RuntimeError) as error:  # what its quantisation needs is missing
+            raise ValueError(f"The weights of {self.name} cannot be loaded: {error}") from error
 
 
 def source_of(model: "PreTrainedModel") -> Source:
     """The model itself, or, where its weights cannot be read, the checkpoint that it was loaded from.
 
-    Raises `ValueError` where there is none.
+    Raises `ValueError` where there is none, and where the model has adapters.
     """
+    from accelerate.utils import is_peft_model
+
     from .inventory import why_unreadable
 
+    if is_peft_model(model):
+        raise ValueError("KappaTune chooses among the weights of a model without adapters, got a PEFT model.")
     reason = why_unreadable(model)
     if reason is None:
         return LiveSource(model)
@@ -169,4 +175,5 @@ def source_of(model: "PreTrainedModel") -> Source:
     if not path:
         raise ValueError(f"The weights of the model are {reason}, and it comes from no checkpoint to read them from.")
     logger.warning(f"The weights of the model are {reason}: the condition numbers are those of {os.fspath(path)}.")
-    return CheckpointSource(path)
+    trusted = type(model).__module__.startswith("transformers_modules")  # its code runs already
+    return CheckpointSource(path, getattr(model.config, "_commit_hash", None), trusted)

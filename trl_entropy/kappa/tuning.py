@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
+from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list, gather_object, is_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -17,12 +18,15 @@ from .cache import KappaCache
 from .config import kappa_cache
 from .inventory import read_weight
 from .layers import Layer
+from .report import notes, summary
 from .selection import Selection
 from .sources import CheckpointSource, Source, source_of
 
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
+
+logger = get_logger(__name__)
 
 
 def processes_of_run() -> Processes:
@@ -44,13 +48,17 @@ def analyzed(
 ) -> tuple[list[Layer], list[Layer]]:
     """All weights, and those selected; the same on every process of this run. Raises `ValueError` where none is."""
     layers = analyze(source, selection.candidate, cache, processes_of_run(), progress)
-    return layers, selection.select(layers)
+    chosen = selection.select(layers)
+    names = [layer.name for layer in chosen]
+    for note in notes(layers, names, selection):
+        logger.warning(note)
+    # Not a matter for concern, but one to be seen: this is the level that is shown by default.
+    logger.warning(f"KappaTune selects {summary(layers, names, selection)}: {', '.join(names)}.")
+    return layers, chosen
 
 
 def freeze_all_but(model: PreTrainedModel, chosen: Sequence[Layer]) -> None:
     """Leaves nothing to train but the chosen weights. Raises `ValueError` where that cannot be."""
-    if is_peft_model(model):
-        raise ValueError("KappaTune with mode 'freeze' trains weights of the model itself, got a PEFT model.")
     parameters = dict(model.named_parameters())
     names = {layer.parameter for layer in chosen}
     missing = sorted(names - parameters.keys())
@@ -66,7 +74,8 @@ def freeze_all_but(model: PreTrainedModel, chosen: Sequence[Layer]) -> None:
 def with_targets(peft_config: "PeftConfig", chosen: Sequence[Layer]) -> "PeftConfig":
     """A copy of a PEFT config with the chosen weights as its targets.
 
-    Raises `ValueError` where it has targets already, or its method takes none.
+    Raises `ValueError` where it has targets already, its method takes none, or it has dropout, which PEFT cannot apply to
+    fused experts.
     """
     fused = [layer for layer in chosen if layer.name == layer.parameter]
     if not hasattr(peft_config, "target_modules") or fused and not hasattr(peft_config, "target_parameters"):
@@ -77,6 +86,11 @@ def with_targets(peft_config: "PeftConfig", chosen: Sequence[Layer]) -> "PeftCon
                 f"`{key}` of `peft_config` must be unset where KappaTune selects the targets, got "
                 f"{getattr(peft_config, key)!r}. Restrict its candidates with `include` and `exclude`."
             )
+    if fused and getattr(peft_config, "lora_dropout", 0):
+        raise ValueError(
+            f"`lora_dropout` of `peft_config` must be 0 where fused experts are selected, here `{fused[0].name}`, got "
+            f"{peft_config.lora_dropout!r}. Leave them out with `exclude=['experts']` to keep it."
+        )
     found = copy.deepcopy(peft_config)
     found.target_modules = {layer.name for layer in chosen if layer.name != layer.parameter}
     if fused:
@@ -102,7 +116,8 @@ def kappa_peft_config(
             `seed`.
 
     Raises:
-        `ValueError`: an argument is out of range, the budget selects nothing, or `peft_config` has targets.
+        `ValueError`: an argument is out of range, the budget selects nothing, the model has adapters, or `peft_config` has
+            targets, or dropout where fused experts are selected.
 
     Example:
 
