@@ -133,9 +133,9 @@ def test_what_lies_outside_the_language_model_is_a_tower(make, towers, inside):
 
 def test_names_decide_where_the_model_does_not_tell():
     model = build_model()
-    model.connector, model.aligner = nn.Linear(4, 4), nn.Linear(4, 4)
+    model.connector, model.aligner, model.model.lm_head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
     kinds = {layer.name: layer.kind for layer in layers_of(model)}
-    assert (kinds["connector"], kinds["aligner"]) == ("tower", "linear")
+    assert (kinds["connector"], kinds["aligner"], kinds["model.lm_head"]) == ("tower", "linear", "head")
 
 
 def test_inventory_names_every_kind():

@@ -14,6 +14,7 @@ from .layers import EMBEDDING, EXPERTS, HEAD, LINEAR, ROUTER, TOWER, UNREADABLE,
 
 
 # Parts of names by which models of transformers go.
+HEAD_NAME = re.compile(r"(^|\.)lm_heads?(\.|$)")  # where `get_output_embeddings` does not find it
 ROUTER_NAME = re.compile(r"(^|\.)(\w*router\w*|gate|\w*expert_gate)(\.|$)")
 ROUTER_TYPE = re.compile(r"Router|Gating$")
 TOWER_NAME = re.compile(
@@ -33,7 +34,7 @@ class Kinds:
 
     def of(self, name: str, module: nn.Module, default: str = LINEAR) -> str:
         """That of the weights of a module: `default` where nothing tells otherwise."""
-        if module is self.head:
+        if module is self.head or HEAD_NAME.search(name):
             return HEAD
         if isinstance(module, nn.Embedding):
             return EMBEDDING
