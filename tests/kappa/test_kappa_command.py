@@ -10,10 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import build_model
 
 from trl_entropy import cli
-from trl_entropy.kappa.report import by_type
+from trl_entropy.kappa import command
+from trl_entropy.kappa.layers import Layer
+from trl_entropy.kappa.report import by_type, plot
+from trl_entropy.kappa.selection import Selection
 from trl_entropy.kappa.sources import CheckpointSource
 
 
@@ -49,8 +53,38 @@ def test_table_json_and_plot(folder, tmp_path, capsys):
 def test_plot_has_a_panel_for_each_type(folder):
     panels = by_type([layer for layer in CheckpointSource(str(folder)).layers() if layer.kind == "linear"])
     assert {kind: sorted(members) for kind, members in panels.items()} == {
-        f"{kind}_proj": [0, 1] for kind in ("q", "k", "v", "o", "gate", "up", "down")
+        **{f"self_attn.{kind}_proj": [0, 1] for kind in ("q", "k", "v", "o")},
+        **{f"mlp.{kind}_proj": [0, 1] for kind in ("gate", "up", "down")},
     }
+
+
+@pytest.mark.parametrize(
+    "name, kind, expected",
+    [
+        ("transformer.h.1.attn.c_proj", "linear", "attn.c_proj"),
+        ("transformer.h.1.mlp.c_proj", "linear", "mlp.c_proj"),
+        ("model.layers.3.mlp.experts.17.up_proj", "linear", "mlp.experts.up_proj"),
+        ("model.layers.3.mlp.shared_expert.up_proj", "linear", "mlp.shared_expert.up_proj"),
+        ("model.layers.3.self_attn.1.q_b_proj", "linear", "self_attn.q_b_proj"),
+        ("model.layers.3.mlp.experts.down_proj", "experts", "mlp.experts.down_proj"),
+        ("model.vision_tower.layers.3.self_attn.q_proj", "tower", "model.vision_tower.layers.self_attn.q_proj"),
+        ("lm_head", "head", "lm_head"),
+    ],
+)
+def test_type_of_a_weight(name, kind, expected):
+    assert Layer(name, f"{name}.weight", (2, 2), kind).type == expected
+
+
+def test_no_bar_hides_another(tmp_path, monkeypatch):
+    """But experts that are not fused, which share one: the median of theirs."""
+    names = [f"h.{layer}.{block}.c_proj" for layer in (0, 1) for block in ("attn", "mlp")]
+    names += [f"h.1.mlp.experts.{expert}.c_proj" for expert in range(3)]
+    kappas = range(2, 9)
+    layers = [Layer(name, name, (2, 2), "linear", ["full rank"], [float(kappa)]) for name, kappa in zip(names, kappas, strict=True)]  # fmt: skip
+    bars = []
+    monkeypatch.setattr("matplotlib.axes.Axes.bar", lambda axes, x, height, color: bars.append((x, height, color)))
+    plot(tmp_path / "plot.png", layers, ["h.1.mlp.c_proj", "h.1.mlp.experts.0.c_proj"], Selection())
+    assert bars == [([0, 1], [2, 4], ["0.75"] * 2), ([0, 1], [3, 5], ["0.75", "C0"]), ([1], [7], ["C0"])]
 
 
 @pytest.mark.parametrize(
@@ -70,11 +104,54 @@ def test_errors_are_one_line(folder, capsys, argv, message):
     assert error.startswith("trl-entropy kappa: error: ") and message in error
 
 
+def test_folder_for_the_output_is_made_before_the_analysis(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command, "analyze", None)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["kappa", str(folder), "--output", str(tmp_path / "file")])
+    (error,) = capsys.readouterr().err.splitlines()
+    assert "File exists" in error
+
+
+@pytest.mark.parametrize("length", [3, 200, -100])
+@pytest.mark.parametrize("options", [[], ["--no-cache"]])
+def test_weights_that_are_cut_short(tmp_path, capsys, length, options):
+    build_model().save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["kappa", str(tmp_path), *options])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"trl-entropy kappa: error: {path} is ")
+
+
+@pytest.mark.parametrize("failure", [ImportError("Install\n\ngptqmodel."), RuntimeError("No GPU")])
+def test_quantised_weights_without_what_reads_them(tmp_path, capsys, monkeypatch, failure):
+    model = build_model()
+    weights = {key: torch.ones(2, 2, dtype=torch.int32) if "proj" in key else weight for key, weight in model.state_dict().items()}  # fmt: skip
+    model.save_pretrained(tmp_path, state_dict=weights)
+
+    def fail(*arguments, **keywords):
+        raise failure
+
+    monkeypatch.setattr(type(model), "from_pretrained", fail)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["kappa", str(tmp_path)])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.endswith(f"cannot be loaded: {' '.join(str(failure).split())}")
+
+
+def test_more_modules_than_there_are(folder, caplog):
+    assert cli.main(["kappa", str(folder), "--num-modules", "20"]) == 0
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message == "`num_modules`=20 is more than there are: all 14 candidates of full rank are selected."
+
+
 def test_second_call_needs_no_torch(folder, tmp_path):
     """What makes it take under a second."""
-    command = [sys.executable, "-X", "importtime", "-m", "trl_entropy.cli", "kappa", str(folder)]
+    call = [sys.executable, "-X", "importtime", "-m", "trl_entropy.cli", "kappa", str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     assert cli.main(["kappa", str(folder), "--cache", str(tmp_path)]) == 0
-    done = subprocess.run([*command, "--cache", str(tmp_path)], env=environment, capture_output=True, text=True)
+    done = subprocess.run([*call, "--cache", str(tmp_path)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "of 14 modules" in done.stdout
     assert not {"torch", "transformers"} & {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}

@@ -79,6 +79,7 @@ def test_fused_experts_count_by_median_or_mean():
     "settings, message",
     [
         (dict(top_p=0.0), "`kappa_top_p` must be a share of the parameters in (0, 1], got 0.0."),
+        (dict(top_p=True), "`kappa_top_p` must be a share of the parameters in (0, 1], got True."),
         (dict(top_p="x"), "`kappa_top_p` must be a share of the parameters in (0, 1], got 'x'."),
         (dict(num_modules=0), "`kappa_num_modules` must be an integer above 0, got 0."),
         (dict(num_modules=1.5), "`kappa_num_modules` must be an integer above 0, got 1.5."),
@@ -137,6 +138,13 @@ def test_zero_weights_are_reported_and_never_selected():
     assert "12 of 14 modules" in table(layers, chosen, selection)
     rows = {row["name"]: row for row in as_json("m", layers, chosen, selection)["layers"]}
     assert rows[zero]["kappa"] is None and rows[zero]["states"] == ["zero"] and not rows[zero]["selected"]
+
+
+def test_an_expert_without_full_rank_is_shown():
+    stack = layer("experts", [4.0, 2.0, math.inf], (3, 4, 4), EXPERTS)
+    stack.states[2] = "zero"
+    assert "3x4x4  4 (1 of 3 zero)" in table([stack], [], Selection())
+    assert "3x4x4   zero" in table([stack], [], Selection(experts="mean"))
 
 
 def test_schedule_is_longest_first_and_balanced():

@@ -4,6 +4,7 @@
 
 import json
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -12,10 +13,10 @@ from conftest import build_model
 from safetensors.numpy import load_file
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from trl_entropy.kappa import analysis
+from trl_entropy.kappa import analysis, cache
 from trl_entropy.kappa.analysis import analyze
-from trl_entropy.kappa.cache import KappaCache
-from trl_entropy.kappa.fingerprint import CHUNK, chunk_sums
+from trl_entropy.kappa.cache import KappaCache, cache_key
+from trl_entropy.kappa.fingerprint import CHUNK, chunk_sums, device_sums
 from trl_entropy.kappa.inventory import layers_of, read_weight
 from trl_entropy.kappa.selection import Selection
 from trl_entropy.kappa.sources import CheckpointSource, LiveSource, source_of
@@ -63,6 +64,39 @@ def test_checkpoint_in_shards_equals_model(tmp_path, dtype, monkeypatch):
     assert kappas(source) == kappas(LiveSource(model)) and len(kappas(source)) == 14
 
 
+def test_the_single_file_comes_before_an_index(tmp_path):
+    """As in transformers; an index that an earlier save left behind says nothing."""
+    first, second = build_model(), build_model(seed=1)
+    first.save_pretrained(tmp_path, max_shard_size="5KB")
+    second.save_pretrained(tmp_path / "single")
+    assert kappas(CheckpointSource(str(tmp_path))) == kappas(LiveSource(first))
+    (tmp_path / "single" / "model.safetensors").rename(tmp_path / "model.safetensors")
+    assert kappas(CheckpointSource(str(tmp_path))) == kappas(LiveSource(second))
+    for shard in tmp_path.glob("model-*"):
+        shard.unlink()
+    loaded = type(first).from_pretrained(tmp_path)
+    assert kappas(CheckpointSource(str(tmp_path))) == kappas(LiveSource(loaded)) == kappas(LiveSource(second))
+
+
+def test_nothing_but_what_is_needed_is_downloaded(tmp_path, monkeypatch):
+    model, asked = build_model(), []
+    model.save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
+    model.save_pretrained(tmp_path / "single")
+    (tmp_path / "sharded" / "consolidated.safetensors").write_bytes(b"")
+
+    def download(name, revision, allow_patterns):
+        asked.append((name, revision, allow_patterns))
+        return str(tmp_path / name.rpartition("/")[2])
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    source = CheckpointSource("hub/sharded", "main", trust_remote_code=True)
+    shards = [path.name for path in source.files]
+    first = ["config.json", "generation_config.json", "model.safetensors.index.json", "model.safetensors", "*.py"]
+    assert asked == [("hub/sharded", "main", first), ("hub/sharded", "main", shards)] and len(shards) > 1
+    CheckpointSource("hub/single")
+    assert asked[2:] == [("hub/single", None, first[:-1])]
+
+
 def test_fused_experts_of_a_checkpoint_that_stores_them_apart(tmp_path):
     model = build_moe()
     model.save_pretrained(tmp_path)
@@ -74,15 +108,6 @@ def test_fused_experts_of_a_checkpoint_that_stores_them_apart(tmp_path):
     expected = [np.linalg.cond(matrix.double().numpy()) for matrix in model.get_parameter(experts).detach()]
     assert found[experts] == pytest.approx(expected, rel=1e-9)
     assert not any(name.endswith("mlp.gate") for name in found)  # the router
-
-
-def test_inventory_names_every_kind():
-    kinds = {layer.name: layer.kind for layer in layers_of(build_moe())}
-    assert kinds["lm_head"] == "head" and kinds["model.embed_tokens"] == "embedding"
-    assert kinds["model.layers.0.mlp.experts.down_proj"] == "experts"
-    assert {kind for name, kind in kinds.items() if "mlp.gate" in name} == {"router"}
-    tied = layers_of(build_model(tie_word_embeddings=True))
-    assert "lm_head" not in {layer.name for layer in tied}
 
 
 def test_quantised_weights_are_restored_or_refused(monkeypatch):
@@ -114,6 +139,28 @@ def test_fingerprint_sees_every_byte(tmp_path):
     assert LiveSource(build_model().bfloat16()).fingerprint() != live
 
 
+def test_key_of_a_cached_analysis(tmp_path, monkeypatch):
+    """Of all that decides which weights there are and how they are called."""
+    build_model().save_pretrained(tmp_path)
+    stored, live = CheckpointSource(str(tmp_path)).fingerprint(), LiveSource(build_model()).fingerprint()
+    key = cache_key(stored)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1, "layer_types": None}))
+    assert CheckpointSource(str(tmp_path)).fingerprint() != stored
+    (tmp_path / "modeling.py").write_text("# one")
+    trusted = CheckpointSource(str(tmp_path), trust_remote_code=True).fingerprint()
+    (tmp_path / "modeling.py").write_text("# other")
+    assert CheckpointSource(str(tmp_path), trust_remote_code=True).fingerprint() != trusted
+    monkeypatch.setattr("trl_entropy.kappa.inventory.ROUTER_NAME", re.compile("up_proj"))
+    assert LiveSource(build_model()).fingerprint() != live
+    keys = {key}
+    for name, value in (("SCHEMA", 0), ("__version__", "0.0.1"), ("version", lambda package: "5.0.0")):
+        with monkeypatch.context() as patch:
+            patch.setattr(cache, name, value)
+            keys.add(cache_key(stored))
+    assert len(keys) == 4
+
+
 def test_chunk_sums_by_hand():
     data = np.arange(20, dtype=np.uint8)
     words = [sum(int(byte) << 8 * place for place, byte in enumerate(data[start : start + 8])) for start in (0, 8, 16)]
@@ -129,6 +176,21 @@ def test_chunk_sums_see_what_is_swapped():
         assert chunk_sums(swapped) != chunk_sums(data)
 
 
+@pytest.mark.parametrize("size", [0, 24, CHUNK, 3 * CHUNK + 41])
+def test_accelerators_sum_as_the_processor_does(size, monkeypatch):
+    monkeypatch.setattr("trl_entropy.kappa.fingerprint.BLOCK", 2)
+    data = np.random.default_rng(0).integers(0, 256, size + 3, dtype=np.uint8)
+    assert device_sums(torch.from_numpy(data[:size])) == chunk_sums(data[:size])
+    assert device_sums(torch.from_numpy(data)[3:]) == chunk_sums(data[3:])  # words that begin anywhere
+
+
+def test_device_is_that_of_the_process(monkeypatch):
+    assert analysis.current_device() == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    assert analysis.current_device() == torch.device("cuda", 3)
+
+
 def test_blob_of_the_hub_cache_is_known_by_its_name(tmp_path):
     blob = tmp_path / ("ab" * 32)
     build_model().save_pretrained(tmp_path / "m")
@@ -140,13 +202,13 @@ def test_blob_of_the_hub_cache_is_known_by_its_name(tmp_path):
 
 
 def test_second_analysis_computes_nothing(cache_folder, count):
-    source, cache, selection = LiveSource(build_model()), KappaCache(), Selection()
-    first = analyze(source, selection.candidate, cache, progress=False)
+    source, kept, selection = LiveSource(build_model()), KappaCache(), Selection()
+    first = analyze(source, selection.candidate, kept, progress=False)
     assert len(count) == 14
-    second = analyze(source, selection.candidate, cache, progress=False)
+    second = analyze(source, selection.candidate, kept, progress=False)
     assert len(count) == 14 and [layer.kappas for layer in second] == [layer.kappas for layer in first]
     # Another question adds to what is known.
-    both = analyze(source, Selection(include=["lm_head"]).candidate, cache, progress=False)
+    both = analyze(source, Selection(include=["lm_head"]).candidate, kept, progress=False)
     assert len(count) == 15 and sum(bool(layer.kappas) for layer in both) == 15
     (stored,) = cache_folder.glob("*.safetensors")
     values = load_file(stored)
@@ -154,7 +216,7 @@ def test_second_analysis_computes_nothing(cache_folder, count):
     assert len(values) == 15
     np.testing.assert_allclose(values["lm_head.weight"], np.linalg.svd(weight, compute_uv=False), rtol=1e-5)
     # Other weights are another model.
-    analyze(LiveSource(build_model(seed=1)), selection.candidate, cache, progress=False)
+    analyze(LiveSource(build_model(seed=1)), selection.candidate, kept, progress=False)
     assert len(count) == 29
 
 
@@ -178,24 +240,48 @@ def missing_numbers(path):
     path.write_text(json.dumps(record))
 
 
+def other_numbers(path):
+    record = json.loads(path.read_text())
+    record["layers"][1]["kappas"] = [0.5]
+    path.write_text(json.dumps(record))
+
+
+def other_types(path):
+    record = json.loads(path.read_text())
+    record["layers"][1]["kappas"] = ["x"]
+    record["digest"] = cache.digest(path.with_suffix(".safetensors").read_bytes(), record["layers"])
+    path.write_text(json.dumps(record))
+
+
+def no_record(path):
+    path.write_text("[1]")
+
+
+def no_row(path):
+    record = json.loads(path.read_text())
+    record["layers"] = [None]
+    record["digest"] = cache.digest(path.with_suffix(".safetensors").read_bytes(), record["layers"])
+    path.write_text(json.dumps(record))
+
+
 def remove(path):
     path.unlink()
 
 
 @pytest.mark.parametrize(
     "kind, damage",
-    [("json", cut), ("json", other_schema), ("json", missing_numbers), ("safetensors", cut), ("safetensors", scribble), ("safetensors", remove)],
+    [("json", cut), ("json", other_schema), ("json", missing_numbers), ("json", other_numbers), ("json", other_types), ("json", no_record), ("json", no_row), ("safetensors", cut), ("safetensors", scribble), ("safetensors", remove)],
 )  # fmt: skip
 def test_broken_cache_is_reported_computed_again_and_mended(cache_folder, count, caplog, kind, damage):
-    source, cache, selection = LiveSource(build_model()), KappaCache(), Selection()
-    first = analyze(source, selection.candidate, cache, progress=False)
+    source, kept, selection = LiveSource(build_model()), KappaCache(), Selection()
+    first = analyze(source, selection.candidate, kept, progress=False)
     (path,) = cache_folder.glob(f"*.{kind}")
     damage(path)
     with caplog.at_level(logging.WARNING):
-        again = analyze(source, selection.candidate, cache, progress=False)
+        again = analyze(source, selection.candidate, kept, progress=False)
     assert "are of no use and computed again" in caplog.text and len(count) == 28
     assert [layer.kappas for layer in again] == [layer.kappas for layer in first]
-    analyze(source, selection.candidate, cache, progress=False)
+    analyze(source, selection.candidate, kept, progress=False)
     assert len(count) == 28
 
 
@@ -208,7 +294,7 @@ def test_folder_that_cannot_be_written_is_reported(tmp_path, caplog):
     assert "could not be cached" in caplog.text and any(layer.kappas for layer in found)
 
 
-def test_weights_that_cannot_be_read_come_from_the_checkpoint(tmp_path, caplog):
+def test_weights_that_cannot_be_read_come_from_the_checkpoint(tmp_path, caplog, monkeypatch):
     model = build_model()
     model.save_pretrained(tmp_path)
     with torch.device("meta"):
@@ -219,6 +305,13 @@ def test_weights_that_cannot_be_read_come_from_the_checkpoint(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert kappas(source_of(empty)) == kappas(LiveSource(model))
     assert "on the meta device: the condition numbers are those of" in caplog.text
+    arguments = []
+    monkeypatch.setattr("trl_entropy.kappa.sources.CheckpointSource", lambda *given: arguments.append(given))
+    empty.config._commit_hash = "abc"
+    source_of(empty)
+    monkeypatch.setattr(type(empty), "__module__", "transformers_modules.someone.modeling")
+    source_of(empty)
+    assert arguments == [(str(tmp_path), "abc", False), (str(tmp_path), "abc", True)]
     sharded = build_model()
     sharded.lm_head.weight.ds_id = 3  # as DeepSpeed marks what it has sharded
     sharded.config._name_or_path = ""

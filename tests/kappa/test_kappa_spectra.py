@@ -68,6 +68,15 @@ def test_scale_does_not_matter(scale):
     assert kappa_of(matrix.T)[0] == pytest.approx(kappa_of(matrix)[0], rel=1e-9)
 
 
+@pytest.mark.parametrize("kappa", [30.0, 1e7])
+@pytest.mark.parametrize("scale", [1e-300, 1e-170, 1e160, 1e300])
+def test_numbers_whose_squares_are_none(scale, kappa):
+    matrix = with_kappa(kappa)
+    assert kappa_of(matrix * scale) == (pytest.approx(kappa, rel=1e-8), FULL_RANK)
+    values, _ = singular_values(matrix * scale)
+    assert values[0] == pytest.approx(scale, rel=1e-9)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_stored_types_are_read_as_they_are(dtype):
     matrix = with_kappa(30).to(dtype)

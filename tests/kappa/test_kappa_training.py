@@ -4,13 +4,16 @@
 
 import json
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import EXACT, build_model, build_tokenizer
 from datasets import Dataset
 from distilling import build_distiller
-from peft import LoraConfig
+from peft import IA3Config, LoHaConfig, LoraConfig, OFTConfig, get_peft_model
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from transformers import Qwen2ForSequenceClassification, TrainerState
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from trl_entropy import (
@@ -24,6 +27,7 @@ from trl_entropy.kappa.analysis import analyze
 from trl_entropy.kappa.callback import KappaMonitor
 from trl_entropy.kappa.selection import Selection
 from trl_entropy.kappa.sources import LiveSource
+from trl_entropy.kappa.tuning import freeze_all_but, trained_weight, with_targets
 
 
 pytestmark = pytest.mark.usefixtures("cache_folder")
@@ -156,16 +160,17 @@ def test_tracked_condition_numbers_are_logged(make_trainer):
     model = build_model()
     chosen = selected(model, num_modules=3)
     trainer = make_trainer(
-        model=model, kappa_mode="freeze", kappa_num_modules=3, kappa_track_steps=2, max_steps=4, logging_steps=1
+        model=model, kappa_mode="freeze", kappa_num_modules=3, kappa_track_steps=2, max_steps=4, logging_steps=3
     )
     trainer.train()
+    assert [line["step"] for line in trainer.state.log_history if "loss" in line] == [2, 3, 4]
     tracked = [line for line in trainer.state.log_history if "kappa/median" in line]
     assert [line["step"] for line in tracked] == [2, 4]
     after = dict(trainer.model.named_parameters())
     kappas = sorted(torch.linalg.cond(after[layer.parameter].detach().double()).item() for layer in chosen)
     assert tracked[-1]["kappa/median"] == pytest.approx(kappas[1], rel=1e-6)
     assert tracked[-1]["kappa/max"] == pytest.approx(kappas[2], rel=1e-6)
-    types = {f"kappa/{layer.name.rpartition('.')[2]}" for layer in chosen}
+    types = {f"kappa/{layer.name.partition('layers.')[2][2:]}" for layer in chosen}  # kappa/mlp.up_proj
     assert types < tracked[-1].keys() and tracked[0]["kappa/max"] != tracked[1]["kappa/max"]
 
 
@@ -183,8 +188,39 @@ def test_resume(make_trainer, tmp_path):
     restoring.train(resume_from_checkpoint=checkpoint)
     torch.testing.assert_close(restoring.model.state_dict(), whole.model.state_dict(), **EXACT)
     other = make_trainer(output_dir=tmp_path / "other", **{**settings, "kappa_order": "descending"})
-    with pytest.raises(ValueError, match="The checkpoint was trained on 3 selected modules, this run selects 3; they differ in"):  # fmt: skip
+    with pytest.raises(ValueError, match="The checkpoint was trained on 3 selected modules, this run selects 3: .* only in the checkpoint, .* only in this run"):  # fmt: skip
         other.train(resume_from_checkpoint=checkpoint)
+
+
+def begin(callback, model, rows=None, **kwargs):
+    """What the trainer asks of a callback before the first step."""
+    state = TrainerState(is_world_process_zero=False)
+    if rows is not None:
+        state.stateful_callbacks = {type(callback).__name__: {"attributes": {"restored": rows}}}
+    callback.on_train_begin(None, state, None, model=model, **kwargs)
+
+
+def test_resume_with_the_same_modules_in_another_order():
+    model = build_model()
+    callback = KappaTuneCallback(num_modules=3, cache="none")
+    callback.on_init_end(SimpleNamespace(disable_tqdm=True), None, None, model=model)
+    rows = callback.restored[::-1]
+    begin(callback, model, rows)
+    with pytest.raises(ValueError, match=f"on 2 selected modules, this run selects 3: '{rows[0]['name']}' only in this run. Resume"):  # fmt: skip
+        begin(callback, model, rows[1:])
+
+
+def test_callback_is_for_the_trainer_that_was_made_last():
+    callback = KappaTuneCallback(num_modules=1, cache="none")
+    for zeros in (set(), {"model.layers.0.mlp.up_proj.weight"}):
+        model = build_model()
+        with torch.no_grad():
+            for name in zeros:
+                model.get_parameter(name).zero_()
+        callback.on_init_end(SimpleNamespace(disable_tqdm=True), None, None, model=model)
+        (layer,) = callback.chosen
+        assert [layer.name] == [row.name for row in selected(model, num_modules=1)]
+        assert [name for name, weight in model.named_parameters() if weight.requires_grad] == [layer.parameter]
 
 
 def sft_trainer(tmp_path, model, callbacks, **keywords):
@@ -238,19 +274,65 @@ def test_peft_config_for_trainers_of_trl(tmp_path):
     assert adapted(trainer.model) == {layer.name for layer in chosen}
 
 
+@pytest.mark.parametrize("peft_config", [LoraConfig(r=2), LoraConfig(r=2, use_dora=True), LoHaConfig(r=2)], ids=["lora", "dora", "loha"])  # fmt: skip
+def test_tracked_weights_are_the_merged_ones(peft_config):
+    base, callback = build_model(), KappaMonitor(num_modules=3, cache="none", track_steps=1)
+    callback.analyze(base)
+    model = get_peft_model(base, with_targets(peft_config, callback.chosen))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.add_(torch.randn(weight.shape, generator=generator), alpha=0.3)
+    begin(callback, model)
+    found = {layer.parameter: trained_weight(model, layer) for layer in callback.chosen}
+    kappas = callback.measure(model)
+    model.merge_adapter()
+    merged = {layer.parameter: trained_weight(model, layer) for layer in callback.chosen}  # nothing is added twice
+    whole = model.merge_and_unload()
+    expected = {name: whole.get_parameter(name).detach() for name in found}
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(merged, expected, rtol=0, atol=0)
+    conditions = [torch.linalg.cond(weight.double()).item() for weight in expected.values()]
+    assert kappas["kappa/max"] == pytest.approx(max(conditions), rel=1e-3)
+
+
+@pytest.mark.parametrize("peft_config", [OFTConfig(r=0, oft_block_size=4), IA3Config(feedforward_modules=[])], ids=["oft", "ia3"])  # fmt: skip
+def test_adapters_that_cannot_be_tracked_are_refused(peft_config):
+    base, callback = build_model(), KappaMonitor(num_modules=2, cache="none")
+    callback.analyze(base)
+    model = get_peft_model(base, with_targets(peft_config, callback.chosen))
+    begin(callback, model)
+    callback.track_steps = 5
+    with pytest.raises(ValueError, match="cannot be tracked: the weights of the model are adapted by peft.tuners"):
+        begin(callback, model)
+
+
+def test_layers_that_checkpoint_their_activations(tmp_path):
+    """As accelerate wraps them for FSDP."""
+    model = build_model()
+    before, chosen = copies(model), selected(model, num_modules=2)
+    trainer = sft_trainer(tmp_path, model, [KappaTuneCallback(num_modules=2, track_steps=1)])
+    for name, layer in list(model.model.layers.named_children()):
+        model.model.layers.register_module(name, checkpoint_wrapper(layer))
+    trainer.train()
+    after = {name.replace("_checkpoint_wrapped_module.", ""): weight for name, weight in model.named_parameters()}
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {row.parameter for row in chosen}
+    assert trainer.state.log_history[1]["kappa/median"] > 1
+
+
 def test_fused_experts_are_trained_whole_or_become_target_parameters(tmp_path):
-    from peft import get_peft_model
     from test_kappa_sources import build_moe
 
     settings = dict(include=["experts"], num_modules=1, order="descending")
     (chosen,) = selected(build_moe(), **settings)
     assert chosen.name == chosen.parameter
+    with pytest.raises(ValueError, match="`lora_dropout` of `peft_config` must be 0 where fused experts are selected"):
+        kappa_peft_config(build_moe(), LoraConfig(r=2, lora_dropout=0.05), **settings)
     peft_config = kappa_peft_config(build_moe(), LoraConfig(r=2), **settings)
     assert peft_config.target_parameters == [chosen.parameter] and not peft_config.target_modules
     model = get_peft_model(build_moe(), peft_config)
     assert all(chosen.parameter.rpartition(".")[0] in name for name, weight in model.named_parameters() if weight.requires_grad)  # fmt: skip
-    from trl_entropy.kappa.tuning import freeze_all_but, trained_weight
-
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_B" in name:
@@ -269,6 +351,61 @@ def test_callback_that_comes_too_late_is_refused(tmp_path):
     trainer.add_callback(KappaTuneCallback())
     with pytest.raises(ValueError, match="must be given to the trainer as one of its `callbacks`"):
         trainer.train()
+
+
+def test_selection_is_shown_once(tmp_path, caplog):
+    model = build_model()
+    chosen = selected(model, num_modules=2)
+    with caplog.at_level(logging.WARNING):
+        sft_trainer(tmp_path, model, [KappaTuneCallback(num_modules=2)])
+        with pytest.raises(ValueError, match="No weight"):
+            kappa_peft_config(model, LoraConfig(), include=["nothing"])
+        kappa_peft_config(build_model(), LoraConfig(), num_modules=99)
+    shown = [record.getMessage() for record in caplog.records if record.name.startswith("trl_entropy.kappa")]
+    names = ", ".join(layer.name for layer in chosen)
+    assert len(shown) == 3 and shown[0].endswith(f"KappaTune selects 2 of 14 modules, 1024 of 5120 parameters (20.0 %): {names}.")  # fmt: skip
+    assert "`num_modules`=99 is more than there are" in shown[1] and "selects 14 of 14" in shown[2]
+
+
+class Packed(torch.nn.Module):
+    """What takes the place of a linear layer with GPTQ."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("qweight", torch.zeros(2, 2, dtype=torch.int32))
+        self.register_buffer("qweight_zeros", torch.zeros(2, 2, dtype=torch.int32))
+
+
+def test_weights_that_cannot_be_restored_are_counted(caplog):
+    model = build_model()
+    for layer in model.model.layers:
+        layer.mlp.up_proj, layer.self_attn.k_proj = Packed(), Packed()
+    with caplog.at_level(logging.WARNING):
+        found = kappa_peft_config(model, LoraConfig(), num_modules=10)
+    assert len(found.target_modules) == 10
+    (shown,) = [record.getMessage() for record in caplog.records if "restored" in record.getMessage()]
+    first = "model.layers.0.self_attn.k_proj"
+    assert f"4 modules are no candidates, since their weights are quantised and cannot be restored, first `{first}`" in shown  # fmt: skip
+    with pytest.raises(
+        ValueError, match="`include` asks with 'up_proj' for `model.layers.0.mlp.up_proj` of shape 2x2"
+    ):
+        kappa_peft_config(model, LoraConfig(), include=["up_proj"])
+
+
+def test_scores_of_a_reward_model_have_no_condition_number():
+    config = build_model().config
+    config.num_labels = 1
+    model = Qwen2ForSequenceClassification(config)
+    with pytest.raises(ValueError, match="`include` asks with '.score.' for `score` of shape 1x16, which has no"):
+        kappa_peft_config(model, LoraConfig(), include=["^score$", "q_proj"])
+
+
+def test_models_with_adapters_are_refused(tmp_path):
+    model = get_peft_model(build_model(), LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match="weights of a model without adapters, got a PEFT model"):
+        kappa_peft_config(model, LoraConfig(r=2))
+    with pytest.raises(ValueError, match="weights of a model without adapters, got a PEFT model"):
+        sft_trainer(tmp_path, model, [KappaTuneCallback()])
 
 
 def test_optimizer_with_frozen_weights_is_refused(tmp_path):

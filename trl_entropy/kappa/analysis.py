@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .cache import KappaCache
+from .cache import KappaCache, cache_key
 from .layers import Layer
 from .sources import Source
 
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 MAX_WORKERS = 16  # each holds a weight in float64 and its Gram matrix
@@ -64,6 +65,13 @@ def measured(layer: Layer, weight: "Tensor") -> tuple[Layer, np.ndarray]:
     return row, values if weight.dim() == 3 else values[0]
 
 
+def current_device() -> "torch.device":
+    """The device of this process, by number: in a thread of its own `cuda` alone would be the first of the machine."""
+    import torch
+
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
 def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -78,7 +86,7 @@ def compute(
     from threadpoolctl import threadpool_limits
     from tqdm.auto import tqdm
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = current_device()
     cores = max(1, available_cores() // local_processes)
     workers = 1 if device.type == "cuda" else min(cores, MAX_WORKERS, len(layers))
     threads, before = max(1, cores // workers), torch.get_num_threads()
@@ -118,13 +126,13 @@ def analyze(
     """
     processes = processes or Processes()
     main = processes.rank == 0
-    fingerprint = source.fingerprint() if cache and main else ""
-    layers, values = (cache.load(fingerprint) if cache and main else None) or (None, {})
+    key = cache_key(source.fingerprint()) if cache and main else ""
+    layers, values = (cache.load(key) if cache and main else None) or (None, {})
     layers = processes.broadcast(layers) or source.layers()
     shares = schedule([layer for layer in layers if wanted(layer) and not layer.kappas], processes.count)
     done = processes.gather(compute(source, shares[processes.rank], processes.local_count, progress and main))
     rows = {layer.parameter: layer for layer, _ in done}
     layers = [rows.get(layer.parameter, layer) for layer in layers]
     if cache and main and done:
-        cache.save(fingerprint, source.name, layers, values | {layer.parameter: array for layer, array in done})
+        cache.save(key, source.name, layers, values | {layer.parameter: array for layer, array in done})
     return layers

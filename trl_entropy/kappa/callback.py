@@ -9,24 +9,23 @@ from statistics import median
 from typing import Any
 
 import torch
-from accelerate.logging import get_logger
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from .config import kappa_cache
 from .inventory import why_unreadable
 from .layers import Layer
-from .report import summary, write_json
+from .report import write_json
 from .selection import Selection
 from .sources import CheckpointSource, source_of
 from .spectra import condition_number, singular_values
-from .tuning import analyzed, freeze_all_but, trained_weight
+from .tuning import analyzed, freeze_all_but, trained_weight, why_untracked
 
-
-logger = get_logger(__name__)
 
 REPORT = "kappa.json"  # in the folder of the run
-WRAPPERS = re.compile(r"_fsdp_wrapped_module\.|_orig_mod\.|^module\.")  # parts of names that training adds
+WRAPPERS = re.compile(
+    r"_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.|_orig_mod\.|^module\."
+)  # parts of names that training adds
 
 
 class KappaMonitor(TrainerCallback, ExportableState):
@@ -72,7 +71,6 @@ class KappaMonitor(TrainerCallback, ExportableState):
         """Fills `layers` and `chosen`."""
         source = CheckpointSource(*self.checkpoint) if self.checkpoint else source_of(model)
         self.layers, self.chosen = analyzed(source, self.selection, kappa_cache(self.cache), progress)
-        logger.info(f"KappaTune: {summary(self.layers, self.selected, self.selection)}: {', '.join(self.selected)}")
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps: the arguments, and the rows of the weights that were selected."""
@@ -91,14 +89,15 @@ class KappaMonitor(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         rows = state.stateful_callbacks.get(type(self).__name__, self.state())["attributes"]["restored"]
-        saved = [row["name"] for row in rows]
-        if saved != self.selected:
-            other = sorted({*saved} ^ {*self.selected}) or saved
+        saved, selected = {row["name"] for row in rows}, {*self.selected}
+        if saved != selected:
+            parts = (("the checkpoint", saved - selected), ("this run", selected - saved))
+            only = ", ".join(f"{min(names)!r} only in {where}" for where, names in parts if names)
             raise ValueError(
-                f"The checkpoint was trained on {len(saved)} selected modules, this run selects {len(self.selected)}; they "
-                f"differ in {other[0]!r}. Resume with the same model and the same fields of KappaTune."
+                f"The checkpoint was trained on {len(saved)} selected modules, this run selects {len(selected)}: {only}. "
+                "Resume with the same model and the same fields of KappaTune."
             )
-        if self.track_steps is not None and (reason := why_unreadable(model)):
+        if self.track_steps is not None and (reason := why_unreadable(model) or why_untracked(model, self.chosen)):
             raise ValueError(f"Condition numbers cannot be tracked: the weights of the model are {reason}.")
         if state.is_world_process_zero:
             os.makedirs(args.output_dir, exist_ok=True)
@@ -106,8 +105,10 @@ class KappaMonitor(TrainerCallback, ExportableState):
             write_json(os.path.join(args.output_dir, REPORT), name, self.layers, self.selected, self.selection)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
-        if self.track_steps is not None and state.global_step % self.track_steps == 0 and state.is_world_process_zero:
-            self._tracked = self.measure(model)
+        if self.track_steps is not None and state.global_step % self.track_steps == 0:
+            control.should_log = True  # on every process: they stand at their own step, and so do the run's last ones
+            if state.is_world_process_zero:
+                self._tracked = self.measure(model)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if logs is not None and self._tracked and "loss" in logs:
@@ -123,7 +124,7 @@ class KappaMonitor(TrainerCallback, ExportableState):
             weight = trained_weight(model, layer)
             matrices = weight if weight.dim() == 3 else [weight]
             kappas = [condition_number(singular_values(matrix)[0], layer.shape[-2:])[0] for matrix in matrices]
-            found.setdefault(layer.name.rpartition(".")[2], []).append(median(kappas))
+            found.setdefault(layer.type, []).append(median(kappas))
         every = [kappa for kappas in found.values() for kappa in kappas]
         types = {f"kappa/{kind}": median(kappas) for kind, kappas in found.items()}
         return types | {"kappa/median": median(every), "kappa/max": max(every)}
@@ -160,7 +161,7 @@ class KappaTuneCallback(KappaMonitor):
         cache (`str`, *optional*):
             Folder of cached results, by default below the cache of Hugging Face; `"none"`: no cache.
         track_steps (`int`, *optional*):
-            Log the condition numbers of the trained weights every so many optimizer steps.
+            Log the condition numbers of the trained weights every so many optimizer steps, whatever `logging_steps` is.
 
     Raises:
         `ValueError`: an argument is out of range, the budget selects nothing, or the model has adapters or frozen weights
@@ -174,8 +175,7 @@ class KappaTuneCallback(KappaMonitor):
     """
 
     def on_init_end(self, args, state, control, model=None, **kwargs):
-        if not self.chosen:
-            self.analyze(model, not args.disable_tqdm)
+        self.analyze(model, not args.disable_tqdm)
         freeze_all_but(model, self.chosen)
 
     def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs):

@@ -2,27 +2,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """`trl-entropy kappa MODEL`: the condition numbers of a model, and what a budget selects."""
 
-import argparse
+import logging
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn
 
+from ..commands import CommandParser
 from .analysis import analyze
 from .cache import KappaCache
-from .report import plot, table, write_json
+from .report import notes, plot, table, write_json
 from .selection import ORDERS, TOP_P, Selection
 from .sources import CheckpointSource
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+logger = logging.getLogger(__name__)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = Parser("trl-entropy kappa", description="Rank the weights of a model by condition number.")
+def build_parser() -> CommandParser:
+    parser = CommandParser(prog="trl-entropy kappa", description="Rank the weights of a model by condition number.")
     parser.add_argument("model", metavar="MODEL", help="folder or id on the Hub, with weights in safetensors")
     parser.add_argument("--revision", help="of the repository")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the checkpoint")
@@ -47,18 +43,19 @@ def run(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     if options.output and find_spec("matplotlib") is None:
         parser.error("`--output` draws a plot, which needs matplotlib: pip install 'trl-entropy[plots]'")
-    try:
+    with parser.reporting():
         names = ("top_p", "num_modules", "include", "exclude", "order", "experts", "seed")
         selection = Selection(**{name: getattr(options, name) for name in names})
         source = CheckpointSource(options.model, options.revision, options.trust_remote_code)
+        if options.output:
+            options.output.mkdir(parents=True, exist_ok=True)
         cache = None if options.no_cache else KappaCache(options.cache)
         layers = analyze(source, selection.candidate, cache)
         chosen = [layer.name for layer in selection.select(layers)]
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-    print(table(layers, chosen, selection))  # noqa: T201 (the result of a command)
-    if options.output:
-        options.output.mkdir(parents=True, exist_ok=True)
-        write_json(options.output / "kappa.json", options.model, layers, chosen, selection)
-        plot(options.output / "kappa.png", layers, chosen, selection)
+        print(table(layers, chosen, selection))  # noqa: T201 (the result of a command)
+        for note in notes(layers, chosen, selection):
+            logger.warning(note)
+        if options.output:
+            write_json(options.output / "kappa.json", options.model, layers, chosen, selection)
+            plot(options.output / "kappa.png", layers, chosen, selection)
     return 0

@@ -61,7 +61,7 @@ class KappaConfig:
     kappa_cache (`str`, *optional*):
         Folder of cached results, by default below the cache of Hugging Face; `"none"`: no cache.
     kappa_track_steps (`int`, *optional*):
-        Log the condition numbers of the trained weights every so many optimizer steps.
+        Log the condition numbers of the trained weights every so many optimizer steps, whatever `logging_steps` is.
 
     Raises:
         `ValueError`: a field is out of range.
@@ -110,7 +110,10 @@ class KappaConfig:
     )
     kappa_track_steps: int | None = field(
         default=None,
-        metadata={"help": "Log the condition numbers of the trained weights every so many optimizer steps."},
+        metadata={
+            "help": "Log the condition numbers of the trained weights every so many optimizer steps, whatever "
+            "`logging_steps` is."
+        },
     )
 
     def __post_init__(self):

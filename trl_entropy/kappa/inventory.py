@@ -10,24 +10,62 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .layers import EMBEDDING, EXPERTS, HEAD, LINEAR, ROUTER, TOWER, Layer
+from .layers import EMBEDDING, EXPERTS, HEAD, LINEAR, ROUTER, TOWER, UNREADABLE, Layer
 
 
 # Parts of names by which models of transformers go.
-ROUTER_NAME = re.compile(r"(^|[._])(router|gate)$")
-TOWER_NAME = re.compile(r"(^|\.)(visual|vision\w*|image\w*|audio\w*|multi_modal_projector)(\.|$)")
+HEAD_NAME = re.compile(r"(^|\.)lm_heads?(\.|$)")  # where `get_output_embeddings` does not find it
+ROUTER_NAME = re.compile(r"(^|\.)(\w*router\w*|gate|\w*expert_gate)(\.|$)")
+ROUTER_TYPE = re.compile(r"Router|Gating$")
+TOWER_NAME = re.compile(
+    r"(^|\.)(visual|vision\w*|image\w*|audio\w*|multi_modal_projector|connector|qformer|embed_(vision|audio))(\.|$)"
+)
+STACK_NAME = re.compile(r"expert|weight$")
+TABLE_NAME = re.compile(r"embed|position")
 
 
-def _kind(name: str, module: nn.Module, head: nn.Module | None) -> str:
-    if module is head:
-        return HEAD
-    if isinstance(module, nn.Embedding):
-        return EMBEDDING
-    if TOWER_NAME.search(name):
-        return TOWER
-    if ROUTER_NAME.search(name) or "Router" in type(module).__name__:
-        return ROUTER
-    return LINEAR
+class Kinds:
+    """What the weights of a model are, by their names and by the modules around them."""
+
+    def __init__(self, model: PreTrainedModel):
+        self.head = model.get_output_embeddings()
+        self.decoder = _decoder_name(model)
+        self.routers = tuple(f"{name}." for name, module in model.named_modules() if _is_router(name, module))
+
+    def of(self, name: str, module: nn.Module, default: str = LINEAR) -> str:
+        """That of the weights of a module: `default` where nothing tells otherwise."""
+        if module is self.head or HEAD_NAME.search(name):
+            return HEAD
+        if isinstance(module, nn.Embedding):
+            return EMBEDDING
+        if TOWER_NAME.search(name) or not f"{name}.".startswith(self.decoder):
+            return TOWER
+        return ROUTER if f"{name}.".startswith(self.routers) else default
+
+
+def _is_router(name: str, module: nn.Module) -> bool:
+    return bool(ROUTER_NAME.search(name) or ROUTER_TYPE.search(type(module).__name__))
+
+
+def _decoder_name(model: PreTrainedModel) -> str:
+    """What names of the language model begin with, where a model has other parts too; empty where it has none."""
+    text = model.config.get_text_config(decoder=True)
+    if text is model.config or model.config.is_encoder_decoder or text.is_encoder_decoder:
+        return ""
+    decoder = model.get_decoder()
+    return next((f"{name}." for name, module in model.named_modules() if name and module is decoder), "")
+
+
+def _is_stack(name: str, module: nn.Module, parameter: Tensor) -> bool:
+    """Whether a parameter is a stack of matrices: no kernel of a convolution, no table of positions, no vectors."""
+    if (
+        parameter.dim() != 3
+        or isinstance(module, (nn.Conv1d, nn.ConvTranspose1d))
+        or not STACK_NAME.search(name)
+        or TABLE_NAME.search(name)
+    ):
+        return False
+    return "expert" in name or min(parameter.shape) > 1
 
 
 def _shape(module: nn.Module, parameter: Tensor) -> tuple[int, ...]:
@@ -35,38 +73,61 @@ def _shape(module: nn.Module, parameter: Tensor) -> tuple[int, ...]:
     return (module.out_features, module.in_features) if isinstance(module, nn.Linear) else tuple(parameter.shape)
 
 
+def _is_quantized(tensor: Tensor) -> bool:
+    return tensor.dtype.itemsize == 1 or not tensor.is_floating_point()
+
+
+def _is_packed(key: str, tensor: Tensor) -> bool:
+    """Whether a buffer, or a parameter that is not called `weight`, holds a quantised weight: as with GPTQ, AWQ, HQQ."""
+    called = "weight" in key or isinstance(tensor, nn.Parameter)
+    return called and tensor.dim() == 2 and _is_quantized(tensor)
+
+
 def layers_of(model: PreTrainedModel) -> list[Layer]:
-    """Every matrix and every stack of fused experts of a model, which may be on the meta device. Tied ones once."""
-    head, seen, found = model.get_output_embeddings(), set(), []
+    """Every matrix and every stack of fused experts of a model, which may be on the meta device. Tied ones once.
+
+    Modules whose weights are packed as something else than a parameter `weight` come last, as `UNREADABLE`.
+    """
+    kinds, seen, found, packed = Kinds(model), set(), [], {}
     for name, module in model.named_modules():
         for key, parameter in module.named_parameters(recurse=False):
-            full = f"{name}.{key}"
+            full = f"{name}.{key}" if name else key
             if id(parameter) in seen:
                 continue
             seen.add(id(parameter))
             weight = key == "weight" and parameter.dim() == 2 or isinstance(module, nn.Linear) and key == "weight"
-            if weight and (isinstance(module, (nn.Linear, nn.Embedding, Conv1D)) or module is head):
-                found.append(Layer(name, full, _shape(module, parameter), _kind(name, module, head)))
-            elif parameter.dim() == 3 and "expert" in full:
-                found.append(Layer(full, full, tuple(parameter.shape), EXPERTS))
+            if weight and (isinstance(module, (nn.Linear, nn.Embedding, Conv1D)) or module is kinds.head):
+                found.append(Layer(name, full, _shape(module, parameter), kinds.of(name, module)))
+            elif _is_stack(full, module, parameter):
+                found.append(Layer(full, full, tuple(parameter.shape), kinds.of(full, module, EXPERTS)))
+            elif _is_packed(key, parameter):
+                packed.setdefault(name, (module, full, parameter))
             elif parameter.dim() == 2:
-                kind = _kind(name, module, head)
+                kind = kinds.of(full, module)
                 found.append(Layer(full, full, tuple(parameter.shape), ROUTER if kind == LINEAR else kind))
+        for key, buffer in module.named_buffers(recurse=False):
+            if _is_packed(key, buffer):
+                packed.setdefault(name, (module, f"{name}.{key}", buffer))
+    known = {layer.name for layer in found}
+    for name, (module, full, tensor) in packed.items():
+        if name not in known:
+            found.append(Layer(name, full, tuple(tensor.shape), kinds.of(name, module, UNREADABLE)))
     return found
 
 
 def read_weight(model: nn.Module, layer: Layer) -> Tensor:
     """The weight, dequantised. Raises `ValueError` where it is quantised in a way that PEFT does not know to undo."""
     module = model.get_submodule(layer.parameter.rpartition(".")[0])
-    weight = model.get_parameter(layer.parameter)
-    if weight.dtype.itemsize == 1 or not weight.is_floating_point():
+    weight = getattr(module, layer.parameter.rpartition(".")[2], None)
+    if weight is not None and _is_quantized(weight):
         from peft.utils.integrations import dequantize_module_weight
 
         weight = dequantize_module_weight(module)
-    if weight.dtype.itemsize == 1 or not weight.is_floating_point():
+    if weight is None or _is_quantized(weight):
+        form = "in a form of its own" if weight is None else f"to {weight.dtype}"
         raise ValueError(
-            f"`{layer.parameter}` is quantised to {weight.dtype} and cannot be restored: compute the condition numbers "
-            "on the checkpoint that is not quantised."
+            f"`{layer.parameter}` is quantised {form} and cannot be restored: compute the condition numbers on the "
+            "checkpoint that is not quantised."
         )
     return weight.detach().reshape(layer.shape)
 

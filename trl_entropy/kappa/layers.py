@@ -3,6 +3,7 @@
 """What is known about one weight of a model: its place, its shape and its condition numbers."""
 
 import math
+import re
 from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 
 LINEAR, EXPERTS = "linear", "experts"  # what is a candidate unless asked otherwise
 EMBEDDING, HEAD, ROUTER, TOWER = "embedding", "head", "router", "tower"
+UNREADABLE = "unreadable"  # quantised, in a form that no weight can be had from
 FULL_RANK, RANK_DEFICIENT, ZERO, NOT_FINITE = "full rank", "rank-deficient", "zero", "not finite"
+NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")  # the first is that of the decoder layer
 MAX_SIDE = 16384  # of the shorter side: its Gram matrix takes 2 GiB
 
 
@@ -46,6 +49,19 @@ class Layer:
         return math.prod(self.shape)
 
     @property
+    def number(self) -> int | None:
+        """That of its decoder layer."""
+        found = NUMBER.search(self.name)
+        return int(found[1]) if found else None
+
+    @property
+    def type(self) -> str:
+        """What it shares with those of other decoder layers: its name within the layer; of a tower, where this is."""
+        found = NUMBER.search(self.name)
+        inside = self.name[found.end() + 1 :] if found and self.kind != TOWER else self.name
+        return NUMBER.sub("", inside) or self.name
+
+    @property
     def cost(self) -> int:
         """Of the analysis, in operations up to a factor: the Gram matrix and its eigenvalues."""
         rows, columns = self.shape[-2:]
@@ -55,7 +71,7 @@ class Layer:
     @property
     def measurable(self) -> bool:
         """Whether a condition number says something (a vector's is 1) and can be had."""
-        return 1 < min(self.shape[-2:]) <= MAX_SIDE
+        return self.kind != UNREADABLE and 1 < min(self.shape[-2:]) <= MAX_SIDE
 
     @property
     def state(self) -> str:
@@ -79,6 +95,9 @@ class Layer:
     def from_json(cls, known: dict[str, Any]) -> "Layer":
         """The inverse of `as_json`. Raises `ValueError` or `TypeError` where it is none."""
         layer = cls(**{**known, "shape": tuple(known["shape"])})
+        numbers = [*layer.kappas, *layer.sigma_max, *layer.sigma_min]
+        if not all(value is None or isinstance(value, float) for value in numbers):
+            raise ValueError(f"{layer.parameter} has {numbers}, which are no numbers.")
         layer.kappas = [math.inf if value is None else value for value in layer.kappas]
         for key in ("sigma_max", "sigma_min"):
             setattr(layer, key, [math.nan if value is None else value for value in getattr(layer, key)])

@@ -4,16 +4,13 @@
 
 import json
 import math
-import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from .layers import Layer
+from .layers import FULL_RANK, UNREADABLE, Layer
 from .selection import Selection
-
-
-NUMBER = re.compile(r"(?:^|\.)(\d+)\.")  # of the decoder layer, in the name of a module
 
 
 def table(layers: Sequence[Layer], chosen: Collection[str], selection: Selection) -> str:
@@ -23,6 +20,8 @@ def table(layers: Sequence[Layer], chosen: Collection[str], selection: Selection
     for layer in rows:
         kappa = layer.kappa(selection.experts)
         shown = f"{kappa:.4g}" if math.isfinite(kappa) else layer.state
+        if math.isfinite(kappa) and layer.state != FULL_RANK:
+            shown += f" ({layer.states.count(layer.state)} of {len(layer.states)} {layer.state})"
         cells.append((layer.name, "x".join(map(str, layer.shape)), shown, "yes" if layer.name in chosen else ""))
     wide = [max(len(row[column]) for row in cells) for column in range(4)]
     lines = [
@@ -41,6 +40,19 @@ def summary(layers: Sequence[Layer], chosen: Collection[str], selection: Selecti
     return f"{len(chosen)} of {len(candidates)} modules, {used} of {total} parameters ({share:.1f} %)"
 
 
+def notes(layers: Sequence[Layer], chosen: Collection[str], selection: Selection) -> Iterator[str]:
+    """What a user should know of a selection: that fewer modules were there than asked for, and which do not count."""
+    if selection.num_modules is not None and len(chosen) < selection.num_modules:
+        asked = f"`{selection.prefix}num_modules`={selection.num_modules}"
+        yield f"{asked} is more than there are: all {len(chosen)} candidates of full rank are selected."
+    unreadable = [layer.name for layer in layers if layer.kind == UNREADABLE]
+    if unreadable:
+        yield (
+            f"{len(unreadable)} modules are no candidates, since their weights are quantised and cannot be restored, first "
+            f"`{unreadable[0]}`: compute the condition numbers on the checkpoint that is not quantised."
+        )
+
+
 def as_json(model: str, layers: Sequence[Layer], chosen: Collection[str], selection: Selection) -> dict[str, Any]:
     """Finite numbers only: a `null` is explained by `states`."""
     rows = []
@@ -57,18 +69,20 @@ def write_json(path: str | Path, *arguments) -> None:
     Path(path).write_text(json.dumps(as_json(*arguments), indent=1, allow_nan=False) + "\n")
 
 
-def by_type(layers: Sequence[Layer]) -> dict[str, dict[int, Layer]]:
-    """Weights by type (the last part of their names) and by the number of their decoder layer."""
-    found: dict[str, dict[int, Layer]] = {}
+def by_type(layers: Sequence[Layer]) -> dict[str, dict[int, list[Layer]]]:
+    """Weights by type and by the number of their decoder layer; several where experts are not fused."""
+    found: dict[str, dict[int, list[Layer]]] = {}
     for layer in layers:
-        number = NUMBER.search(layer.name)
-        rows = found.setdefault(layer.name.rpartition(".")[2], {})
-        rows[int(number[1]) if number else len(rows)] = layer
+        rows = found.setdefault(layer.type, {})
+        rows.setdefault(len(rows) if layer.number is None else layer.number, []).append(layer)
     return found
 
 
 def plot(path: str | Path, layers: Sequence[Layer], chosen: Collection[str], selection: Selection) -> None:
-    """Draws the condition numbers: a panel for each type, a bar for each decoder layer, the selected ones coloured."""
+    """Draws the condition numbers: a panel for each type, a bar for each decoder layer, the selected ones coloured.
+
+    Experts that are not fused share a bar, the median of theirs, which is coloured where one is selected.
+    """
     from matplotlib.figure import Figure  # an extra of the package
 
     known = [layer for layer in filter(selection.candidate, layers) if math.isfinite(layer.kappa(selection.experts))]
@@ -78,9 +92,11 @@ def plot(path: str | Path, layers: Sequence[Layer], chosen: Collection[str], sel
     figure = Figure(figsize=(3 * columns, 0.4 + 1.9 * rows), layout="constrained")
     grid = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
     for axes, (kind, members) in zip(grid, panels.items(), strict=False):
-        colors = ["C0" if layer.name in chosen else "0.75" for layer in members.values()]
-        axes.bar(list(members), [layer.kappa(selection.experts) for layer in members.values()], color=colors)
-        axes.set(title=kind, yscale="log")
+        colors = ["C0" if any(layer.name in chosen for layer in found) else "0.75" for found in members.values()]
+        heights = [median(layer.kappa(selection.experts) for layer in found) for found in members.values()]
+        axes.bar(list(members), heights, color=colors)
+        axes.set_title(kind, fontsize="medium")
+        axes.set_yscale("log")
         axes.xaxis.get_major_locator().set_params(integer=True)
     grid[0].set_ylim(bottom=1)  # shared
     for axes in grid[len(panels) :]:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .layers import EXPERTS, LINEAR, Layer
+from .layers import EXPERTS, LINEAR, MAX_SIDE, Layer
 
 
 ORDERS = ("ascending", "descending", "random")
@@ -56,7 +56,7 @@ class Selection:
                         f"`{self.prefix}{name}` must be a list of regular expressions, got {pattern!r}: {error}."
                     ) from None
         if self.top_p is not None:
-            number = isinstance(self.top_p, (int, float)) and self.top_p is not True and 0 < self.top_p <= 1
+            number = type(self.top_p) in (int, float) and 0 < self.top_p <= 1
             self._check("top_p", number, "a share of the parameters in (0, 1]")
         if self.num_modules is not None:
             self._check("num_modules", type(self.num_modules) is int and self.num_modules > 0, "an integer above 0")
@@ -78,6 +78,18 @@ class Selection:
             return any(re.search(pattern, layer.name) for pattern in self.include)
         return layer.kind in (LINEAR, EXPERTS)
 
+    def _check_include(self, layers: Sequence[Layer]) -> None:
+        """Raises `ValueError` where a pattern of `include` is only found in names of weights that cannot be selected."""
+        for pattern in self.include:
+            found = [layer for layer in layers if re.search(pattern, layer.name)]
+            if found and not any(layer.measurable for layer in found):
+                shape = "x".join(map(str, found[0].shape))
+                raise ValueError(
+                    f"`{self.prefix}include` asks with {pattern!r} for `{found[0].name}` of shape {shape}, which has no "
+                    f"condition number: neither vectors have one, nor quantised weights that cannot be restored, and it is "
+                    f"not computed where the shorter side is above {MAX_SIDE}."
+                )
+
     def ranked(self, layers: Sequence[Layer]) -> list[Layer]:
         """The candidates that have full rank, first those to train. The same for the same names and numbers."""
         known = sorted(filter(self.candidate, layers), key=lambda layer: layer.name)
@@ -91,6 +103,7 @@ class Selection:
 
     def select(self, layers: Sequence[Layer]) -> list[Layer]:
         """The first of the ranking that the budget allows. Raises `ValueError` where it allows none."""
+        self._check_include(layers)
         ranked = self.ranked(layers)
         if not ranked:
             asked = f"`{self.prefix}include`={list(self.include)}, `{self.prefix}exclude`={list(self.exclude)}"

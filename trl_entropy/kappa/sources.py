@@ -3,7 +3,6 @@
 """Where the weights of an analysis come from: a model in memory, or the safetensors of a checkpoint."""
 
 import hashlib
-import json
 import logging
 import os
 from functools import cached_property
@@ -11,8 +10,9 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Protocol
 
-from .fingerprint import CHUNK, chunk_sums, files_fingerprint, read_header
-from .layers import Layer
+from .checkpoint import CONFIG, checkpoint_folder, weight_files
+from .fingerprint import files_fingerprint, read_header, tensor_sums
+from .layers import UNREADABLE, Layer
 
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 FLOATS = {"F64", "F32", "F16", "BF16"}  # what safetensors calls weights that are not quantised
 
 
@@ -55,25 +54,15 @@ class LiveSource:
         return read_weight(self.model, layer)
 
     def fingerprint(self) -> str:
-        """Of the names, shapes and types of all weights, and every byte of them."""
+        """Of the names, kinds, shapes and types of all weights, and every byte of them."""
         digest = hashlib.blake2b(digest_size=16)
         for layer in self.layers():
+            if layer.kind == UNREADABLE:
+                continue
             weight = self.model.get_parameter(layer.parameter).detach()
-            digest.update(f"{layer.parameter} {tuple(weight.shape)} {weight.dtype}".encode())
-            digest.update(_tensor_sums(weight))
+            digest.update(f"{layer.parameter} {layer.kind} {tuple(weight.shape)} {weight.dtype}".encode())
+            digest.update(tensor_sums(weight))
         return digest.hexdigest()
-
-
-def _tensor_sums(weight: "Tensor") -> bytes:
-    """`chunk_sums` of the bytes of a tensor, on the device where it is."""
-    import torch
-
-    data = weight.contiguous().view(-1).view(torch.uint8)
-    if data.device.type == "cpu":
-        return chunk_sums(data.numpy())
-    whole = len(data) // CHUNK * CHUNK
-    sums = data[:whole].view(torch.int64).view(-1, CHUNK // 8).sum(1).cpu().numpy().tobytes()
-    return sums + chunk_sums(data[whole:].cpu().numpy())
 
 
 class CheckpointSource:
@@ -93,24 +82,13 @@ class CheckpointSource:
 
     def __init__(self, model: str, revision: str | None = None, trust_remote_code: bool = False):
         self.name, self.trust_remote_code = model, trust_remote_code
-        self.folder, self._loading = Path(model), Lock()
-        if not self.folder.is_dir():
-            if model.startswith(("/", ".", "~")):
-                raise ValueError(f"The model must be a folder or an id on the Hub, got {model!r}, which is no folder.")
-            from huggingface_hub import snapshot_download
-
-            patterns = ["*.json", "*.safetensors", *(["*.py"] if trust_remote_code else [])]
-            self.folder = Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
-        if not (self.folder / "config.json").exists() or not self.files:
+        self.folder, self._loading = checkpoint_folder(model, revision, trust_remote_code), Lock()
+        if not (self.folder / CONFIG).exists() or not self.files:
             raise ValueError(f"The model must have a `config.json` and its weights in safetensors, got {model!r}.")
 
     @cached_property
     def files(self) -> list[Path]:
-        index = self.folder / INDEX
-        if index.exists():
-            names = set(json.loads(index.read_text())["weight_map"].values())
-            return [self.folder / name for name in sorted(names)]
-        return [self.folder / SINGLE] if (self.folder / SINGLE).exists() else []
+        return weight_files(self.folder)
 
     @cached_property
     def stored(self) -> dict[str, tuple[Path, tuple[int, ...], str]]:
@@ -123,7 +101,9 @@ class CheckpointSource:
         return found
 
     def fingerprint(self) -> str:
-        return files_fingerprint([*self.files])
+        """Of the weights, and of what decides how they are called: the config, and code that comes with them."""
+        code = self.folder.glob("*.py") if self.trust_remote_code else ()
+        return files_fingerprint([*self.files, self.folder / CONFIG, *code])
 
     def _architecture(self):
         import transformers
@@ -170,20 +150,24 @@ class CheckpointSource:
             )
         logger.warning(f"The weights of {self.name} are stored in another layout than the model's: loading all of it.")
         _, architecture = self._architecture()
-        return LiveSource(
-            architecture.from_pretrained(
-                self.folder, dtype="auto", device_map={"": "cpu"}, trust_remote_code=self.trust_remote_code
-            )
-        )
+        options = dict(dtype="auto", device_map={"": "cpu"}, trust_remote_code=self.trust_remote_code)
+        try:
+            return LiveSource(architecture.from_pretrained(self.folder, **options))
+        except (ImportError, RuntimeError) as error:  # what its quantisation needs is missing
+            raise ValueError(f"The weights of {self.name} cannot be loaded: {error}") from error
 
 
 def source_of(model: "PreTrainedModel") -> Source:
     """The model itself, or, where its weights cannot be read, the checkpoint that it was loaded from.
 
-    Raises `ValueError` where there is none.
+    Raises `ValueError` where there is none, and where the model has adapters.
     """
+    from accelerate.utils import is_peft_model
+
     from .inventory import why_unreadable
 
+    if is_peft_model(model):
+        raise ValueError("KappaTune chooses among the weights of a model without adapters, got a PEFT model.")
     reason = why_unreadable(model)
     if reason is None:
         return LiveSource(model)
@@ -191,4 +175,5 @@ def source_of(model: "PreTrainedModel") -> Source:
     if not path:
         raise ValueError(f"The weights of the model are {reason}, and it comes from no checkpoint to read them from.")
     logger.warning(f"The weights of the model are {reason}: the condition numbers are those of {os.fspath(path)}.")
-    return CheckpointSource(path)
+    trusted = type(model).__module__.startswith("transformers_modules")  # its code runs already
+    return CheckpointSource(path, getattr(model.config, "_commit_hash", None), trusted)

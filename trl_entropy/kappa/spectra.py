@@ -13,6 +13,7 @@ from .layers import FULL_RANK, NOT_FINITE, RANK_DEFICIENT, ZERO
 
 # Squaring halves the digits: below this ratio of eigenvalues, κ > 1e5, those of the Gram matrix are not trusted.
 COARSE = 1e-10
+LEAST = 1e-60  # of the largest element, and its inverse: beyond, a matrix is scaled, so that its squares are numbers
 
 
 def gram_eigenvalues(matrix: Tensor) -> np.ndarray:
@@ -32,15 +33,19 @@ def singular_values(matrix: Tensor) -> tuple[np.ndarray, str]:
     NaN where the matrix is not finite.
     """
     tall = matrix.detach().T if matrix.shape[0] < matrix.shape[1] else matrix.detach()
-    if not tall.isfinite().all():
+    peak = max(abs(extreme.item()) for extreme in tall.aminmax())
+    if not math.isfinite(peak):
         return np.full(tall.shape[1], np.nan), "gram"
-    tall = tall.to(torch.float64)
+    tall, scale = tall.to(torch.float64), 1.0
+    if peak and not LEAST < peak < 1 / LEAST:
+        scale = math.ldexp(1.0, math.frexp(peak)[1] - 1)
+        tall = tall / scale
     eigenvalues = gram_eigenvalues(tall)
     if eigenvalues[0] > COARSE * eigenvalues[-1] or eigenvalues[-1] == 0:
-        return np.sqrt(eigenvalues[::-1].clip(min=0)), "gram"
+        return scale * np.sqrt(eigenvalues[::-1].clip(min=0)), "gram"
     if tall.shape[0] > 2 * tall.shape[1]:
         tall = torch.linalg.qr(tall, mode="r").R
-    return torch.linalg.svdvals(tall).cpu().numpy(), "svd"
+    return scale * torch.linalg.svdvals(tall).cpu().numpy(), "svd"
 
 
 def condition_number(values: np.ndarray, shape: tuple[int, int]) -> tuple[float, str]:

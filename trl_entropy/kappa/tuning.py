@@ -4,12 +4,13 @@
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
+from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list, gather_object, is_peft_model
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .analysis import Processes, analyze
@@ -17,12 +18,15 @@ from .cache import KappaCache
 from .config import kappa_cache
 from .inventory import read_weight
 from .layers import Layer
+from .report import notes, summary
 from .selection import Selection
 from .sources import CheckpointSource, Source, source_of
 
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
+
+logger = get_logger(__name__)
 
 
 def processes_of_run() -> Processes:
@@ -44,13 +48,17 @@ def analyzed(
 ) -> tuple[list[Layer], list[Layer]]:
     """All weights, and those selected; the same on every process of this run. Raises `ValueError` where none is."""
     layers = analyze(source, selection.candidate, cache, processes_of_run(), progress)
-    return layers, selection.select(layers)
+    chosen = selection.select(layers)
+    names = [layer.name for layer in chosen]
+    for note in notes(layers, names, selection):
+        logger.warning(note)
+    # Not a matter for concern, but one to be seen: this is the level that is shown by default.
+    logger.warning(f"KappaTune selects {summary(layers, names, selection)}: {', '.join(names)}.")
+    return layers, chosen
 
 
 def freeze_all_but(model: PreTrainedModel, chosen: Sequence[Layer]) -> None:
     """Leaves nothing to train but the chosen weights. Raises `ValueError` where that cannot be."""
-    if is_peft_model(model):
-        raise ValueError("KappaTune with mode 'freeze' trains weights of the model itself, got a PEFT model.")
     parameters = dict(model.named_parameters())
     names = {layer.parameter for layer in chosen}
     missing = sorted(names - parameters.keys())
@@ -66,7 +74,8 @@ def freeze_all_but(model: PreTrainedModel, chosen: Sequence[Layer]) -> None:
 def with_targets(peft_config: "PeftConfig", chosen: Sequence[Layer]) -> "PeftConfig":
     """A copy of a PEFT config with the chosen weights as its targets.
 
-    Raises `ValueError` where it has targets already, or its method takes none.
+    Raises `ValueError` where it has targets already, its method takes none, or it has dropout, which PEFT cannot apply to
+    fused experts.
     """
     fused = [layer for layer in chosen if layer.name == layer.parameter]
     if not hasattr(peft_config, "target_modules") or fused and not hasattr(peft_config, "target_parameters"):
@@ -77,6 +86,11 @@ def with_targets(peft_config: "PeftConfig", chosen: Sequence[Layer]) -> "PeftCon
                 f"`{key}` of `peft_config` must be unset where KappaTune selects the targets, got "
                 f"{getattr(peft_config, key)!r}. Restrict its candidates with `include` and `exclude`."
             )
+    if fused and getattr(peft_config, "lora_dropout", 0):
+        raise ValueError(
+            f"`lora_dropout` of `peft_config` must be 0 where fused experts are selected, here `{fused[0].name}`, got "
+            f"{peft_config.lora_dropout!r}. Leave them out with `exclude=['experts']` to keep it."
+        )
     found = copy.deepcopy(peft_config)
     found.target_modules = {layer.name for layer in chosen if layer.name != layer.parameter}
     if fused:
@@ -102,7 +116,8 @@ def kappa_peft_config(
             `seed`.
 
     Raises:
-        `ValueError`: an argument is out of range, the budget selects nothing, or `peft_config` has targets.
+        `ValueError`: an argument is out of range, the budget selects nothing, the model has adapters, or `peft_config` has
+            targets, or dropout where fused experts are selected.
 
     Example:
 
@@ -116,18 +131,53 @@ def kappa_peft_config(
     return with_targets(peft_config, chosen)
 
 
+def _adapters(model: "PeftModel", layer: Layer) -> Iterator[nn.Module]:
+    """The modules that PEFT has put around the one with this weight, from the outermost; at last the module itself."""
+    owner, _, _ = layer.parameter.rpartition(".")
+    module = model.get_base_model().get_submodule(owner)
+    while hasattr(module, "base_layer"):
+        yield module
+        module = module.base_layer
+    yield module
+
+
+def why_untracked(model: "PreTrainedModel | PeftModel", chosen: Sequence[Layer]) -> str | None:
+    """What keeps `trained_weight` from these weights, if something does: adapters that it does not know to merge."""
+    if not is_peft_model(model):
+        return None
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora.variants import DoraLinearVariant
+    from peft.tuners.lycoris_utils import LycorisLayer
+
+    for layer in chosen:
+        *adapters, _ = _adapters(model, layer)
+        for module in adapters:
+            variants = getattr(module, "lora_variant", {}).values()
+            if not isinstance(module, (LoraLayer, LycorisLayer)) or not all(
+                isinstance(variant, DoraLinearVariant) for variant in variants
+            ):
+                return (
+                    f"adapted by {type(module).__module__}.{type(module).__name__}, which is not LoRA, DoRA or LyCORIS"
+                )
+    return None
+
+
 def trained_weight(model: "PreTrainedModel | PeftModel", layer: Layer) -> Tensor:
-    """The weight as training has made it: with what adapters add to it."""
+    """The weight as training has made it: with what adapters of LoRA, DoRA and LyCORIS make of it."""
     if not is_peft_model(model):
         return read_weight(model, layer)
-    owner, _, key = layer.parameter.rpartition(".")
-    module = model.get_base_model().get_submodule(owner)
-    added = None
-    while hasattr(module, "base_layer"):
-        if getattr(module, "parameter_name", key) == key:
-            for adapter in module.active_adapters:
-                delta = module.get_delta_weight(adapter)
-                added = delta if added is None else added + delta
-        module = module.base_layer
-    weight = read_weight(module, Layer(key, key, layer.shape, layer.kind))
-    return weight if added is None else weight + added.detach().reshape(weight.shape).to(weight.dtype)
+    key = layer.parameter.rpartition(".")[2]
+    *adapters, owner = _adapters(model, layer)
+    weight = read_weight(owner, Layer(key, key, layer.shape, layer.kind))
+    for module in adapters:
+        if getattr(module, "parameter_name", key) != key:
+            continue
+        for adapter in module.active_adapters:
+            if adapter in module.merged_adapters or adapter not in module.scaling:
+                continue
+            variant = getattr(module, "lora_variant", {}).get(adapter)
+            if variant is not None:
+                weight = variant.merge_safe(module, adapter, weight).detach()
+            else:
+                weight = weight + module.get_delta_weight(adapter).detach().reshape(weight.shape).to(weight.dtype)
+    return weight
