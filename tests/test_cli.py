@@ -245,7 +245,9 @@ def test_recipe_sets_the_environment(run, monkeypatch):
 
 
 @needs_data
-@pytest.mark.parametrize("name", ["gsm8k_test", "math500", "DAPO-Math-17k"])
+@pytest.mark.parametrize(
+    "name", ["gsm8k_test", *(pytest.param(name, marks=pytest.mark.slow) for name in ("math500", "DAPO-Math-17k"))]
+)
 def test_real_files_train_as_they_are(run, name):
     status, text = run(
         "--dataset_name",

@@ -194,7 +194,9 @@ def test_prompts_that_ask_for_an_answer_line_are_recognised():
 
 
 @needs_data
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    "name", ["gsm8k_test", *(pytest.param(name, marks=pytest.mark.slow) for name in list(FILES)[1:])]
+)
 def test_gold_answers_of_real_files_score_one(name):
     dataset = load_problems(str(SHARED / f"{name}.parquet"))["train"]
     assert dataset.num_rows == FILES[name] and dataset.column_names[-1] == "solution"

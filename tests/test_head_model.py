@@ -217,6 +217,7 @@ def test_outputs_survive_being_rebuilt_from_their_items(batch):
     torch.testing.assert_close(rebuilt.sum_sq_probs, outputs.sum_sq_probs)
 
 
+@pytest.mark.slow
 def test_compiled_model(batch):
     _, model = pair(lambda: build_model(num_hidden_layers=1), statistics=ALL, second_temperature=1.2)
     expected = model(**batch)

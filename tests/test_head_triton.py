@@ -35,7 +35,9 @@ FLOATS = {"logit_scale", "softcap", "inverse_temperature", "second_ratio", "like
 
 
 @pytest.mark.parametrize("kernel", ["_fold_kernel", "_count_kernel", "_differentiate_kernel"])
-@pytest.mark.parametrize("options", ["none", "all", "all but IS_FIRST"])
+@pytest.mark.parametrize(
+    "options", ["all", *(pytest.param(name, marks=pytest.mark.slow) for name in ("none", "all but IS_FIRST"))]
+)
 def test_kernels_compile_for_a_gpu(kernel, options):
     """To machine code of compute capability 9.0, which needs no GPU."""
     import triton

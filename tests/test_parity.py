@@ -34,9 +34,16 @@ def test_loss_and_gradients_are_those_of_trl(make_trainer, loss_type, off_policy
 
 
 @pytest.mark.parametrize(
-    "settings", [dict(), dict(top_entropy_quantile=0.5, beta=0.1), dict(use_adaptive_entropy=True)]
+    "accumulation, settings",
+    [
+        (1, dict()),
+        (2, dict()),
+        (2, dict(top_entropy_quantile=0.5, beta=0.1)),
+        (1, dict(use_adaptive_entropy=True)),
+        pytest.param(1, dict(top_entropy_quantile=0.5, beta=0.1), marks=pytest.mark.slow),
+        pytest.param(2, dict(use_adaptive_entropy=True), marks=pytest.mark.slow),
+    ],
 )
-@pytest.mark.parametrize("accumulation", [1, 2])
 def test_four_optimizer_steps_are_bit_equal(make_trainer, tmp_path, accumulation, settings):
     if "beta" in settings:  # the reference model is loaded from disk
         build_model().save_pretrained(tmp_path / "model")
