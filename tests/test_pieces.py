@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from trl_entropy.methods.pear import tag_span
-from trl_entropy.methods.pieces import GAP, Pieces
+from trl_entropy.methods.pieces import GAP, Pieces, token_texts
 
 
 TEXTS = ["the sum is 4", "Final Answer: 3", "a </think> b", "x\n\ny"]
@@ -71,3 +71,18 @@ def test_characters_of_many_tokens_belong_to_the_last():
 def test_gaps_and_no_tokens():
     pieces = Pieces(build_tokenizer().decode)
     assert pieces([]) == [] and pieces([4, 5], [True, False])[1] == GAP
+
+
+def test_characters_of_several_tokens_stand_at_the_last():
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    text = "a \U0001f600é\n"
+    ids = tokenizer(text)["input_ids"]
+    texts = token_texts(ids, tokenizer.decode)
+    assert texts == ["a", " ", "", "", "", "\U0001f600", "", "é", "\n"]
+    # What ends within a character, or is no text at all, is not lost.
+    assert "".join(token_texts(ids[:4], tokenizer.decode)) == "a \ufffd"
+    broken = tokenizer("é")["input_ids"][:1] * 20
+    assert len(token_texts(broken, tokenizer.decode)) == 20 and token_texts(broken, tokenizer.decode)[7]

@@ -9,13 +9,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import build_dataset, build_model, build_tokenizer
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from trl_entropy import EntropyGRPOConfig
 from trl_entropy.report.heat import heat_maps
 from trl_entropy.report.runs import read_runs
-from trl_entropy.token_log import SettingsCallback, TokenLogHooks, changed_settings, token_texts
+from trl_entropy.token_log import SettingsCallback, TokenLogHooks, changed_settings
 
 
 @pytest.mark.parametrize("steps_per_generation", [1, 2])
@@ -99,21 +97,6 @@ def test_tokens_that_the_loss_leaves_out_have_no_entropy():
 def test_number_must_be_whole(tmp_path, value):
     with pytest.raises(ValueError, match="`log_token_entropies` must be a whole number >= 0, got "):
         EntropyGRPOConfig(str(tmp_path), use_cpu=True, bf16=False, log_token_entropies=value)
-
-
-def test_characters_of_several_tokens_stand_at_the_last():
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
-    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
-    text = "a \U0001f600é\n"
-    ids = tokenizer(text)["input_ids"]
-    texts = token_texts(ids, tokenizer.decode)
-    assert texts == ["a", " ", "", "", "", "\U0001f600", "", "é", "\n"]
-    # What ends within a character, or is no text at all, is not lost.
-    assert "".join(token_texts(ids[:4], tokenizer.decode)) == "a \ufffd"
-    broken = tokenizer("é")["input_ids"][:1] * 20
-    assert len(token_texts(broken, tokenizer.decode)) == 20 and token_texts(broken, tokenizer.decode)[7]
 
 
 def test_settings_are_written_when_training_starts(make_trainer, tmp_path):

@@ -112,7 +112,7 @@ class EntropyGRPOTrainer(CardHooks, TokenLogHooks, RolloutHooks, ResumesWhole, S
             raise ValueError("`record_entropies` must be false with `rollout_func`, got True.")
         self._set_up_rewards()
         for method in self.methods:
-            method.setup(self._tokenizer.decode)
+            method.setup(self._decode_all)
         if self.loss_type in CLIPPING_LOSSES:
             low, high = 1 - self.epsilon_low, 1 + self.epsilon_high
             for method in self.methods:

@@ -17,7 +17,6 @@ the text of the completion. When a training starts, files of later steps are rem
 import json
 import math
 import os
-from collections.abc import Callable
 from dataclasses import MISSING, fields
 from enum import Enum
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import Any
 from torch import Tensor
 from transformers import TrainerCallback, TrainingArguments
 
+from .methods.pieces import token_texts
 from .tokens import TokenBatch
 
 
@@ -37,8 +37,6 @@ LEARNING_FIELDS = (
     *("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "seed", "logging_steps"),
 )
 PRIVATE_WORDS = {"path", "name", "repo", "url", "host", "port", "dir", "hub", "kwargs", "funcs"}
-MIDDLE_OF_CHARACTER = "\ufffd"
-LONGEST_CHARACTER = 8  # tokens: beyond it, bytes that are no text
 
 
 def is_private(name: str) -> bool:
@@ -91,18 +89,6 @@ class SettingsCallback(TrainerCallback):
             for path in Path(args.output_dir, COMPLETIONS).glob(f"{TOKEN_FILE}*.json"):
                 if (number_of(path) or 0) > state.global_step:
                     path.unlink()
-
-
-def token_texts(ids: list[int], decode: Callable[[list[int]], str]) -> list[str]:
-    """The text that each token adds to those before it. Of tokens that share a character the last one has it."""
-    texts, start, read = [], 0, 0
-    for end in range(1, len(ids) + 1):
-        before, now = decode(ids[start:read]), decode(ids[start:end])
-        complete = not now.endswith(MIDDLE_OF_CHARACTER) or end - read >= LONGEST_CHARACTER or end == len(ids)
-        texts.append(now[len(before) :] if complete else "")
-        if complete:
-            start, read = read, end
-    return texts
 
 
 class TokenLogHooks:

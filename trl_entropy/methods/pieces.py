@@ -6,7 +6,20 @@ from collections.abc import Callable
 
 
 PART = "\ufffd"  # what part of a character decodes to
+LONGEST_CHARACTER = 8  # tokens: beyond it, bytes that are no text
 GAP = "\0"  # stands for a token that is not of the policy, so that no text is found across it
+
+
+def token_texts(ids: list[int], decode: Callable[[list[int]], str]) -> list[str]:
+    """The text that each token adds to those before it. Of tokens that share a character the last one has it."""
+    texts, start, read = [], 0, 0
+    for end in range(1, len(ids) + 1):
+        before, now = decode(ids[start:read]), decode(ids[start:end])
+        complete = not now.endswith(PART) or end - read >= LONGEST_CHARACTER or end == len(ids)
+        texts.append(now[len(before) :] if complete else "")
+        if complete:
+            start, read = read, end
+    return texts
 
 
 class Pieces:
@@ -31,7 +44,8 @@ class Pieces:
             while end < len(ids) and PART in pieces[end]:
                 end += 1
             if end > at:
-                pieces[at:end] = self._characters(ids[max(at - 1, 0) : at], ids[at:end])
+                start = max(at - 1, 0)  # behind a whole one
+                pieces[at:end] = token_texts(ids[start:end], self._decode)[at - start :]
             at = end + 1
         return pieces if kept is None else [piece if keep else GAP for piece, keep in zip(pieces, kept, strict=True)]
 
@@ -48,13 +62,3 @@ class Pieces:
             before = self._decode([self._anchor])
             self._behind[token] = self._decode([self._anchor, token])[len(before) :]
         return self._behind[token]
-
-    def _characters(self, before: list[int], ids: list[int]) -> list[str]:
-        """The pieces of tokens some of which are parts of characters, behind a whole one."""
-        done, pieces = self._decode(before) if before else "", []
-        for count in range(1, len(ids) + 1):
-            text = self._decode([*before, *ids[:count]])
-            whole = count == len(ids) or not text.endswith(PART)
-            pieces.append(text[len(done) :] if whole else "")
-            done = text if whole else done
-        return pieces
