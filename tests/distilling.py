@@ -29,12 +29,12 @@ def build_distiller(
         disable_tqdm=True,
         seed=7,
     )
-    eval_dataset = settings.pop("eval_dataset", None)
+    eval_dataset, train_dataset = settings.pop("eval_dataset", None), settings.pop("train_dataset", None)
     return trainer_class(
         model=build_model() if model is None else model,
         teacher_model=build_model(**TEACHER) if teacher is None else teacher,
         args=config_class(str(output_dir), **{**defaults, **settings}),
-        train_dataset=build_dataset(),
+        train_dataset=build_dataset() if train_dataset is None else train_dataset,
         eval_dataset=eval_dataset,
         processing_class=build_tokenizer(),
         peft_config=peft_config,

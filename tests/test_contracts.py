@@ -14,6 +14,7 @@ from trl import GRPOTrainer
 from trl.kernels import chunked_divergence
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 from trl.trainer import distillation_trainer
+from trl.trainer.utils import RepeatSampler
 
 from trl_entropy.distillation import KERNEL, LOSS
 from trl_entropy.distillation_head import Head
@@ -300,3 +301,24 @@ def test_distillation_counts_the_tokens_of_an_update_after_generation(make_disti
     once = trainer.compute_loss(trainer.model, batch)
     batch["num_items_in_batch"] = torch.tensor(4.0)
     assert trainer.compute_loss(trainer.model, batch) * 4 == once
+
+
+def test_each_epoch_is_one_permutation_of_the_sampler_s_generator():
+    """And a new sampler, as that of a resumed run, begins with the first."""
+    first, again = (RepeatSampler(range(6), mini_repeat_count=2, seed=3) for _ in range(2))
+    epochs = [list(first), list(first)]
+    assert epochs[0] != epochs[1] and list(RepeatSampler(range(6), mini_repeat_count=2, seed=3)) == epochs[0]
+    torch.randperm(again.num_samples, generator=again.generator)
+    assert again.shuffle and list(again) == epochs[1]
+
+
+def test_a_resumed_run_learns_its_epochs_before_it_draws(make_trainer):
+    trainer = make_trainer()
+    calls, draw, init = [], RepeatSampler.__iter__, trainer._init_training_state
+    trainer._init_training_state = lambda *args: (calls.append("epochs"), init(*args))[1]
+    sampler = trainer._get_train_sampler(trainer.train_dataset)
+    drawing = type("Drawing", (RepeatSampler,), {"__iter__": lambda self: (calls.append("draw"), draw(self))[1]})
+    sampler.__class__ = drawing
+    trainer._get_train_sampler = lambda *args: sampler
+    trainer.train()
+    assert calls == ["epochs", "draw"]

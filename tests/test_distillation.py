@@ -488,9 +488,10 @@ def test_replaced_loss_is_refused(make_distiller, monkeypatch):
 
 
 SAMPLED = pytest.param(dict(tip_rule="entropy_sample", tip_ratio=0.4), marks=pytest.mark.slow)
+TWO_EPOCHS = dict(tip_scope="ema", train_dataset=build_dataset(8))  # of two steps each
 
 
-@pytest.mark.parametrize("settings", [dict(tip_scope="ema"), SAMPLED])
+@pytest.mark.parametrize("settings", [TWO_EPOCHS, SAMPLED], ids=["two epochs", "sampled"])
 def test_resumed_run_equals_uninterrupted_run(make_distiller, tmp_path, settings):
     settings = dict(max_steps=4, save_strategy="steps", save_steps=2, **settings)
     whole = make_distiller(output_dir=tmp_path / "whole", **settings)

@@ -130,7 +130,7 @@ if __name__ == "__main__":
     output, resume = sys.argv[1], len(sys.argv) > 2
     trainer = make_run(
         lambda **settings: build_trainer(EntropyGRPOTrainer, EntropyGRPOConfig, settings.pop("output_dir"), **settings),
-        output, TOGETHER, [], model=build_model(seed=int(resume)), max_steps=24, **CONTROLLERS,
+        output, TOGETHER, [], model=build_model(seed=int(resume)), max_steps=24, **CONTROLLERS,  # three epochs
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=resume)
     torch.save((rows(trainer), states(trainer), trainer.model.state_dict()), Path(output) / "end.pt")

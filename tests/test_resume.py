@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from accelerate import PartialState
-from conftest import EXACT, METHOD_SETS, STRONG, TOGETHER, build_model, strong
+from conftest import EXACT, METHOD_SETS, STRONG, TOGETHER, build_dataset, build_model, count_reward, strong
 
 from trl_entropy.methods import METHODS, Method
 from trl_entropy.resuming import CONTROLLER_FILE, last_whole_checkpoint
@@ -35,6 +35,20 @@ def test_resumed_run_equals_uninterrupted_run(make_trainer, tmp_path, methods):
     resumed = make_trainer(output_dir=tmp_path / "resumed", model=build_model(seed=1), **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
     assert losses(resumed) == losses(whole) and len(losses(whole)) == 6
+    torch.testing.assert_close(resumed.model.state_dict(), whole.model.state_dict(), **EXACT)
+
+
+@pytest.mark.parametrize("last", [4, 6])
+def test_resumed_in_a_later_epoch(make_trainer, tmp_path, last):
+    """At its start and within it. An epoch has four prompts, in another order each time, and four steps."""
+    settings = dict(max_steps=10, save_strategy="steps", save_steps=2, steps_per_generation=2)
+    settings |= dict(train_dataset=build_dataset(4), reward_funcs=count_reward)
+    whole = make_trainer(output_dir=tmp_path / "whole", **settings)
+    whole.train()
+    assert whole.state.epoch == 2.5
+    resumed = make_trainer(output_dir=tmp_path / "resumed", model=build_model(seed=1), **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{last}"))
+    assert losses(resumed) == losses(whole)
     torch.testing.assert_close(resumed.model.state_dict(), whole.model.state_dict(), **EXACT)
 
 

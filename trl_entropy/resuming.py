@@ -1,10 +1,13 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""`resume_from_checkpoint=True` after a kill in the middle of a save.
+"""What resuming needs beyond transformers: the last checkpoint that is whole, and the order of the data.
 
-transformers takes the folder of the highest number for the last checkpoint, whatever is in it. A checkpoint is written
+`resume_from_checkpoint=True` after a kill in the middle of a save: transformers takes the folder of the highest number for the last checkpoint, whatever is in it. A checkpoint is written
 in the order weights, state of methods, optimizer, random states, `trainer_state.json`, and, by TRL with
 `use_adaptive_entropy`, the state of its controller.
+
+TRL's sampler draws a permutation of the data for each epoch, from a generator that no checkpoint holds: in a later epoch
+than the first, a resumed run would see the prompts in the order of the first.
 """
 
 import json
@@ -12,8 +15,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.logging import get_logger
+from torch.utils.data import Sampler
 from transformers.trainer import TRAINER_STATE_NAME
+from trl.trainer.utils import RepeatSampler
 
 from .states import STATE_FILE
 
@@ -59,10 +65,24 @@ def last_whole_checkpoint(folder: str, controlled: bool = False) -> str | None:
 
 
 class ResumesWhole:
-    """The part of a trainer that resumes from the last whole checkpoint. Mixed in before TRL's trainer."""
+    """The part of a trainer that resumes from the last whole checkpoint, in its order. Mixed in before TRL's trainer."""
+
+    _train_sampler: Sampler | None = None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         if resume_from_checkpoint is True:
             controlled = getattr(self.args, "use_adaptive_entropy", False)
             resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir, controlled) or True
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler | None:
+        self._train_sampler = super()._get_train_sampler(*args, **kwargs)
+        return self._train_sampler
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        epochs, steps = super()._init_training_state(*args, **kwargs)
+        sampler = self._train_sampler
+        if isinstance(sampler, RepeatSampler) and sampler.shuffle:
+            for _ in range(epochs):
+                torch.randperm(sampler.num_samples, generator=sampler.generator)
+        return epochs, steps
