@@ -31,6 +31,17 @@ EXACT = dict(rtol=0, atol=0)
 FLOAT32 = dict(rtol=2e-5, atol=5e-6)  # two orders of the same float32 operations
 FLOAT64 = dict(rtol=1e-9, atol=1e-10)  # against literals printed with ten digits
 
+# What all tiny trainings of the tests share.
+TRAINING = dict(
+    logging_steps=1,
+    save_strategy="no",
+    report_to=[],
+    use_cpu=True,
+    bf16=False,
+    gradient_checkpointing=False,
+    disable_tqdm=True,
+)
+
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
 VOCABULARY = 24
 # Methods that can be listed together, in an order in which they can.
@@ -134,13 +145,7 @@ def build_trainer(
         max_completion_length=8,
         learning_rate=0.05,
         max_steps=2,
-        logging_steps=1,
-        save_strategy="no",
-        report_to=[],
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        disable_tqdm=True,
+        **TRAINING,
         seed=7,
     )
     return trainer_class(

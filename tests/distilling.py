@@ -5,7 +5,7 @@
 import math
 
 import torch
-from conftest import VOCABULARY, build_dataset, build_model, build_tokenizer
+from conftest import TRAINING, VOCABULARY, build_dataset, build_model, build_tokenizer
 
 
 TEACHER = dict(seed=5, hidden_size=24, intermediate_size=40, num_attention_heads=4, num_key_value_heads=4)
@@ -20,13 +20,7 @@ def build_distiller(
         max_completion_length=8,
         learning_rate=0.05,
         max_steps=3,
-        logging_steps=1,
-        save_strategy="no",
-        report_to=[],
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        disable_tqdm=True,
+        **TRAINING,
         seed=7,
     )
     eval_dataset, train_dataset = settings.pop("eval_dataset", None), settings.pop("train_dataset", None)

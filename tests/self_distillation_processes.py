@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
-from conftest import build_model, build_tokenizer
+from conftest import TRAINING, build_model, build_tokenizer
 from test_experimental import OURS, TEXTS, reward, texts
 
 
@@ -19,13 +19,7 @@ if __name__ == "__main__":
             str(folder / name),
             per_device_train_batch_size=2,
             max_steps=2,
-            logging_steps=1,
-            save_strategy="no",
-            report_to=[],
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            disable_tqdm=True,
+            **TRAINING,
             ddp_backend="gloo",
             tip_ratio=0.2,
             tip_min_tokens=0,

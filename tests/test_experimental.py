@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from conftest import EXACT, FLOAT32, VOCABULARY, build_dataset, build_model, build_tokenizer
+from conftest import EXACT, FLOAT32, TRAINING, VOCABULARY, build_dataset, build_model, build_tokenizer
 from datasets import Dataset
 from distilling import LENGTHS, TEACHER, jsd, kept_by_hand, kl, make_batch
 from processes import run_processes
@@ -63,13 +63,7 @@ def make(tmp_path):
             per_device_eval_batch_size=4,
             learning_rate=0.05,
             max_steps=2,
-            logging_steps=1,
-            save_strategy="no",
-            report_to=[],
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            disable_tqdm=True,
+            **TRAINING,
             seed=7,
         )
         extra = {"GKD": dict(teacher_model=build_model(**TEACHER)), "SDPO": dict(reward_funcs=reward)}

@@ -43,6 +43,7 @@ from trl_entropy.methods import (
     pear,
     prompt_augmentation,
     prompt_templates,
+    settings,
     siren,
     steer,
     tip,
@@ -391,17 +392,31 @@ def templates(draw):
     assert prompt_augmentation.drawn(count, place, prompt) == prompt_augmentation.drawn(count, place, conversation)
 
 
-@covers(base.checked, base.one_of, base.one_reward, base.share, base.non_negative, base.flag, base.name_or_none)
+@covers(
+    settings.checked,
+    settings.one_of,
+    settings.one_reward,
+    settings.share,
+    settings.non_negative,
+    settings.flag,
+    settings.name_or_none,
+)
 def fields_are_read_or_refused(draw):
     """Whatever stands in a field, it is given back or refused in one line that names it."""
     value = draw(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.just([]) | st.just({}))  # fmt: skip
     config = type("Config", (), {"field": value})
     names = draw(st.lists(st.text("ab", max_size=1), max_size=2))
     try:
-        assert base.one_reward(value, "field", names) in names
+        assert settings.one_reward(value, "field", names) in names
     except ValueError as error:
         assert str(error).startswith("`field` must be") and repr(value) in str(error) and value not in names
-    readers = [base.share, base.non_negative, base.flag, base.name_or_none, lambda *args: base.one_of(*args, "a", "b")]
+    readers = [
+        settings.share,
+        settings.non_negative,
+        settings.flag,
+        settings.name_or_none,
+        lambda *args: settings.one_of(*args, "a", "b"),
+    ]
     for read in readers:
         try:
             assert read(config, "field") is value
@@ -426,6 +441,7 @@ def test_every_pure_function_is_searched():
         *{sys.modules[method.__module__] for method in METHODS.values()},
         tip,
         base,
+        settings,
         prompt_templates,
     ]
     found = {

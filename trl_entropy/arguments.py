@@ -20,7 +20,7 @@ from trl import TrlParser
 
 from .commands import OneLineErrors
 from .launch import LAUNCHED, LaunchOptions
-from .methods.base import UNQUOTED
+from .methods.settings import UNQUOTED
 
 
 logger = get_logger(__name__)

@@ -12,7 +12,7 @@ from trl import GRPOConfig
 from .entropy_bonus import EntropyBonusConfig, bonus_warnings, check_bonus
 from .kappa.config import KappaConfig
 from .methods import Method, MethodsConfig, build_methods, idle_fields
-from .methods.base import checked, flag, one_of
+from .methods.settings import checked, flag, one_of
 from .provenance import given_settings
 from .recording import NOT_A_TOKEN_PER_FORWARD
 from .stock_fields import check_after, check_before

@@ -10,7 +10,7 @@ from trl import DistillationConfig
 
 from .config import check_trl_version
 from .kappa.config import KappaConfig
-from .methods.base import checked
+from .methods.settings import checked
 from .methods.tip import Tip, TipConfig
 from .provenance import given_settings
 from .stock_fields import check_after, check_before

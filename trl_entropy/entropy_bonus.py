@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .methods.base import checked, non_negative, one_of
+from .methods.settings import checked, non_negative, one_of
 
 
 @dataclass

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .methods.base import one_reward
+from .methods.settings import one_reward
 from .recording import recording
 
 

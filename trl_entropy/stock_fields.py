@@ -7,17 +7,11 @@ import os
 from numbers import Integral
 from typing import Any
 
-from .methods.base import checked, one_of
+from .methods.settings import checked, one_of
 
 
-# The least that counts may be; those of the second line may be unset.
-COUNTS = {
-    "num_generations": 1,
-    "num_iterations": 1,
-    "gradient_accumulation_steps": 1,
-    "per_device_train_batch_size": 1,
-}
-OPTIONAL_COUNTS = {"steps_per_generation": 1, "generation_batch_size": 1, "max_completion_length": 1}
+COUNTS = ("num_generations", "num_iterations", "gradient_accumulation_steps", "per_device_train_batch_size")
+OPTIONAL_COUNTS = ("steps_per_generation", "generation_batch_size", "max_completion_length")  # which may be unset
 CHOICES = {
     "importance_sampling_level": ("token", "sequence"),
     "scale_rewards": ("group", "batch", "none"),
@@ -26,16 +20,14 @@ CHOICES = {
 
 
 def check_before(config: Any, **least: int) -> None:
-    """What TRL's `__post_init__` computes with, as far as `config` has it. `least`: counts that must be higher.
+    """What TRL's `__post_init__` computes with, as far as `config` has it. `least`: counts that must be above 1.
 
     Raises:
         `ValueError`: a count that is no integer or too low, text that is no JSON, a file that does not exist.
     """
-    for name, low in (COUNTS | OPTIONAL_COUNTS | least).items():
-        if not hasattr(config, name):
-            continue
-        unset = name in OPTIONAL_COUNTS
-        if not (unset and getattr(config, name) is None):
+    for name in (*COUNTS, *OPTIONAL_COUNTS):
+        low, unset = least.get(name, 1), name in OPTIONAL_COUNTS
+        if hasattr(config, name) and not (unset and getattr(config, name) is None):
             accepted = f"an integer >= {low}" + (" or none" if unset else "")
             checked(config, name, lambda value, low=low: isinstance(value, Integral) and value >= low, accepted)
     for name in config._VALID_DICT_FIELDS:

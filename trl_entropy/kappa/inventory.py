@@ -95,7 +95,7 @@ def layers_of(model: PreTrainedModel) -> list[Layer]:
             if id(parameter) in seen:
                 continue
             seen.add(id(parameter))
-            weight = key == "weight" and parameter.dim() == 2 or isinstance(module, nn.Linear) and key == "weight"
+            weight = key == "weight" and (parameter.dim() == 2 or isinstance(module, nn.Linear))
             if weight and (isinstance(module, (nn.Linear, nn.Embedding, Conv1D)) or module is kinds.head):
                 found.append(Layer(name, full, _shape(module, parameter), kinds.of(name, module)))
             elif _is_stack(full, module, parameter):

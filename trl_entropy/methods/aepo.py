@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from ..tokens import TokenBatch
-from .base import Method, Paper, StepMean, checked, non_negative, one_of, share
+from .base import Method, Paper, StepMean
+from .settings import checked, non_negative, one_of, share
 
 
 LARGEST_GAP = 0.1  # nats of distance from the target beyond which the correction grows no further (released code)

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ..functional import masked_mean_and_std
 from ..tokens import CLIPPING_LOSSES, SINGLE_PROCESS, Collectives, Rollouts, TokenBatch
-from .base import Method, Paper, flag, non_negative, one_of
+from .base import Method, Paper
+from .settings import flag, non_negative, one_of
 
 
 @dataclass

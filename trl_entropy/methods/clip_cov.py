@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ..functional import centered_product, scatter_valid, share_of
 from ..tokens import SINGLE_PROCESS, Collectives, TokenBatch
-from .base import Method, Paper, checked, one_of, share
+from .base import Method, Paper
+from .settings import checked, one_of, share
 
 
 ENTROPY_MECHANISM = Paper(

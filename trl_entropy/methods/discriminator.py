@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ..functional import discriminator, masked_mean_and_std, mean_discriminator, top_count_mask
 from ..tokens import SINGLE_PROCESS, Collectives, Rollouts, TokenBatch
-from .base import Method, Paper, flag, non_negative, share
+from .base import Method, Paper
+from .settings import flag, non_negative, share
 
 
 @dataclass

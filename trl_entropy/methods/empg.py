@@ -17,8 +17,9 @@ from torch import Tensor
 
 from ..functional import masked_max, masked_mean
 from ..tokens import SINGLE_PROCESS, Collectives, Rollouts
-from .base import Method, Paper, checked, flag, non_negative
+from .base import Method, Paper
 from .pieces import Pieces
+from .settings import checked, flag, non_negative
 
 
 @dataclass

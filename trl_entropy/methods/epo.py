@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ..tokens import TokenBatch
-from .base import Method, Paper, StepMean, checked, non_negative
+from .base import Method, Paper, StepMean
+from .settings import checked, non_negative
 
 
 HISTORY_FLOOR = 1e-3  # nats: below it a corridor around the history would penalise everything

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from ..functional import centered_product, masked_max, top_count_mask
 from ..tokens import SINGLE_PROCESS, Collectives, TokenBatch
-from .base import Method, flag, non_negative, one_of, share
+from .base import Method
 from .clip_cov import ENTROPY_MECHANISM
+from .settings import flag, non_negative, one_of, share
 
 
 @dataclass

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 import torch
 
 from ..tokens import Rollouts
-from .base import Method, Paper, checked, name_or_none
+from .base import Method, Paper
 from .pieces import Pieces
+from .settings import checked, name_or_none
 
 
 PROMPT_TAIL = 16  # tokens of the prompt's end in which a template may have closed the phase of thinking already

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from ..tokens import Rollouts
-from .base import Method, Paper, checked, non_negative
+from .base import Method, Paper
 from .pieces import Pieces
 from .prompt_templates import TEMPLATES, read_template
+from .settings import checked, non_negative
 
 
 @dataclass

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ..functional import row_quantiles
 from ..tokens import TokenBatch
-from .base import Method, Paper, StepMean, checked, non_negative, one_of
+from .base import Method, Paper, StepMean
+from .settings import checked, non_negative, one_of
 
 
 EMA_DECAY = 0.9  # per micro-batch: our choice, the released code has no running mean

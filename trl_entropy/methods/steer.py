@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ..functional import discriminator, masked_max, mean_discriminator
 from ..tokens import TokenBatch
-from .base import Method, Paper, checked, one_of
+from .base import Method, Paper
+from .settings import checked, one_of
 
 
 RELEASED_FLOOR = 0.02  # the released code divides by at least this much

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ..functional import accumulator_dtype, quantiles, row_top_mask
 from ..tokens import SINGLE_PROCESS, Collectives
-from .base import Paper, checked, one_of, share
+from .base import Paper
+from .settings import checked, one_of, share
 
 
 # The statistics of `TipTokens` that each rule looks at, but for the entropy
