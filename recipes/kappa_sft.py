@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from datasets import load_dataset
 from trl import ModelConfig, ScriptArguments, SFTConfig, SFTTrainer, get_peft_config
 
-from trl_entropy.arguments import StrictParser
+from trl_entropy.commands.arguments import StrictParser
+from trl_entropy.commands.train import model_kwargs
 from trl_entropy.kappa.config import KappaConfig
 from trl_entropy.kappa.wiring import with_kappa
-from trl_entropy.training_commands import model_kwargs
 
 
 @dataclass

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
-from conftest import LOSS_TYPES, random_tokens
-from reference import reduce_terms
+from support.reference import reduce_terms
+from support.tiny import LOSS_TYPES, random_tokens
 
+from trl_entropy.collectives import SINGLE_PROCESS
 from trl_entropy.functional import (
     aggregate,
     centered_product,
@@ -17,8 +18,7 @@ from trl_entropy.functional import (
     share_of,
     top_count_mask,
 )
-from trl_entropy.metrics import reduce_metrics
-from trl_entropy.tokens import SINGLE_PROCESS
+from trl_entropy.trainers.metrics import reduce_metrics
 
 
 VALUES = torch.tensor([[1.0, 2.0, 9.0], [4.0, 7.0, 9.0]])

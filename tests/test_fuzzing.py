@@ -7,12 +7,11 @@ import math
 import sys
 from dataclasses import replace
 
-import cases
-import fuzzing
 import pytest
 import torch
-from conftest import LOSS_TYPES, REQUIRED
-from fuzzing import (
+from hypothesis import strategies as st
+from support import cases, fuzzing
+from support.fuzzing import (
     ADVANTAGES,
     ANY,
     ENTROPIES,
@@ -26,9 +25,9 @@ from fuzzing import (
     floats,
     spoiled,
 )
-from hypothesis import strategies as st
+from support.tiny import LOSS_TYPES, REQUIRED
 
-from trl_entropy import functional
+from trl_entropy import functional, settings
 from trl_entropy.methods import (
     METHODS,
     aepo,
@@ -43,7 +42,6 @@ from trl_entropy.methods import (
     pear,
     prompt_augmentation,
     prompt_templates,
-    settings,
     siren,
     steer,
     tip,

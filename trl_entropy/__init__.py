@@ -8,38 +8,39 @@ Names load on first use, so that importing the package costs nothing before a tr
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from ._version import __version__ as __version__
+
 
 if TYPE_CHECKING:
-    from .callbacks import EntropyLawCallback as EntropyLawCallback
-    from .config import EntropyGRPOConfig as EntropyGRPOConfig
-    from .distillation import EntropyDistillationTrainer as EntropyDistillationTrainer
-    from .distillation_config import EntropyDistillationConfig as EntropyDistillationConfig
-    from .experimental import EntropyGKDTrainer as EntropyGKDTrainer
-    from .experimental import EntropySDFTTrainer as EntropySDFTTrainer
-    from .experimental import EntropySDPOTrainer as EntropySDPOTrainer
-    from .experimental_config import EntropyGKDConfig as EntropyGKDConfig
-    from .experimental_config import EntropySDFTConfig as EntropySDFTConfig
-    from .experimental_config import EntropySDPOConfig as EntropySDPOConfig
-    from .grpo import EntropyGRPOTrainer as EntropyGRPOTrainer
+    from .curves.entropy_law import EntropyLawCallback as EntropyLawCallback
     from .kappa.callback import KappaTuneCallback as KappaTuneCallback
     from .kappa.tuning import kappa_peft_config as kappa_peft_config
     from .methods import METHODS as METHODS
     from .methods import Method as Method
+    from .trainers.distillation import EntropyDistillationTrainer as EntropyDistillationTrainer
+    from .trainers.distillation_config import EntropyDistillationConfig as EntropyDistillationConfig
+    from .trainers.experimental import EntropyGKDTrainer as EntropyGKDTrainer
+    from .trainers.experimental import EntropySDFTTrainer as EntropySDFTTrainer
+    from .trainers.experimental import EntropySDPOTrainer as EntropySDPOTrainer
+    from .trainers.experimental_config import EntropyGKDConfig as EntropyGKDConfig
+    from .trainers.experimental_config import EntropySDFTConfig as EntropySDFTConfig
+    from .trainers.experimental_config import EntropySDPOConfig as EntropySDPOConfig
+    from .trainers.grpo import EntropyGRPOTrainer as EntropyGRPOTrainer
+    from .trainers.grpo_config import EntropyGRPOConfig as EntropyGRPOConfig
 
-__version__ = "0.1.0"
 
 _PUBLIC = {
-    "EntropyDistillationConfig": ".distillation_config",
-    "EntropyDistillationTrainer": ".distillation",
-    "EntropyGKDConfig": ".experimental_config",
-    "EntropyGKDTrainer": ".experimental",
-    "EntropyGRPOConfig": ".config",
-    "EntropyGRPOTrainer": ".grpo",
-    "EntropyLawCallback": ".callbacks",
-    "EntropySDFTConfig": ".experimental_config",
-    "EntropySDFTTrainer": ".experimental",
-    "EntropySDPOConfig": ".experimental_config",
-    "EntropySDPOTrainer": ".experimental",
+    "EntropyDistillationConfig": ".trainers.distillation_config",
+    "EntropyDistillationTrainer": ".trainers.distillation",
+    "EntropyGKDConfig": ".trainers.experimental_config",
+    "EntropyGKDTrainer": ".trainers.experimental",
+    "EntropyGRPOConfig": ".trainers.grpo_config",
+    "EntropyGRPOTrainer": ".trainers.grpo",
+    "EntropyLawCallback": ".curves.entropy_law",
+    "EntropySDFTConfig": ".trainers.experimental_config",
+    "EntropySDFTTrainer": ".trainers.experimental",
+    "EntropySDPOConfig": ".trainers.experimental_config",
+    "EntropySDPOTrainer": ".trainers.experimental",
     "KappaTuneCallback": ".kappa.callback",
     "METHODS": ".methods",
     "Method": ".methods",

@@ -27,7 +27,7 @@ def grpo(argv: list[str], launch: bool) -> int:
     from trl import DatasetMixtureConfig, ModelConfig
     from trl.scripts.grpo import GRPOScriptArguments
 
-    from .config import EntropyGRPOConfig
+    from .trainers.grpo_config import EntropyGRPOConfig
 
     kinds = (GRPOScriptArguments, EntropyGRPOConfig, ModelConfig, DatasetMixtureConfig)
     return run_training("grpo", kinds, argv, launch)
@@ -37,7 +37,7 @@ def distillation(argv: list[str], launch: bool) -> int:
     """Distil a teacher on the tokens that TIP keeps of the student's own completions."""
     from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
-    from .distillation_config import EntropyDistillationConfig
+    from .trainers.distillation_config import EntropyDistillationConfig
 
     kinds = (ScriptArguments, EntropyDistillationConfig, ModelConfig, DatasetMixtureConfig)
     return run_training("distillation", kinds, argv, launch)
@@ -45,28 +45,28 @@ def distillation(argv: list[str], launch: bool) -> int:
 
 def kappa(argv: list[str], launch: bool) -> int:
     """Rank the weights of a model by condition number."""
-    from .kappa.command import run
+    from .commands.kappa import run
 
     return run(argv)
 
 
 def report(argv: list[str], launch: bool) -> int:
     """Compare runs in a page and a picture."""
-    from .report.command import main as run
+    from .commands.report import main as run
 
     return run(argv)
 
 
 def methods(argv: list[str], launch: bool) -> int:
     """List the methods with their papers and fields."""
-    from .method_list import main as run
+    from .commands.methods import main as run
 
     return run(argv)
 
 
 def env(argv: list[str], launch: bool) -> int:
     """Print versions and hardware, for bug reports."""
-    from .environment import main as run
+    from .commands.env import main as run
 
     return run(argv)
 
@@ -83,14 +83,14 @@ COMMANDS: dict[str, Callable[[list[str], bool], int]] = {
 
 def run_training(name: str, kinds: tuple[type, ...], argv: list[str], launch: bool) -> int:
     """Launches a training command, or trains, with one instance of each of `kinds` from the command line."""
-    from .arguments import StrictParser
-    from .launch import launch as launch_processes
+    from .commands.arguments import StrictParser
+    from .commands.launch import launch as launch_processes
 
     parser = StrictParser(kinds, prog=f"trl-entropy {name}")
     if launch:
         return launch_processes(parser, name, argv)
     parsed = parser.parse(argv)
-    from .training_commands import TRAIN  # only now: it imports the trainers
+    from .commands.train import TRAIN  # only now: it imports the trainers
 
     TRAIN[name](parser, *parsed)
     return 0

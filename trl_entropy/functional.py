@@ -2,10 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reductions over tokens, in plain torch. B sequences, T completion tokens."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from .tokens import SINGLE_PROCESS, Collectives
+from .collectives import SINGLE_PROCESS, Collectives
+from .tokens import TokenBatch
 
 
 def accumulator_dtype(device: torch.device) -> torch.dtype:
@@ -120,3 +123,35 @@ def row_top_mask(values: Tensor, mask: Tensor, counts: Tensor) -> Tensor:
     places = torch.arange(values.size(1), device=values.device).expand_as(order)
     rank = torch.empty_like(order).scatter_(1, order, places)
     return (rank < counts.unsqueeze(1)) & mask
+
+
+class StepMean:
+    """Mean over the forwards of one optimizer step and over all processes, weighted by counts."""
+
+    def __init__(self):
+        self.step, self.total, self.count = None, 0.0, 0.0
+
+    def add(self, step: int, total: Tensor, count: Tensor | int, world: Collectives) -> float | None:
+        """Adds a forward. Returns the mean of the step before where this forward opens a new one, else `None`."""
+        finished = None
+        if step != self.step:
+            finished = self.total / self.count if self.count else None
+            self.step, self.total, self.count = step, 0.0, 0.0
+        dtype = accumulator_dtype(total.device)
+        added = torch.stack([total.detach().to(dtype), torch.as_tensor(count, dtype=dtype, device=total.device)])
+        total, count = world.sum(added).tolist()
+        self.total += total
+        self.count += count
+        return finished
+
+    def add_tokens(self, tokens: TokenBatch, values: Tensor) -> float | None:
+        """Adds the mean of (B, T) values over the valid tokens of a forward."""
+        return self.add(
+            tokens.step, values.detach().masked_fill(~tokens.mask, 0).sum(), tokens.mask.sum(), tokens.world
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step, "total": self.total, "count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step, self.total, self.count = state["step"], state["total"], state["count"]

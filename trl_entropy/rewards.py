@@ -1,22 +1,42 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Reward functions by name: TRL's own, and what it lacks, made of TRL's own."""
+"""Reward functions that TRL lacks, made of TRL's own."""
 
-import importlib
-import os
-import sys
-from collections.abc import Callable
-from difflib import get_close_matches
+import re
 from typing import Any
 
-from trl.rewards import (
-    accuracy_reward,
-    get_soft_overlong_punishment,
-    reasoning_accuracy_reward,
-    think_format_reward,
-)
+from trl.rewards import accuracy_reward
 
-from .data import box_answer_line
+
+ANSWER_LINE = re.compile(r"answer[ \t*]*:[\s*]*([^\n]+)", re.IGNORECASE)
+DELIMITED = re.compile(r"(?:\$\$?|\\\(|\\\[)(.+?)(?:\$\$?|\\\)|\\\])")
+OPENING = ("", "$$", r"\[", r"\(")  # nothing on this line, or mathematics displayed below it
+
+
+def solution_of(ground_truth: str | int | float) -> str:
+    r"""An answer as TRL's math rewards can read it: in a box.
+
+    Outside a box or `$...$` math-verify reads numbers only: `\frac{1}{2}`, `[0, 1]` or `Evelyn` come out as nothing
+    or as one of their digits.
+    """
+    answer = str(ground_truth).strip()
+    return answer if r"\boxed" in answer else rf"\boxed{{{answer}}}"
+
+
+def box_answer_line(text: str) -> str:
+    r"""A completion whose answer stands after its last `Answer:` -> that answer in a box; other text as it is.
+
+    >>> box_answer_line("So 9 + 9 = 18.\n**Answer:** $18$.")
+    '\\boxed{18}'
+    """
+    lines = ANSWER_LINE.findall(text)
+    if not lines:
+        return text
+    answer = lines[-1].rstrip(" \t\r*.").lstrip(" \t*")
+    if answer in OPENING:
+        return text
+    delimited = DELIMITED.fullmatch(answer)
+    return solution_of(delimited[1] if delimited else answer)
 
 
 def answer_line_accuracy_reward(
@@ -29,35 +49,3 @@ def answer_line_accuracy_reward(
     """
     boxed = [[{**completion[0], "content": box_answer_line(completion[0]["content"])}] for completion in completions]
     return accuracy_reward(boxed, solution, **kwargs)
-
-
-REWARDS: dict[str, Callable] = {
-    "accuracy_reward": accuracy_reward,
-    "answer_line_accuracy_reward": answer_line_accuracy_reward,
-    "reasoning_accuracy_reward": reasoning_accuracy_reward,
-    "think_format_reward": think_format_reward,
-    # The values of TRL's script.
-    "get_soft_overlong_punishment": get_soft_overlong_punishment(max_completion_len=1280, soft_punish_cache=256),
-}
-
-
-def reward_by_name(name: str) -> Callable:
-    """A reward function by its name, or by a dotted path that is looked for in the current folder too.
-
-    Raises:
-        `ValueError`: it is not there.
-    """
-    if name in REWARDS:
-        return REWARDS[name]
-    module, _, attribute = name.rpartition(".")
-    if not module:
-        near = get_close_matches(name, REWARDS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        known = ", ".join(REWARDS)
-        raise ValueError(f"`reward_funcs` has the unknown name {name!r}.{hint} Known: {known}, or a dotted path.")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise ValueError(f"`reward_funcs` has {name!r}, which cannot be imported: {error}.") from error

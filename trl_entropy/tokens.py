@@ -2,45 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a method sees: the completion tokens of one forward, or those of a whole generation batch."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from .collectives import SINGLE_PROCESS, Collectives
+
 
 CLIPPING_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")  # TRL's losses that clip the ratio as PPO does
-
-
-def _itself(tensor: Tensor) -> Tensor:
-    return tensor
-
-
-@dataclass(frozen=True)
-class Collectives:
-    """What a statistic over all processes needs. The defaults are those of a single process.
-
-    Every process must make every call, also with nothing valid of its own.
-
-    Attributes:
-        sum: elementwise sum over processes, same shape.
-        gather: 1-D tensors of any length, concatenated in the order of processes.
-        rank: index of this process.
-    """
-
-    sum: Callable[[Tensor], Tensor] = _itself
-    gather: Callable[[Tensor], Tensor] = _itself
-    rank: int = 0
-
-    def own(self, gathered: Tensor, length: int) -> Tensor:
-        """The `length` entries of a gathered 1-D tensor that came from this process."""
-        lengths = self.gather(torch.tensor([length], device=gathered.device))
-        start = int(lengths[: self.rank].sum())
-        return gathered[start : start + length]
-
-
-SINGLE_PROCESS = Collectives()
 
 
 @dataclass(frozen=True)

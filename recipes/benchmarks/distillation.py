@@ -28,9 +28,9 @@ from trl import DistillationConfig, DistillationTrainer
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 
 from trl_entropy import EntropyDistillationConfig, EntropyDistillationTrainer
-from trl_entropy.distillation import SelectingKernel
+from trl_entropy.collectives import SINGLE_PROCESS
 from trl_entropy.methods.tip import Tip, TipConfig
-from trl_entropy.tokens import SINGLE_PROCESS
+from trl_entropy.trainers.distillation import SelectingKernel
 
 
 PRESETS = {

@@ -26,9 +26,9 @@ from transformers.utils import logging
 from trl import SFTConfig, SFTTrainer
 
 from trl_entropy import KappaTuneCallback
-from trl_entropy.countdown import NUMBERS_PER_PROMPT, TOTALS, Prompt, chain, prompts, solutions
-from trl_entropy.countdown_evaluation import evaluate
-from trl_entropy.countdown_model import load_warm_start, warm_start
+from trl_entropy.countdown.evaluation import evaluate
+from trl_entropy.countdown.model import load_warm_start, warm_start
+from trl_entropy.countdown.task import NUMBERS_PER_PROMPT, TOTALS, Prompt, chain, prompts, solutions
 from trl_entropy.kappa.analysis import analyze
 from trl_entropy.kappa.selection import Selection
 from trl_entropy.kappa.sources import LiveSource

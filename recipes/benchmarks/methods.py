@@ -22,11 +22,11 @@ import torch
 import yaml
 from methods_report import SCORES, Scores, collect, fingerprint, plot, read_scores, run_file, table, write_scores
 
-from trl_entropy import quickstart
-from trl_entropy.countdown import prompts
-from trl_entropy.countdown_evaluation import evaluate
-from trl_entropy.countdown_model import load_warm_start, warm_start
-from trl_entropy.quickstart_parts import read_recipe, silence_libraries
+from trl_entropy.countdown import grpo as quickstart
+from trl_entropy.countdown.common import read_recipe, silence_libraries
+from trl_entropy.countdown.evaluation import evaluate
+from trl_entropy.countdown.model import load_warm_start, warm_start
+from trl_entropy.countdown.task import prompts
 
 
 HERE = Path(__file__).parent

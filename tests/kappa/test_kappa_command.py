@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import build_model
+from support.tiny import build_model
 
 from trl_entropy import cli
-from trl_entropy.kappa import command
+from trl_entropy.commands import kappa as command
 from trl_entropy.kappa.layers import Layer
 from trl_entropy.kappa.report import by_type, plot
 from trl_entropy.kappa.selection import Selection

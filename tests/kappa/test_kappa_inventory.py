@@ -5,7 +5,7 @@
 import pytest
 import torch
 import transformers
-from conftest import build_model
+from support.tiny import build_model
 from test_kappa_sources import build_moe
 from torch import nn
 

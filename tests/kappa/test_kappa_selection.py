@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from conftest import build_model
 from peft.helpers import KappaTuneSelector
+from support.tiny import build_model
 
 from trl_entropy.kappa.analysis import Processes, analyze, schedule
 from trl_entropy.kappa.layers import EXPERTS, LINEAR, RANK_DEFICIENT, Layer

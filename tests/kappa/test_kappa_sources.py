@@ -9,8 +9,8 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import build_model
 from safetensors.numpy import load_file
+from support.tiny import build_model
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from trl_entropy.kappa import analysis, cache

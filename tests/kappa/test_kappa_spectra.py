@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import build_model
+from support.tiny import build_model
 
 from trl_entropy.kappa.inventory import layers_of, read_weight
 from trl_entropy.kappa.layers import FULL_RANK, NOT_FINITE, RANK_DEFICIENT, ZERO

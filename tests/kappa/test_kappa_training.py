@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import EXACT, build_model, build_tokenizer
 from datasets import Dataset
-from distilling import build_distiller
 from peft import IA3Config, LoHaConfig, LoraConfig, OFTConfig, get_peft_model
+from support.distilling import build_distiller
+from support.tiny import EXACT, build_model, build_tokenizer
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from transformers import Qwen2ForSequenceClassification, TrainerState
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
@@ -110,7 +110,7 @@ def adapted(model):
 
 @pytest.mark.parametrize("by_name", [False, True])
 def test_lora_targets_are_the_selected_modules(tmp_path, by_name):
-    from conftest import build_dataset, count_reward
+    from support.tiny import build_dataset, count_reward
 
     from trl_entropy import EntropyGRPOTrainer
 
@@ -435,7 +435,7 @@ def test_weights_unfrozen_afterwards_are_refused(tmp_path):
     ],
 )  # fmt: skip
 def test_errors_at_construction(tmp_path, settings, keywords, message):
-    from conftest import build_dataset, count_reward
+    from support.tiny import build_dataset, count_reward
 
     from trl_entropy import EntropyGRPOTrainer
 

@@ -3,14 +3,14 @@
 import json
 from dataclasses import replace
 
-import cases
 import pytest
 import torch
-from conftest import FLOAT32, LOSS_TYPES, build_model, loss_and_gradients, make_loss_batch, random_tokens
-from reference import dense_log_policy, dense_logps_and_entropy, policy_terms, reduce_terms
+from support import cases
+from support.reference import dense_log_policy, dense_logps_and_entropy, policy_terms, reduce_terms
+from support.tiny import FLOAT32, LOSS_TYPES, build_model, loss_and_gradients, make_loss_batch, random_tokens
 
 from trl_entropy.methods.aepo import regulated_temperature, reweighted_advantages
-from trl_entropy.rollouts import whole_groups
+from trl_entropy.trainers.rollouts import whole_groups
 
 
 REWARDS = torch.tensor([0.0, 1.0, 0.3, 1.0])

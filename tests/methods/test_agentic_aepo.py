@@ -4,10 +4,11 @@ import logging
 import statistics
 from dataclasses import replace
 
-import cases
 import pytest
 import torch
-from conftest import (
+from support import cases
+from support.reference import dense_logps_and_entropy, policy_terms
+from support.tiny import (
     EXACT,
     FLOAT64,
     LOSS_TYPES,
@@ -17,7 +18,6 @@ from conftest import (
     make_tokens,
     random_tokens,
 )
-from reference import dense_logps_and_entropy, policy_terms
 from trl import GRPOTrainer
 
 from trl_entropy import EntropyGRPOConfig

@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 import logging
 
-import cases
 import pytest
 import torch
-from conftest import FLOAT64, build_dataset, count_reward, make_rollouts, random_rollouts
+from support import cases
+from support.tiny import FLOAT64, build_dataset, count_reward, make_rollouts, random_rollouts
 
 from trl_entropy import EntropyGRPOConfig
 from trl_entropy.methods.canon import cosine_mu

@@ -3,11 +3,11 @@
 import math
 import random
 
-import cases
 import pytest
 import torch
-from conftest import FLOAT64, LOSS_TYPES, config_of, make_tokens, random_tokens
-from reference import covariance, policy_terms
+from support import cases
+from support.reference import covariance, policy_terms
+from support.tiny import FLOAT64, LOSS_TYPES, config_of, make_tokens, random_tokens
 
 from trl_entropy.methods import METHODS
 from trl_entropy.methods.clip_cov import clip_cov_mask

@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 from dataclasses import replace
 
-import cases
 import pytest
 import torch
-from conftest import EXACT, FLOAT32, FLOAT64, LOSS_TYPES, build_model, loss_and_gradients, make_loss_batch
-from reference import dense_log_policy, dense_logps_and_entropy, policy_terms, reduce_terms
+from support import cases
+from support.reference import dense_log_policy, dense_logps_and_entropy, policy_terms, reduce_terms
+from support.tiny import EXACT, FLOAT32, FLOAT64, LOSS_TYPES, build_model, loss_and_gradients, make_loss_batch
 from test_steer import F1_LOGITS, three_tokens
 
 from trl_entropy.functional import discriminator

@@ -3,11 +3,11 @@
 import math
 from dataclasses import replace
 
-import cases
 import pytest
 import torch
-from conftest import FLOAT64, build_tokenizer, config_of, make_rollouts, random_rollouts
-from reference import dense_logps_and_entropy
+from support import cases
+from support.reference import dense_logps_and_entropy
+from support.tiny import FLOAT64, build_tokenizer, config_of, make_rollouts, random_rollouts
 
 from trl_entropy.methods import build_methods
 from trl_entropy.methods.empg import ends_of

@@ -4,11 +4,11 @@ import json
 import math
 from dataclasses import replace
 
-import cases
 import pytest
 import torch
-from conftest import FLOAT64, LOSS_TYPES, random_tokens
-from reference import policy_terms
+from support import cases
+from support.reference import policy_terms
+from support.tiny import FLOAT64, LOSS_TYPES, random_tokens
 
 from trl_entropy.methods.epo import corridor_penalty, phase_weight, turn_mean
 

@@ -1,10 +1,10 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-import cases
 import pytest
 import torch
-from conftest import FLOAT64, LOSS_TYPES, config_of, make_tokens, random_tokens
-from reference import covariance, policy_terms
+from support import cases
+from support.reference import covariance, policy_terms
+from support.tiny import FLOAT64, LOSS_TYPES, config_of, make_tokens, random_tokens
 
 from trl_entropy.methods import METHODS
 from trl_entropy.methods.kl_cov import kl_cov_penalty

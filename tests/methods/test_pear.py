@@ -3,11 +3,11 @@
 import logging
 import math
 
-import cases
 import pytest
 import torch
-from conftest import build_tokenizer, config_of, count_reward
 from datasets import Dataset
+from support import cases
+from support.tiny import build_tokenizer, config_of, count_reward
 
 from trl_entropy import EntropyGRPOConfig
 from trl_entropy.methods.pear import Pear, pear_penalty, pear_reward, phase_entropies, tag_span

@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Texts are found in completions of any tokenizer, at the tokens that write them."""
 
-import cases
 import pytest
 import torch
-from conftest import build_tokenizer, make_rollouts
+from support import cases
+from support.tiny import build_tokenizer, make_rollouts
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 

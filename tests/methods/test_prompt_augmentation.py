@@ -6,17 +6,17 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import cases
 import pytest
 import torch
 import yaml
-from conftest import build_dataset, build_model, build_tokenizer
 from datasets import Dataset
+from support import cases
+from support.tiny import build_dataset, build_model, build_tokenizer
 from trl import DatasetMixtureConfig, ModelConfig
 from trl.scripts.grpo import GRPOScriptArguments
 
 from trl_entropy import EntropyGRPOConfig
-from trl_entropy.arguments import StrictParser
+from trl_entropy.commands.arguments import StrictParser
 from trl_entropy.methods import build_methods
 from trl_entropy.methods.prompt_augmentation import drawn
 from trl_entropy.methods.prompt_templates import TEMPLATES, Template
@@ -184,11 +184,11 @@ CHAT = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} <eos> {% endfo
 
 
 def test_an_opening_continues_the_turn_of_the_assistant(make_trainer, monkeypatch):
-    import conftest
+    from support import tiny
 
     tokenizer = build_tokenizer()
     tokenizer.chat_template = CHAT
-    monkeypatch.setattr(conftest, "build_tokenizer", lambda: tokenizer)
+    monkeypatch.setattr(tiny, "build_tokenizer", lambda: tokenizer)
     dataset = Dataset.from_dict({"prompt": [[{"role": "user", "content": "w1 w2"}]] * 4})
     trainer = make_trainer(
         methods=["prompt_augmentation"], prompt_augmentation_templates={"odd": OWN["odd"]}, train_dataset=dataset,

@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 from dataclasses import replace
 
-import cases
 import pytest
 import torch
-from conftest import FLOAT64, LOSS_TYPES, random_tokens
-from reference import nucleus_entropy, policy_terms
+from support import cases
+from support.reference import nucleus_entropy, policy_terms
+from support.tiny import FLOAT64, LOSS_TYPES, random_tokens
 
 from trl_entropy.functional import row_quantiles
 from trl_entropy.methods.siren import peak_entropy, peak_mask

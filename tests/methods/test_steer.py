@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 import math
 
-import cases
 import pytest
 import torch
-from conftest import FLOAT64, LOSS_TYPES, make_tokens, random_tokens
-from reference import policy_terms
+from support import cases
+from support.reference import policy_terms
+from support.tiny import FLOAT64, LOSS_TYPES, make_tokens, random_tokens
 
 from trl_entropy.methods.steer import exact_omega, released_omega, theorem_omega
 

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import EXACT, FLOAT64
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.tiny import EXACT, FLOAT64
 
+from trl_entropy.collectives import Collectives
 from trl_entropy.functional import row_top_mask
 from trl_entropy.methods.tip import NEEDS, Tip, TipConfig, TipTokens, kept_counts, rescale, soft_or
-from trl_entropy.tokens import Collectives
 
 
 INF, NAN = math.inf, math.nan

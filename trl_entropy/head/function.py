@@ -11,27 +11,8 @@ from torch.nn.functional import pad
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from .nucleus import Nucleus
-from .spec import (
-    MAX,
-    SECOND,
-    SHIFTED,
-    SQUARES,
-    SQUARES_SHIFTED,
-    SUM,
-    TARGET,
-    HeadSpec,
-    RowGradients,
-    new_state,
-)
-from .sweeps import (
-    FEWEST_ROWS,
-    Projection,
-    accumulator_of,
-    backward_sweep,
-    fold_sweep,
-    token_slices,
-    with_company,
-)
+from .spec import MAX, SECOND, SHIFTED, SQUARES, SQUARES_SHIFTED, SUM, TARGET, HeadSpec, RowGradients, new_state
+from .sweeps import FEWEST_ROWS, Projection, accumulator_of, backward_sweep, fold_sweep, token_slices, with_company
 
 
 # Devices on which a shape that depends on the data costs a synchronisation, and not a compilation

@@ -20,14 +20,14 @@ from transformers import PreTrainedModel
 from transformers.utils import is_peft_available
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
-from ..rebinding import rebound
 from .function import DYNAMIC_DEVICES, TokenStatistics, token_statistics
+from .rebinding import rebound
 from .spec import HeadSpec
 
 
 # Read once at import: Dynamo warns when it traces a call to the cached `is_peft_available`
 _ADAPTER_LAYERS = (import_module("peft.tuners.tuners_utils").BaseTunerLayer,) if is_peft_available() else ()
-STATISTICS = ("second_moments", "nucleus_entropy", "second_temperature")
+HEAD_STATISTICS = ("second_moments", "nucleus_entropy", "second_temperature")
 NUCLEUS_RULES = ("exclude", "include")
 # Fields of the outputs that TRL's do not have.
 EXTRA_OUTPUTS = ("sum_sq_probs", "sum_sq_probs_log_probs", "nucleus_entropy", "second_log_probs")
@@ -85,9 +85,11 @@ class EntropyHead:
 
     def check(self) -> None:
         """Raises `ValueError` that names the field, its value and what is accepted."""
-        unknown = [name for name in self.statistics if name not in STATISTICS]
+        unknown = [name for name in self.statistics if name not in HEAD_STATISTICS]
         if isinstance(self.statistics, str) or unknown:
-            raise ValueError(f"`statistics` must be a tuple of names among {STATISTICS}, got {self.statistics!r}.")
+            raise ValueError(
+                f"`statistics` must be a tuple of names among {HEAD_STATISTICS}, got {self.statistics!r}."
+            )
         if not 0 < self.top_p < 1:
             raise ValueError(f"`top_p` must be in (0, 1), got {self.top_p!r}.")
         if self.nucleus_rule not in NUCLEUS_RULES:

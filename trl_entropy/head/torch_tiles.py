@@ -12,17 +12,7 @@ import torch
 from torch import Tensor
 
 from .nucleus import Candidates, Histogram
-from .spec import (
-    MAX,
-    SECOND,
-    SHIFTED,
-    SQUARES,
-    SQUARES_SHIFTED,
-    SUM,
-    TARGET,
-    HeadSpec,
-    RowGradients,
-)
+from .spec import MAX, SECOND, SHIFTED, SQUARES, SQUARES_SHIFTED, SUM, TARGET, HeadSpec, RowGradients
 
 
 # Elements of a tile worked on at once: 2 MiB of float32 on a CPU; elsewhere only so that scratch memory stays small

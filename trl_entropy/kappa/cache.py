@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from .. import __version__
+from .._version import __version__
 from .layers import Layer
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from accelerate.logging import get_logger
 
-from ..methods.base import Paper
-from ..methods.settings import checked, one_of
+from ..paper import Paper
+from ..settings import checked, one_of
 from .cache import KappaCache
 from .selection import Selection
 

@@ -5,9 +5,10 @@
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 
+from ..paper import Paper
 from .aepo import Aepo, AepoConfig
 from .agentic_aepo import AgenticAepo, AgenticAepoConfig
-from .base import Method, Paper
+from .base import Method
 from .canon import Canon, CanonConfig
 from .clip_cov import ClipCov, ClipCovConfig
 from .discriminator import ClipB, ClipBConfig, ClipV, ClipVConfig

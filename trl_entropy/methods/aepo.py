@@ -21,9 +21,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..functional import StepMean
+from ..paper import Paper
+from ..settings import checked, non_negative, one_of, share
 from ..tokens import TokenBatch
-from .base import Method, Paper, StepMean
-from .settings import checked, non_negative, one_of, share
+from .base import Method
 
 
 LARGEST_GAP = 0.1  # nats of distance from the target beyond which the correction grows no further (released code)

@@ -16,10 +16,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..collectives import SINGLE_PROCESS, Collectives
 from ..functional import masked_mean_and_std
-from ..tokens import CLIPPING_LOSSES, SINGLE_PROCESS, Collectives, Rollouts, TokenBatch
-from .base import Method, Paper
-from .settings import flag, non_negative, one_of
+from ..paper import Paper
+from ..settings import flag, non_negative, one_of
+from ..tokens import CLIPPING_LOSSES, Rollouts, TokenBatch
+from .base import Method
 
 
 @dataclass

@@ -3,27 +3,12 @@
 """What a method is: a paper, what it needs, and a few optional hooks that change nothing unless overridden."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from ..functional import accumulator_dtype
-from ..tokens import Collectives, Rollouts, TokenBatch
-
-
-@dataclass(frozen=True)
-class Paper:
-    """A published method: arXiv identifier, title, BibTeX entry."""
-
-    arxiv: str
-    title: str
-    bibtex: str
-
-    @property
-    def url(self) -> str:
-        return f"https://huggingface.co/papers/{self.arxiv}"
+from ..paper import Paper
+from ..tokens import Rollouts, TokenBatch
 
 
 class Method:
@@ -150,35 +135,3 @@ class Method:
     @classmethod
     def overrides(cls, hook: str) -> bool:
         return getattr(cls, hook) is not getattr(Method, hook)
-
-
-class StepMean:
-    """Mean over the forwards of one optimizer step and over all processes, weighted by counts."""
-
-    def __init__(self):
-        self.step, self.total, self.count = None, 0.0, 0.0
-
-    def add(self, step: int, total: Tensor, count: Tensor | int, world: Collectives) -> float | None:
-        """Adds a forward. Returns the mean of the step before where this forward opens a new one, else `None`."""
-        finished = None
-        if step != self.step:
-            finished = self.total / self.count if self.count else None
-            self.step, self.total, self.count = step, 0.0, 0.0
-        dtype = accumulator_dtype(total.device)
-        added = torch.stack([total.detach().to(dtype), torch.as_tensor(count, dtype=dtype, device=total.device)])
-        total, count = world.sum(added).tolist()
-        self.total += total
-        self.count += count
-        return finished
-
-    def add_tokens(self, tokens: TokenBatch, values: Tensor) -> float | None:
-        """Adds the mean of (B, T) values over the valid tokens of a forward."""
-        return self.add(
-            tokens.step, values.detach().masked_fill(~tokens.mask, 0).sum(), tokens.mask.sum(), tokens.world
-        )
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"step": self.step, "total": self.total, "count": self.count}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step, self.total, self.count = state["step"], state["total"], state["count"]

@@ -16,9 +16,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..paper import Paper
+from ..settings import name_or_none, non_negative, one_of, one_reward
 from ..tokens import Rollouts
-from .base import Method, Paper
-from .settings import name_or_none, non_negative, one_of, one_reward
+from .base import Method
 
 
 WARM_UP, CYCLE, INTRA_PEAK = 30, 40, 0.6  # of the cosine schedules, in generation batches (released code)

@@ -16,10 +16,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..collectives import SINGLE_PROCESS, Collectives
 from ..functional import centered_product, scatter_valid, share_of
-from ..tokens import SINGLE_PROCESS, Collectives, TokenBatch
-from .base import Method, Paper
-from .settings import checked, one_of, share
+from ..paper import Paper
+from ..settings import checked, one_of, share
+from ..tokens import TokenBatch
+from .base import Method
 
 
 ENTROPY_MECHANISM = Paper(

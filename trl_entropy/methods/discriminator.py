@@ -16,10 +16,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..collectives import SINGLE_PROCESS, Collectives
 from ..functional import discriminator, masked_mean_and_std, mean_discriminator, top_count_mask
-from ..tokens import SINGLE_PROCESS, Collectives, Rollouts, TokenBatch
-from .base import Method, Paper
-from .settings import flag, non_negative, share
+from ..paper import Paper
+from ..settings import flag, non_negative, share
+from ..tokens import Rollouts, TokenBatch
+from .base import Method
 
 
 @dataclass

@@ -15,11 +15,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..collectives import SINGLE_PROCESS, Collectives
 from ..functional import masked_max, masked_mean
-from ..tokens import SINGLE_PROCESS, Collectives, Rollouts
-from .base import Method, Paper
+from ..paper import Paper
+from ..settings import checked, flag, non_negative
+from ..tokens import Rollouts
+from .base import Method
 from .pieces import Pieces
-from .settings import checked, flag, non_negative
 
 
 @dataclass

@@ -16,9 +16,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..functional import StepMean
+from ..paper import Paper
+from ..settings import checked, non_negative
 from ..tokens import TokenBatch
-from .base import Method, Paper, StepMean
-from .settings import checked, non_negative
+from .base import Method
 
 
 HISTORY_FLOOR = 1e-3  # nats: below it a corridor around the history would penalise everything

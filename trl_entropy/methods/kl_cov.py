@@ -16,11 +16,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..collectives import SINGLE_PROCESS, Collectives
 from ..functional import centered_product, masked_max, top_count_mask
-from ..tokens import SINGLE_PROCESS, Collectives, TokenBatch
+from ..settings import flag, non_negative, one_of, share
+from ..tokens import TokenBatch
 from .base import Method
 from .clip_cov import ENTROPY_MECHANISM
-from .settings import flag, non_negative, one_of, share
 
 
 @dataclass

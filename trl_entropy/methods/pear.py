@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ..paper import Paper
+from ..settings import checked, name_or_none
 from ..tokens import Rollouts
-from .base import Method, Paper
+from .base import Method
 from .pieces import Pieces
-from .settings import checked, name_or_none
 
 
 PROMPT_TAIL = 16  # tokens of the prompt's end in which a template may have closed the phase of thinking already

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..paper import Paper
+from ..settings import checked, non_negative
 from ..tokens import Rollouts
-from .base import Method, Paper
+from .base import Method
 from .pieces import Pieces
 from .prompt_templates import TEMPLATES, read_template
-from .settings import checked, non_negative
 
 
 @dataclass

@@ -15,10 +15,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..functional import row_quantiles
+from ..functional import StepMean, row_quantiles
+from ..paper import Paper
+from ..settings import checked, non_negative, one_of
 from ..tokens import TokenBatch
-from .base import Method, Paper, StepMean
-from .settings import checked, non_negative, one_of
+from .base import Method
 
 
 EMA_DECAY = 0.9  # per micro-batch: our choice, the released code has no running mean

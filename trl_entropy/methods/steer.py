@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from ..functional import discriminator, masked_max, mean_discriminator
+from ..paper import Paper
+from ..settings import checked, one_of
 from ..tokens import TokenBatch
-from .base import Method, Paper
-from .settings import checked, one_of
+from .base import Method
 
 
 RELEASED_FLOOR = 0.02  # the released code divides by at least this much

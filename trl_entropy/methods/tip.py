@@ -14,10 +14,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..collectives import SINGLE_PROCESS, Collectives
 from ..functional import accumulator_dtype, quantiles, row_top_mask
-from ..tokens import SINGLE_PROCESS, Collectives
-from .base import Paper
-from .settings import checked, one_of, share
+from ..paper import Paper
+from ..settings import checked, one_of, share
 
 
 # The statistics of `TipTokens` that each rule looks at, but for the entropy

@@ -13,7 +13,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..quickstart_report import running_mean
+from ..estimates import running_mean
 from .panels import Panel, Series
 
 

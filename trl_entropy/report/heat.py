@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 from unicodedata import category
 
-from ..token_log import finite
+from ..runs.token_log import finite
 from .runs import Run
 from .samples import token_logs
 

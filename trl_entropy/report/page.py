@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from .. import __version__
+from .._version import __version__
 from .drawing import color_of, draw_svg
 from .heat import HeatMap, color_at, scale_of, ticks
 from .panels import Panel

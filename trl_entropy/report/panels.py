@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..callbacks import fit_entropy_law
+from ..curves.entropy_law import fit_entropy_law
 from ..methods import METHODS
 from .runs import Run
 from .samples import pass_at_k_points, tip_scatter

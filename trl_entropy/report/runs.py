@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
-from ..config import EntropyGRPOConfig
 from ..methods import METHODS, Method
-from ..token_log import SETTINGS_FILE
+from ..runs.token_log import SETTINGS_FILE
+from ..trainers.grpo_config import EntropyGRPOConfig
 
 
 logger = logging.getLogger(__name__)

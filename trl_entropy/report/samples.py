@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from ..countdown import pass_at_k
-from ..token_log import COMPLETIONS, TOKEN_FILE, number_of
+from ..estimates import pass_at_k
+from ..runs.token_log import COMPLETIONS, TOKEN_FILE, number_of
 from .runs import Run, read_json
 
 
@@ -100,7 +100,7 @@ def is_record(record: dict[str, Any]) -> bool:
 def tip_scatter(run: Run) -> dict[str, Any] | None:
     """What a distillation has saved of the tokens of a batch: `entropy`, `divergence`, `kept`, and two thresholds.
 
-    See `trl_entropy.quadrants`, which writes it.
+    See `trl_entropy.trainers.quadrants`, which writes it.
     """
     path = run.folder / "tip_scatter.json"
     if not path.exists():

@@ -5,7 +5,7 @@
 from statistics import fmean
 from typing import Any
 
-from ..token_log import is_private
+from ..runs.token_log import is_private
 from .panels import GROUPS, Panel
 from .runs import Run
 

@@ -1,0 +1,90 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The commands that tell what there is: methods with every field, versions and hardware."""
+
+from dataclasses import fields
+from importlib.metadata import version
+
+import pytest
+import torch
+
+import trl_entropy
+from trl_entropy import METHODS, cli
+from trl_entropy.commands.env import installed
+from trl_entropy.commands.methods import LISTED, STAGES, default, describe, stages
+from trl_entropy.kappa.config import KappaConfig
+from trl_entropy.methods import Method, MethodsConfig
+from trl_entropy.methods.tip import TipConfig
+
+
+def words(text):
+    return " ".join(text.split())
+
+
+def test_methods_lists_every_method_with_every_field(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    assert cli.main(["methods"]) == 0
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 100
+    blocks = {block.splitlines()[0]: words(block) for block in printed.split("\n\n")}
+    assert list(blocks) == list(LISTED) == [*METHODS, "tip", "kappa"]
+    configs = (MethodsConfig, TipConfig, KappaConfig)
+    listed, known = [], [field for config in configs for field in fields(config) if field.name != "methods"]
+    for name, (method, _) in LISTED.items():
+        assert words(method.paper.title) in blocks[name] and method.paper.url in blocks[name]
+        assert f"acts on: {'; '.join(stages(method))}" in blocks[name] and stages(method)
+        for field in known:
+            if field.name.startswith(f"{name}_"):
+                assert f" {field.name}: " in blocks[name] and f" = {default(field)!r} " in blocks[name]
+                assert words(field.metadata["help"]) in blocks[name]
+                listed.append(field.name)
+    assert sorted(listed) == sorted(field.name for field in known)
+
+
+def test_one_method(capsys):
+    assert cli.main(["methods", "kl_cov"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "kl_cov" and "  kl_cov_penalty: 'abs' or 'k2' or 'k3' = 'abs'" in lines
+    assert not any(line.lstrip().startswith("clip_cov") for line in lines)
+    assert cli.main(["methods", "KL-Cov"]) == 0 and capsys.readouterr().out.splitlines() == lines
+    assert "  aepo_target_entropy: float or none = None" in describe("aepo").splitlines()
+    assert "  tip_divergence_clip_quantile: float or none = None" in describe("tip").splitlines()
+    assert {"  kappa_include: list of str = []", "  kappa_mode: str = 'none'"} <= set(describe("kappa").splitlines())
+
+
+def test_unknown_method_is_one_line(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["methods", "clip_cof"])
+    error = capsys.readouterr().err
+    assert error.startswith("trl-entropy methods: error: unknown method 'clip_cof'. Did you mean 'clip_cov'? Known: ")
+    assert error.count("\n") == 1 and all(name in error for name in LISTED)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["methods", "KappaTune"])
+    assert "unknown method 'KappaTune'. Did you mean 'kappa'? Known: " in capsys.readouterr().err
+
+
+def test_stages_are_hooks():
+    assert all(callable(getattr(Method, hook)) for hook in STAGES)
+    assert stages(METHODS["kl_cov"]) == ["the ratios at which the loss clips", "the loss, by a term"]
+    assert stages(METHODS["clip_cov"]) == ["advantages, in every forward"]
+
+
+def test_env(capsys):
+    assert cli.main(["env"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    told = dict(line[2:].split(": ", 1) for line in lines if line.startswith("- "))
+    assert told["trl-entropy version"].startswith(trl_entropy.__version__)
+    assert told["TRL version"].startswith(version("trl")) and told["PyTorch version"] == torch.__version__
+    assert told["rich version"] == version("rich") and told["PyTorch threads"] == str(torch.get_num_threads())
+    assert {"Platform", "Python version", "accelerator(s)", "Transformers version", "CPU cores"} <= set(told)
+    assert installed("no-such-package-here") == "not installed"
+
+
+@pytest.mark.parametrize("command", ["env", "methods", "report"])
+def test_help_and_unknown_flags(command, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([command, "--help"])
+    assert f"usage: trl-entropy {command}" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([command, "--nothing", *(["x"] if command == "report" else [])])
+    assert capsys.readouterr().err == f"trl-entropy {command}: error: unrecognized arguments: --nothing\n"

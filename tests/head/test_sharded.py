@@ -1,0 +1,88 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Sharded parameters: under FSDP2 loss, gradients and weights are those of the whole model."""
+
+import pytest
+import torch
+from support.processes import run_processes
+from support.tiny import EXACT, FLOAT32, build_model, make_loss_batch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from trl_entropy.head import add_entropy_head
+from trl_entropy.methods import METHODS
+
+
+@pytest.fixture
+def mesh(tmp_path):
+    """A group of this process alone."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)  # fmt: skip
+    yield init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+def test_head_of_a_sharded_model(mesh):
+    """The head reads a weight that is gathered in the forward, freed after it, and gathered again in the backward."""
+    batch = make_loss_batch()
+    results = []
+    for sharded in (False, True):
+        model = build_model()
+        add_entropy_head(model, statistics=("second_moments", "nucleus_entropy"))
+        if sharded:
+            for layer in model.model.layers:
+                fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+            fully_shard(model, mesh=mesh, reshard_after_forward=True)
+            assert isinstance(model.lm_head.weight, DTensor)
+        ids, labels = batch["completion_ids"], batch["completion_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+        outputs = model(input_ids=ids, labels=labels, fused_lm_head=True, use_cache=False)
+        loss = (outputs.log_probs + 0.3 * outputs.entropy + outputs.nucleus_entropy).sum()
+        loss.backward()
+        gradients = {name: value.grad for name, value in model.named_parameters()}
+        gradients = {name: g.full_tensor() if isinstance(g, DTensor) else g for name, g in gradients.items()}
+        results.append((loss.detach(), outputs.sum_sq_probs, gradients))
+    torch.testing.assert_close(results[1], results[0], **FLOAT32)
+    assert results[0][2]["lm_head.weight"].abs().max() > 0.01
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    folder = run_processes("sharded_processes.py", 2, tmp_path_factory.mktemp("sharded"), timeout=500)
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+
+
+def compare(first, second, keys=("loss", "grad_norm", "entropy")):
+    for row, other in zip(first["rows"], second["rows"], strict=True):
+        for key in (*keys, *(key for key in row if key.split("/")[0] in METHODS)):
+            expected = None if other[key] is None else pytest.approx(other[key], rel=1e-3, abs=1e-5)
+            assert row[key] == expected, key
+    torch.testing.assert_close(first["weights"], second["weights"], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.compatibility("2 processes (DDP)")
+@pytest.mark.parametrize("methods", [[name] for name in METHODS], ids="+".join)
+def test_ddp(found, methods):
+    ranks = [part["ddp", methods[0]] for part in found]
+    torch.testing.assert_close(ranks[0]["weights"], ranks[1]["weights"], **EXACT)
+    assert ranks[0]["kind"] == "DistributedType.MULTI_CPU" and len(ranks[0]["rows"]) == 3
+    assert all(value.isfinite().all() for value in ranks[0]["weights"].values())
+    plain = found[0]["ddp", "none"]["weights"]
+    assert any(not torch.equal(value, plain[name]) for name, value in ranks[0]["weights"].items())
+
+
+@pytest.mark.slow
+@pytest.mark.compatibility("2 processes (FSDP2)")
+@pytest.mark.parametrize("methods", [[name] for name in METHODS], ids="+".join)
+def test_fsdp_is_ddp(found, methods):
+    for part in found:
+        sharded = part["fsdp", methods[0]]
+        assert sharded["sharded"] and sharded["kind"] == "DistributedType.FSDP"
+        compare(sharded, part["ddp", methods[0]])
+
+
+@pytest.mark.slow
+def test_fsdp_resumes(found):
+    for part in found:
+        compare(part["resumed"], part["whole"])
+        assert len(part["resumed"]["rows"]) == 4 and "siren/anchor" in part["resumed"]["rows"][-1]

@@ -1,0 +1,167 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What every method is held to, whatever it does: called with the method's name from its own test."""
+
+from copy import deepcopy
+from dataclasses import fields, replace
+
+import torch
+from support.reference import dense_log_policy, dense_logps_and_entropy, reduce_terms
+from support.tiny import (
+    FLOAT32,
+    build_model,
+    config_of,
+    loss_and_gradients,
+    make_loss_batch,
+    random_rollouts,
+    random_tokens,
+)
+
+from trl_entropy.methods import METHODS
+
+
+def build(name, **settings):
+    return METHODS[name](config_of(methods=[name], **settings))
+
+
+def off_policy_batch(model, spread=0.35, **extra):
+    """A batch whose generating policy differs from `model`: ratios on both sides of every clip bound."""
+    batch = make_loss_batch(**extra)
+    with torch.no_grad():
+        logps, _ = dense_logps_and_entropy(model, batch)
+    noise = torch.randn(logps.shape, generator=torch.Generator().manual_seed(11))
+    batch["old_per_token_logps"] = logps + spread * noise
+    return batch
+
+
+def check_against_reference(
+    make_trainer, name, loss_type, reference, settings, batch_keys=(), prepare=None, scalar=None, policy=False
+):
+    """Loss and every gradient of the trainer, against `reference(logps, old_logps, entropy, advantages, mask)`.
+
+    The reference gives the (B, T) loss of each token, method included, from dense logits and with gradient; with
+    `policy` it is given the whole log-softmax (B, T, V) too. `scalar(entropy, policy, mask)` is a term that is no token
+    mean. `prepare(method)` sets a state.
+    """
+    model = build_model()
+    batch = {**off_policy_batch(model), **dict(batch_keys)}
+    trainer = make_trainer(model=model, loss_type=loss_type, methods=[name], **settings)
+    if prepare is not None:
+        prepare(trainer.methods[0])
+    loss, gradients = loss_and_gradients(trainer, batch)
+
+    other = build_model()
+    logps, entropy = dense_logps_and_entropy(other, batch)
+    log_policy = dense_log_policy(other, batch)
+    mask = batch["completion_mask"].bool()
+    advantages = batch["advantages"][:, None].expand(logps.shape)
+    extra = (log_policy,) if policy else ()
+    terms = reference(logps, batch["old_per_token_logps"], entropy, advantages, mask, *extra)
+    expected = reduce_terms(loss_type, terms, mask)
+    if scalar is not None:
+        expected = expected + scalar(entropy, log_policy, mask)
+    expected.backward()
+    torch.testing.assert_close(loss, expected.detach(), **FLOAT32)
+    for parameter_name, parameter in other.named_parameters():
+        torch.testing.assert_close(gradients[parameter_name], parameter.grad, msg=lambda m, p=parameter_name: f"{p}: {m}", **FLOAT32)  # fmt: skip
+    return trainer, batch, expected.detach()
+
+
+def outcome(method, tokens):
+    """What a method does to a batch: its advantages, and its term and that term's gradient where it has one.
+
+    The method itself stays as it is, state included.
+    """
+    method = deepcopy(method)
+    names = ("logps", "entropy", "nucleus_entropy")
+    leaves = {name: getattr(tokens, name).detach().requires_grad_() for name in names}
+    tokens = replace(tokens, **leaves)
+    results = [method.token_advantages(tokens).detach()]
+    term = method.loss(tokens)
+    if term is not None:
+        gradient = torch.autograd.grad(term.sum(), [*leaves.values()], allow_unused=True)
+        scalar_or_tokens = [term.detach()] if term.dim() else [term.detach().expand_as(tokens.logps)]
+        results += scalar_or_tokens + [g for g in gradient if g is not None]
+    return results
+
+
+def map_rows(tokens, change):
+    return replace(
+        tokens, **{f.name: change(v) for f in fields(tokens) if isinstance(v := getattr(tokens, f.name), torch.Tensor)}
+    )
+
+
+def check_padding_does_not_matter(method, **extra):
+    tokens = random_tokens(**extra)
+    garbage = torch.tensor([[37.0]], dtype=torch.float64)
+    wider = map_rows(
+        tokens,
+        lambda value: value if value.dim() == 1 else torch.cat([value, (garbage > 99 if value.dtype == torch.bool else garbage).expand(len(value), 3)], 1),
+    )  # fmt: skip
+    for narrow, wide in zip(outcome(method, tokens), outcome(method, wider), strict=True):
+        torch.testing.assert_close(wide[:, :-3][tokens.mask], narrow[tokens.mask])
+
+
+def check_rows_permute(method, **extra):
+    tokens = random_tokens(**extra)
+    order = torch.tensor([2, 0, 3, 1])
+    for plain, permuted in zip(
+        outcome(method, tokens), outcome(method, map_rows(tokens, lambda value: value[order])), strict=True
+    ):
+        torch.testing.assert_close(permuted[tokens.mask[order]], plain[order][tokens.mask[order]])
+
+
+def check_empty_mask(make_trainer, name, **settings):
+    batch = make_loss_batch()
+    batch["old_per_token_logps"] = torch.zeros(batch["completion_ids"].shape)
+    batch["completion_mask"] = torch.zeros_like(batch["completion_mask"])
+    batch["num_items_in_batch"] = torch.tensor(0)
+    loss, gradients = loss_and_gradients(make_trainer(methods=[name], **settings), batch)
+    assert loss.item() == 0
+    assert all(gradient.abs().max() == 0 for gradient in gradients.values()) and gradients
+
+
+def check_extremes_stay_finite(method, **extra):
+    """Log-ratios of ±200 and probabilities of 0 and 1, as a broken rollout engine may give them."""
+    tokens = random_tokens(**extra)
+    logps, old_logps = tokens.logps.float().clone(), tokens.old_logps.float().clone()
+    logps[0], old_logps[0] = -200.0, 0.0
+    logps[1], old_logps[1] = 0.0, -200.0
+    tokens = replace(
+        tokens,
+        logps=logps,
+        old_logps=old_logps,
+        entropy=tokens.entropy.float() * 0,
+        old_entropy=tokens.entropy.float() * 0,
+        advantages=tokens.advantages.float(),
+        ratio=(logps - old_logps).exp(),
+        mask=torch.ones_like(tokens.mask),
+    )
+    assert not tokens.ratio.isfinite().all()
+    for result in outcome(method, tokens):
+        assert result.isfinite().all()
+
+
+def check_rollouts(build_method):
+    """What holds for every method that acts on generation batches: padding, order of groups, tokens outside the mask."""
+    rollouts = random_rollouts()
+    plain = build_method().group_advantages(rollouts)
+    assert plain.shape == rollouts.mask.shape and plain[rollouts.mask].isfinite().all()
+    assert not plain.requires_grad
+
+    padding = {"advantages": 37.0, "entropy": 37.0, "mask": False, "generated": False, "completion_ids": 0}
+    wider = replace(
+        rollouts, **{name: torch.nn.functional.pad(getattr(rollouts, name), (0, 3), value=v) for name, v in padding.items()}
+    )  # fmt: skip
+    torch.testing.assert_close(build_method().group_advantages(wider)[:, :-3][rollouts.mask], plain[rollouts.mask])
+
+    order = torch.tensor([4, 5, 6, 7, 0, 1, 2, 3])
+    permuted = build_method().group_advantages(map_rows(rollouts, lambda value: value[order]))
+    torch.testing.assert_close(permuted[rollouts.mask[order]], plain[order][rollouts.mask[order]])
+
+    garbage = rollouts.entropy.masked_fill(~rollouts.generated, 1e6)
+    found = build_method().group_advantages(replace(rollouts, entropy=garbage))
+    torch.testing.assert_close(found[rollouts.mask], plain[rollouts.mask])
+
+    nothing = replace(rollouts, mask=torch.zeros_like(rollouts.mask), generated=torch.zeros_like(rollouts.mask))
+    assert build_method().group_advantages(nothing).isfinite().all()

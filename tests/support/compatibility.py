@@ -1,0 +1,91 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Which method runs with what: the tests marked `compatibility` are run, and their outcomes make docs/compatibility.md.
+
+`python -m tests.support.compatibility` from the root of the repository, or `make compatibility`.
+"""
+
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parents[2]
+TABLE = ROOT / "docs" / "compatibility.md"
+OUTCOMES = ROOT / "docs" / "compatibility.json"
+
+LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
+TRAINING = ("LoRA", "bf16", "gradient checkpointing", "torch.compile", "num_iterations: 2", "kill and resume")
+PROCESSES = ("2 processes (DDP)", "2 processes (FSDP2)", "DeepSpeed", "vLLM")
+SECTIONS = {"Loss types": LOSSES, "Training": TRAINING, "Processes and engines": PROCESSES}
+WORDS = {"passed": "yes", "failed": "**no**", None: "not tested"}
+
+HEAD = """# Compatibility
+
+Made by `make compatibility` from the outcomes of the tests marked `compatibility`; not written by hand. *yes*: the tests
+of this method with this feature pass. **no**: one fails. *not tested*: no test runs it, here or anywhere.
+
+All of it ran on a CPU with models of two layers. With each loss type a run of three optimizer steps, two of them on one
+generation batch, stays finite and differs from the run without the method. With LoRA only the adapter moves; with
+gradient checkpointing and `torch.compile` (backend `aot_eager`) the run is the same as without; *kill and resume* is
+`kill -9` in the middle of a step, and the resumed run is the uninterrupted one, draws, losses and weights. Under FSDP2 a run of two processes
+is the same as under DDP: accelerate has no FSDP on a CPU, so that the test tells it to take the processes' CPUs for
+accelerators. DeepSpeed and vLLM need a GPU.
+"""
+
+
+def cells_of(item: pytest.Item) -> list[tuple[str, str]]:
+    """The (method, feature) pairs that the outcome of a test speaks of: none where several methods run at once."""
+    marker = item.get_closest_marker("compatibility")
+    params = item.callspec.params if marker and hasattr(item, "callspec") else {}
+    methods = params.get("methods", [])
+    return [(methods[0], marker.args[0].format(**params))] if len(methods) == 1 else []
+
+
+class Recorder:
+    """A pytest plugin: leaves only tests that speak of a pair, and keeps their outcomes."""
+
+    def __init__(self):
+        self.cells: dict[str, list[tuple[str, str]]] = {}
+        self.outcomes: dict[str, dict[str, str]] = defaultdict(dict)
+
+    def pytest_collection_modifyitems(self, items):
+        self.cells = {item.nodeid: cells_of(item) for item in items}
+        items[:] = [item for item in items if self.cells[item.nodeid]]
+
+    def pytest_runtest_logreport(self, report):
+        for method, feature in self.cells[report.nodeid]:
+            if report.failed:
+                self.outcomes[method][feature] = "failed"
+            elif report.when == "call" and report.passed:
+                self.outcomes[method].setdefault(feature, "passed")
+
+
+def render(outcomes: dict[str, dict[str, str]], methods: list[str]) -> str:
+    """The page, with a table for each section and a row for each method."""
+    parts = [HEAD]
+    for title, features in SECTIONS.items():
+        lines = ["| | " + " | ".join(features) + " |", "|---" * (len(features) + 1) + "|"]
+        for method in methods:
+            words = [WORDS[outcomes.get(method, {}).get(feature)] for feature in features]
+            lines.append(f"| `{method}` | " + " | ".join(words) + " |")
+        parts.append(f"## {title}\n\n" + "\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def main() -> int:
+    from trl_entropy.methods import METHODS
+
+    recorder = Recorder()
+    status = pytest.main(["-p", "no:xdist", "-m", "compatibility", str(ROOT / "tests")], plugins=[recorder])
+    OUTCOMES.parent.mkdir(exist_ok=True)
+    OUTCOMES.write_text(json.dumps(recorder.outcomes, indent=1, sort_keys=True) + "\n")
+    TABLE.write_text(render(recorder.outcomes, list(METHODS)))
+    return int(status)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""One of two processes, started by test_sharded.py: runs of each method under DDP, and the same under FSDP2."""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from support.tiny import build_trainer, strong
+from torch.distributed.tensor import DTensor
+
+from trl_entropy import EntropyGRPOConfig, EntropyGRPOTrainer
+from trl_entropy.methods import METHODS
+
+
+FSDP = dict(
+    fsdp=True,
+    fsdp_config=dict(
+        version=2,
+        auto_wrap_policy="TRANSFORMER_BASED_WRAP",
+        transformer_layer_cls_to_wrap=["Qwen2DecoderLayer"],
+        reshard_after_forward=True,
+    ),
+)
+RUNS = {**{name: [name] for name in METHODS}, "none": []}
+
+
+class ShardedTrainer(EntropyGRPOTrainer):
+    """accelerate offers FSDP to several accelerators only, and quietly takes DDP for several CPUs instead."""
+
+    def create_accelerator_and_postprocess(self):
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        super().create_accelerator_and_postprocess()
+
+
+def train(trainer_class, output_dir, methods, resume=None, **settings):
+    trainer = build_trainer(
+        trainer_class,
+        EntropyGRPOConfig,
+        output_dir,
+        methods=methods,
+        steps_per_generation=2,
+        **{"max_steps": 3, **settings, **strong(methods)},
+        ddp_backend="gloo",
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    weights = {
+        name.removeprefix("module."): value.full_tensor() if isinstance(value, DTensor) else value.clone()
+        for name, value in trainer.model_wrapped.state_dict().items()
+    }
+    sharded = all(isinstance(value, DTensor) for value in trainer.model_wrapped.parameters())
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    return {"rows": rows, "weights": weights, "sharded": sharded, "kind": str(trainer.accelerator.distributed_type)}
+
+
+if __name__ == "__main__":
+    folder, rank = Path(sys.argv[1]), os.environ["RANK"]
+    found = {}
+    # accelerate remembers in the environment that FSDP was asked for once: so DDP goes first.
+    for kind, trainer_class, settings in (("ddp", EntropyGRPOTrainer, {}), ("fsdp", ShardedTrainer, FSDP)):
+        for name, methods in RUNS.items():
+            found[kind, name] = train(trainer_class, folder / "out", methods, **settings)
+    saves = dict(max_steps=4, save_strategy="steps", save_steps=2)
+    for part, resume in (("whole", None), ("resumed", str(folder / "whole" / "checkpoint-2"))):
+        found[part] = train(ShardedTrainer, folder / part, ["siren", "epo"], resume, **FSDP, **saves)
+    torch.save(found, folder / f"rank{rank}.pt")
+    torch.distributed.destroy_process_group()

@@ -1,0 +1,169 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Methods with each other, and with what TRL ships."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from support import cases
+from support.reference import dense_logps_and_entropy, policy_terms, reduce_terms
+from support.tiny import FLOAT32, LOSS_TYPES, REQUIRED, build_dataset, build_model, loss_and_gradients, random_tokens
+
+from trl_entropy.methods import METHODS
+
+
+ALL = ["steer", "clip_cov", "clip_b", "kl_cov"]
+STRONG = dict(clip_cov_ratio=0.2, clip_cov_low=0.05, clip_cov_high=1.5, kl_cov_ratio=0.3, clip_b_mu=0.5)
+
+
+def record_turns(trainer):
+    """By method: the advantages that its hook was given, and those that it gave back."""
+    seen = {}
+
+    def spy(method, hook):
+        def token_advantages(tokens):
+            seen[method.name] = (tokens.advantages, hook(tokens))
+            return seen[method.name][1]
+
+        return token_advantages
+
+    for method in trainer.methods:
+        method.token_advantages = spy(method, method.token_advantages)
+    return seen
+
+
+def test_each_method_sees_the_advantages_that_those_before_it_left(make_trainer):
+    batch = cases.off_policy_batch(build_model())
+    found = {}
+    for order in (["steer", "clip_cov"], ["clip_cov", "steer"]):
+        trainer = make_trainer(methods=order, **STRONG)
+        seen = record_turns(trainer)
+        loss_and_gradients(trainer, batch)
+        assert torch.equal(seen[order[1]][0], seen[order[0]][1])
+        found[tuple(order)] = seen[order[1]][1]
+    assert not torch.equal(*found.values())
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_all_methods_with_every_loss_type_and_trl_entropy_bonus(make_trainer, loss_type):
+    """The loss is TRL's on the composed advantages, plus the penalty, less the entropy bonus."""
+    batch = cases.off_policy_batch(build_model())
+    trainer = make_trainer(methods=ALL, loss_type=loss_type, entropy_coef=0.03, model=build_model(), **STRONG)
+    turns = []
+    take = trainer._take_turns
+
+    def spy(tokens):
+        take(tokens)
+        turns.extend(trainer._turns)
+        trainer_advantages.append(trainer._batch["advantages"])
+
+    trainer_advantages = []
+    trainer._take_turns = spy
+    loss, gradients = loss_and_gradients(trainer, batch)
+
+    model = build_model()
+    logps, entropy = dense_logps_and_entropy(model, batch)
+    mask = batch["completion_mask"].bool()
+    low, high = (0.8, 1.2) if loss_type == "cispo" else (-math.inf, math.inf)
+    terms = policy_terms(loss_type, logps, batch["old_per_token_logps"], trainer_advantages[0], mask, low, high)
+    selected = trainer.methods[3]._selected
+    assert 0 < selected.sum() < mask.sum()
+    terms = terms + (logps - batch["old_per_token_logps"]).abs() * selected
+    expected = reduce_terms(loss_type, terms, mask) - 0.03 * entropy[mask].mean()
+    expected.backward()
+    torch.testing.assert_close(loss, expected.detach(), **FLOAT32)
+    torch.testing.assert_close(gradients, {n: p.grad for n, p in model.named_parameters()}, **FLOAT32)
+    assert [method.name for method, _ in turns] == ALL
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(entropy_coef=0.01),
+        dict(use_adaptive_entropy=True, entropy_target=1.0),
+        dict(top_entropy_quantile=0.3),
+        dict(importance_sampling_level="sequence", loss_type="grpo"),
+        dict(delta=2.0),
+        dict(off_policy_mask_threshold=0.5),
+        dict(epsilon_high=0.28),
+        dict(num_iterations=2),
+        dict(mask_truncated_completions=True),
+        dict(gradient_checkpointing=True),
+        dict(scale_rewards="batch"),
+        dict(gradient_accumulation_steps=2, steps_per_generation=4),
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+@pytest.mark.filterwarnings("ignore")
+def test_training_with_trl_options(make_trainer, settings):
+    trainer = make_trainer(
+        methods=ALL,
+        **STRONG,
+        **{"steps_per_generation": 2, "max_steps": 4, **settings},
+        eval_strategy="steps",
+        eval_steps=4,
+        per_device_eval_batch_size=4,
+        eval_dataset=build_dataset(4),
+    )
+    before = {name: value.clone() for name, value in trainer.model.named_parameters()}
+    trainer.train()
+    assert all(value.isfinite().all() for value in trainer.model.state_dict().values())
+    assert any(not torch.equal(value, before[name]) for name, value in trainer.model.named_parameters())
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    assert len(rows) == 4
+    for prefix, row in (("", rows[-1]), ("eval_", next(r for r in trainer.state.log_history if "eval_loss" in r))):
+        for name in ("clip_cov/kept_fraction", "kl_cov/selected_fraction", "steer/weight_mean", "entropy/quantile_50"):
+            assert prefix + name in row
+
+
+def test_sequence_level_ratio_reaches_the_methods(make_trainer):
+    batch = cases.off_policy_batch(build_model())
+    trainer = make_trainer(methods=["steer"], importance_sampling_level="sequence", loss_type="grpo")
+    seen = []
+    take = trainer._take_turns
+    trainer._take_turns = lambda tokens: (seen.append(tokens), take(tokens))
+    loss_and_gradients(trainer, batch)
+    mask = batch["completion_mask"].bool()
+    for row in range(4):
+        log_ratio = (seen[0].logps - seen[0].old_logps).detach()[row][mask[row]].mean()
+        torch.testing.assert_close(seen[0].ratio[row], log_ratio.exp().expand(6))
+
+
+def test_lora(make_trainer):
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(build_model(), LoraConfig(r=4, target_modules="all-linear"))
+    trainer = make_trainer(methods=ALL, model=model, steps_per_generation=2, **STRONG)
+    trainer.train()
+    row = trainer.state.log_history[1]
+    assert row["kl_cov/penalty_mean"] > 0 and row["clip_cov/kept_fraction"] < 1
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_neutral_advantages_stay_neutral(name):
+    """Where no reward differs there is nothing to learn, whatever the method."""
+    method = cases.build(name, **REQUIRED.get(name, {}))
+    tokens = random_tokens(on_policy=True)
+    tokens = replace(tokens, advantages=torch.zeros_like(tokens.advantages))
+    assert method.token_advantages(tokens).abs().max() == 0
+    term = method.loss(tokens)
+    assert term is None or term.abs().max() == 0 or name == "epo"  # which rewards entropy whatever the rewards
+
+
+def test_methods_leave_the_shared_batch_alone(make_trainer):
+    """TRL reads a micro-batch once per iteration: what one reading changes would compound."""
+    trainer = make_trainer(methods=ALL, **STRONG)
+    batch = cases.off_policy_batch(trainer.model)
+    copy = {key: value.clone() for key, value in batch.items()}
+    first = loss_and_gradients(trainer, batch)
+    assert batch.keys() == copy.keys() and all(torch.equal(batch[key], copy[key]) for key in batch)
+    again = loss_and_gradients(trainer, batch)
+    assert first[0] == again[0]
+
+
+def test_evaluation_needs_no_training_before(make_trainer):
+    trainer = make_trainer(methods=ALL, eval_dataset=build_dataset(4), per_device_eval_batch_size=4, **STRONG)
+    metrics = trainer.evaluate()
+    assert math.isfinite(metrics["eval_loss"])

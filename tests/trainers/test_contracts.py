@@ -1,0 +1,324 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What this package assumes about private parts of TRL, one test per assumption, named after it."""
+
+import inspect
+import re
+
+import pytest
+import torch
+from support.distilling import make_batch
+from support.tiny import EXACT, FLOAT32, LOSS_TYPES, loss_and_gradients, make_loss_batch
+from transformers import Trainer
+from trl import GRPOTrainer
+from trl.kernels import chunked_divergence
+from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
+from trl.trainer import distillation_trainer
+from trl.trainer.utils import RepeatSampler
+
+from trl_entropy.functional import aggregate
+from trl_entropy.head.divergence import Head
+from trl_entropy.head.rebinding import rebound, swapped
+from trl_entropy.trainers.distillation import KERNEL, LOSS
+from trl_entropy.trainers.grpo import CLIPPING_LOSSES
+from trl_entropy.trainers.rollouts import FORWARD_KEYS
+
+
+def test_compute_loss_makes_its_forward_before_it_reads_the_advantages(make_trainer):
+    trainer = make_trainer(stock=True)
+    trainer.current_gradient_accumulation_steps = 1
+    batch = make_loss_batch()
+    read = []
+
+    class Recorder(dict):
+        def __getitem__(self, key):
+            read.append(key)
+            return super().__getitem__(key)
+
+        get = None  # a read of the advantages by another way would escape the recorder
+
+    Recorder.get = lambda self, key, default=None: self[key] if key in self else default
+    forward = trainer._get_per_token_logps_and_entropies
+    trainer._get_per_token_logps_and_entropies = lambda *a, **k: (read.append("forward"), forward(*a, **k))[1]
+    trainer._compute_loss(trainer.model, Recorder(batch))
+    assert read.count("forward") == 1
+    assert read.index("forward") < read.index("advantages")
+
+
+def test_compute_loss_asks_for_entropies_with_gradient(make_trainer):
+    trainer = make_trainer(stock=True)
+    trainer.current_gradient_accumulation_steps = 1
+    forward, found = trainer._get_per_token_logps_and_entropies, {}
+
+    def spy(*args, **kwargs):
+        found["logps"], found["entropy"], aux = forward(*args, **kwargs)
+        return found["logps"], found["entropy"], aux
+
+    trainer._get_per_token_logps_and_entropies = spy
+    trainer._compute_loss(trainer.model, make_loss_batch())
+    assert found["logps"].requires_grad and found["entropy"].requires_grad
+    assert found["logps"].shape == found["entropy"].shape == (4, 6)
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_advantages_may_have_one_value_per_token(make_trainer, loss_type):
+    batch = make_loss_batch()
+    trainer = make_trainer(stock=True, loss_type=loss_type)
+    plain = loss_and_gradients(trainer, batch)
+    per_token = loss_and_gradients(trainer, {**batch, "advantages": batch["advantages"][:, None].expand(4, 6)})
+    torch.testing.assert_close(per_token, plain, rtol=1e-6, atol=1e-7)
+
+
+def test_extra_tensors_travel_with_the_rollouts(make_trainer):
+    """Through the shuffle and the split into micro-batches, row by row."""
+    trainer = make_trainer(stock=True, steps_per_generation=2)
+    generate = trainer._generate_and_score_completions
+
+    def tagged(inputs):
+        output = generate(inputs)
+        output["old_entropies"] = output["completion_ids"].float() * 10
+        return output
+
+    trainer._generate_and_score_completions = tagged
+    trainer._prepare_inputs([{"prompt": "w1 w2"}] * 8)
+    assert len(trainer._buffered_inputs) == 2
+    for batch in trainer._buffered_inputs:
+        torch.testing.assert_close(batch["old_entropies"], batch["completion_ids"].float() * 10, **EXACT)
+
+
+def test_tool_mask_takes_tokens_out_of_the_loss_only(make_trainer):
+    """It changes no attention: the loss equals that of a batch whose denominators leave the tokens out."""
+    trainer = make_trainer(stock=True, loss_type="bnpo")
+    batch = make_loss_batch()
+    keep = torch.ones(4, 6, dtype=torch.long)
+    keep[:, 1] = 0
+    per_token = batch["advantages"][:, None].expand(4, 6) * keep
+    loss, gradients = loss_and_gradients(trainer, {**batch, "tool_mask": keep})
+    other_loss, other_gradients = loss_and_gradients(trainer, {**batch, "advantages": per_token})
+    ratio = (batch["completion_mask"].sum() / (batch["completion_mask"] * keep).sum()).item()
+    torch.testing.assert_close(loss, other_loss * ratio, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        gradients["lm_head.weight"], other_gradients["lm_head.weight"] * ratio, rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_loss_is_reduced_as_we_reduce_our_terms(make_trainer, loss_type, accumulation):
+    """At ratio 1 and A = 1 each type's loss is the mean of a constant per-token loss."""
+    trainer = make_trainer(
+        loss_type=loss_type, gradient_accumulation_steps=accumulation, steps_per_generation=2 * accumulation
+    )
+    batch = {**make_loss_batch(), "advantages": torch.ones(4)}
+    batch["num_items_in_batch"] = batch["completion_mask"].sum() * 2 * accumulation
+    loss, _ = loss_and_gradients(trainer, batch)
+    with torch.no_grad():
+        ids, mask = (torch.cat([batch[f"prompt_{k}"], batch[f"completion_{k}"]], 1) for k in ("ids", "mask"))
+        logps, _, _ = GRPOTrainer._get_per_token_logps_and_entropies(trainer, trainer.model, ids, mask, 6)
+    constant = {"sapo": -2.0, "cispo": -0.2 * logps, "vespo": -logps}.get(loss_type, -1.0)
+    trainer._batch = batch
+    expected = trainer._reduce(torch.as_tensor(constant).expand(4, 6), batch["completion_mask"].bool())
+    torch.testing.assert_close(loss, expected)
+    # A scalar term is scaled for accumulation and by nothing else.
+    assert trainer._reduce(torch.tensor(3.0), batch["completion_mask"].bool()).item() == 3.0 / accumulation
+
+
+def test_losses_that_clip():
+    source = inspect.getsource(GRPOTrainer._compute_loss)
+    assert f"self.loss_type in {list(CLIPPING_LOSSES)}".replace("'", '"') in source
+    assert aggregate(torch.ones(1, 1), torch.ones(1, 1).bool(), "dapo", torch.tensor(4.0), 1) == 0.25
+
+
+@pytest.mark.parametrize("infinite", [False, True])
+def test_clip_range_is_read_from_the_trainer(make_trainer, infinite):
+    trainer = make_trainer(stock=True)
+    if infinite:
+        trainer.epsilon_low = trainer.epsilon_high = torch.inf
+    batch = make_loss_batch(old_per_token_logps=torch.full((4, 6), -9.0))
+    loss, _ = loss_and_gradients(trainer, batch)
+    assert loss.isfinite()
+    assert (trainer._metrics["train"]["clip_ratio/region_mean"][0] == 0) == infinite
+
+
+def test_rollouts_are_scored_first_and_stored_as_old_per_token_logps(make_trainer):
+    """The first forward of `_generate_and_score_completions` is the generating policy's, where TRL makes one."""
+    trainer = make_trainer(stock=True, steps_per_generation=2)
+    forward, found = trainer._get_per_token_logps_and_entropies, []
+
+    def spy(*args, **kwargs):
+        assert not torch.is_grad_enabled()
+        found.append(forward(*args, **kwargs)[0])
+        return found[-1], None, None
+
+    trainer._get_per_token_logps_and_entropies = spy
+    output = trainer._generate_and_score_completions([{"prompt": "w1 w2"}] * 4)
+    assert len(found) == 1 and torch.equal(output["old_per_token_logps"], found[0])
+    assert not hasattr(output, "advantages") and output["advantages"].shape == (4,)
+
+
+def test_forward_takes_the_multimodal_inputs_that_trl_stores():
+    parameters = inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters
+    source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
+    for key in FORWARD_KEYS:
+        assert key in parameters and f'output["{key}"]' in source
+    images = set(list(parameters)[list(parameters).index("pixel_values") :])
+    assert images == set(FORWARD_KEYS)
+
+
+def test_trainer_has_hooks_for_what_it_saves_and_pushes():
+    def parameters(name):
+        return list(inspect.signature(getattr(GRPOTrainer, name)).parameters)
+
+    assert parameters("save_model") == ["self", "output_dir", "_internal_call"]
+    assert parameters("_push_from_checkpoint") == ["self", "checkpoint_folder"]
+    assert parameters("_load_optimizer_and_scheduler") == ["self", "checkpoint"]
+    assert parameters("create_model_card") == ["self", "model_name", "dataset_name", "tags"]
+    # A checkpoint writes its model before it is pushed; the card comes first.
+    source = inspect.getsource(Trainer._save_checkpoint)
+    assert source.index("self.save_model(") < source.index("self._push_from_checkpoint(")
+    source = inspect.getsource(GRPOTrainer._save_checkpoint)
+    assert source.index("self.create_model_card(") < source.index("super()._save_checkpoint(")
+    assert set(GRPOTrainer._paper) == {"title", "id", "citation"} and GRPOTrainer._name == "GRPO"
+
+
+def test_table_of_completions_takes_columns_until_rewards_are_made():
+    source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
+    rewards = source.index("self._calculate_rewards(")
+    assert rewards < source.index("self._pending_extra_logs.get(column") < source.index("_pending_extra_logs.clear()")
+
+
+def test_a_completion_without_any_token_is_refused(make_trainer):
+    """TRL reads the last token of each: what empties completions here are masks."""
+
+    def rollout(prompts, trainer):
+        return {
+            "prompt_ids": [[2]] * len(prompts),
+            "completion_ids": [[], *[[3]] * (len(prompts) - 1)],
+            "logprobs": None,
+        }
+
+    with pytest.raises(IndexError):
+        make_trainer(stock=True, rollout_func=rollout).train()
+
+
+def test_trainer_has_hooks_for_optimizer_state():
+    assert list(inspect.signature(GRPOTrainer._save_optimizer_and_scheduler).parameters) == ["self", "output_dir"]
+    assert list(inspect.signature(GRPOTrainer._load_optimizer_and_scheduler).parameters) == ["self", "checkpoint"]
+
+
+def test_constructor_passes_everything_on():
+    from trl_entropy import EntropyGRPOTrainer
+
+    ours = list(inspect.signature(EntropyGRPOTrainer.__init__).parameters)
+    stock = list(inspect.signature(GRPOTrainer.__init__).parameters)
+    assert ours[:4] == stock[:4] == ["self", "model", "reward_funcs", "args"]
+
+
+def test_distillation_loss_hands_mask_and_heads_to_one_function(make_distiller):
+    """`_compute_loss` looks `_chunked_divergence_loss` up in its module, and that one the kernel."""
+    names = list(inspect.signature(distillation_trainer._chunked_divergence_loss).parameters)
+    assert names == [
+        *("student_hidden_states", "teacher_hidden_states", "student_lm_head_weight", "teacher_lm_head_weight"),
+        *("completion_mask", "beta", "num_items_in_batch", "student_lm_head_bias", "teacher_lm_head_bias"),
+        *("student_logit_scale", "teacher_logit_scale"),
+        *("student_final_logit_softcapping", "teacher_final_logit_softcapping", "temperature"),
+    ]
+    trainer, batch, calls = make_distiller(stock=True), make_batch(), []
+    stock = distillation_trainer._chunked_divergence_loss
+
+    def spy(*args, **kwargs):
+        calls.append((args, kwargs))
+        return stock(*args, **kwargs)
+
+    with swapped(distillation_trainer, LOSS, spy):
+        trainer.compute_loss(trainer.model, batch)
+    (args, kwargs), *more = calls
+    assert not more and len(args) == 6 and distillation_trainer._chunked_divergence_loss is stock
+    assert torch.equal(args[4], batch["completion_mask"] * batch["tool_mask"])
+    assert kwargs["num_items_in_batch"] == batch["num_items_in_batch"]
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_distillation_loss_makes_one_call_of_the_kernel(compact, monkeypatch):
+    """With all positions in their order or, on Triton devices, the valid ones; it sums what comes back over them."""
+    arguments = list(inspect.signature(ChunkedDivergenceFunction.forward).parameters)[1:]
+    assert len(arguments) == len(Head._fields)
+    assert [name.replace("final_logit_softcapping", "softcap") for name in arguments] == list(Head._fields)
+    hidden, mask, seen = torch.randn(2, 3, 4), torch.tensor([[1, 1, 0], [1, 0, 0]]), []
+
+    class Kernel:
+        @staticmethod
+        def apply(*args):
+            seen.append(Head(*args))
+            return torch.arange(1.0, 1 + len(args[0])), torch.arange(2.0, 2 + len(args[0]))
+
+    loss = rebound(distillation_trainer._chunked_divergence_loss, {KERNEL: Kernel, "_use_triton": lambda _: compact})
+    heads = dict(student_lm_head_weight=torch.randn(5, 4), teacher_lm_head_weight=torch.randn(5, 4))
+    options = dict(student_logit_scale=2.0, teacher_logit_scale=3.0, temperature=0.7)
+    softcaps = dict(student_final_logit_softcapping=4.0, teacher_final_logit_softcapping=5.0)
+    found = loss(
+        hidden, 2 * hidden, completion_mask=mask, beta=0.3, num_items_in_batch=4, **heads, **options, **softcaps
+    )
+    rows = hidden[mask.bool()] if compact else hidden.view(6, 4)
+    assert torch.equal(seen[0].student_hidden, rows) and torch.equal(seen[0].teacher_hidden, 2 * rows)
+    assert seen[0][6:] == (0.3, 0.7, 2.0, 4.0, 3.0, 5.0) and len(seen) == 1
+    valid = torch.tensor([1.0, 2, 3]) if compact else torch.tensor([1.0, 2, 4])
+    assert found[0] == valid.sum() / 4 and found[1] == (valid + 1).sum() and found[2] == 3
+
+
+def test_divergence_kernel_folds_tiles_into_seven_sums():
+    """In this order, in one buffer of all rows each, which the rest of the kernel only reads."""
+    for fold in (chunked_divergence._stats_tile, getattr(chunked_divergence._stats_kernel, "fn", None)):
+        names = list(inspect.signature(fold).parameters)[4:11] if fold is not None else []
+        stems = [name.removesuffix("_ptr") for name in names]
+        assert stems == ["s_max", "s_sum", "s_x_sum", "t_max", "t_sum", "t_weighted_gap", "s_weighted_gap"]
+
+
+def test_divergence_projects_in_float32():
+    hidden, weight, bias = torch.randn(3, 4).bfloat16(), torch.randn(5, 4).bfloat16(), torch.randn(5)
+    tile = torch.empty(3, 2)
+    chunked_divergence._project(tile, hidden, weight, bias, 1, 3, torch.bfloat16)
+    torch.testing.assert_close(tile, hidden.float() @ weight[1:3].float().t() + bias[1:3], **FLOAT32)
+
+
+def test_divergence_kernel_remembers_what_its_backward_reads():
+    """The saved tensors, nine, of which the last three have one number per row; and a few attributes."""
+    source = inspect.getsource(ChunkedDivergenceFunction.backward)
+    read = set(re.findall(r"ctx\.(\w+)", source))
+    assert read == {"saved_tensors", "dtypes", "needs_input_grad", "beta", "mode", "kernel_args"}
+    saved = source.partition(") = ctx.saved_tensors")[0].rpartition("(")[2]
+    assert re.findall(r"\w+", saved) == [*Head._fields[:6], "s_log_z", "t_log_z", "aux"]
+
+
+def test_distillation_counts_the_tokens_of_an_update_after_generation(make_distiller):
+    trainer = make_distiller(stock=True, gradient_accumulation_steps=2)
+    batch = trainer._prepare_inputs([{"prompt": "w1 w2"}] * 8)
+    assert len(trainer._buffered_inputs) == 2
+    counts = [part["completion_mask"].sum() for part in trainer._buffered_inputs]
+    assert batch["num_items_in_batch"] == sum(counts)
+    batch["num_items_in_batch"] = torch.tensor(1.0)
+    trainer.model.train()
+    once = trainer.compute_loss(trainer.model, batch)
+    batch["num_items_in_batch"] = torch.tensor(4.0)
+    assert trainer.compute_loss(trainer.model, batch) * 4 == once
+
+
+def test_each_epoch_is_one_permutation_of_the_sampler_s_generator():
+    """And a new sampler, as that of a resumed run, begins with the first."""
+    first, again = (RepeatSampler(range(6), mini_repeat_count=2, seed=3) for _ in range(2))
+    epochs = [list(first), list(first)]
+    assert epochs[0] != epochs[1] and list(RepeatSampler(range(6), mini_repeat_count=2, seed=3)) == epochs[0]
+    torch.randperm(again.num_samples, generator=again.generator)
+    assert again.shuffle and list(again) == epochs[1]
+
+
+def test_a_resumed_run_learns_its_epochs_before_it_draws(make_trainer):
+    trainer = make_trainer()
+    calls, draw, init = [], RepeatSampler.__iter__, trainer._init_training_state
+    trainer._init_training_state = lambda *args: (calls.append("epochs"), init(*args))[1]
+    sampler = trainer._get_train_sampler(trainer.train_dataset)
+    drawing = type("Drawing", (RepeatSampler,), {"__iter__": lambda self: (calls.append("draw"), draw(self))[1]})
+    sampler.__class__ = drawing
+    trainer._get_train_sampler = lambda *args: sampler
+    trainer.train()
+    assert calls == ["epochs", "draw"]

@@ -1,0 +1,86 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+from support.reference import dense_logps_and_entropy
+from support.tiny import build_model, loss_and_gradients, make_loss_batch
+
+from trl_entropy.trainers.entropy_bonus import PIController, scheduled_coef
+
+
+@pytest.mark.parametrize(
+    "schedule, expected", [("constant", [0.4] * 5), ("linear", [0.4, 0.3, 0.2, 0.1, 0.0]), ("cosine", [0.4, 0.3414213562, 0.2, 0.0585786438, 0.0])]
+)  # fmt: skip
+def test_scheduled_coef(schedule, expected):
+    assert [scheduled_coef(0.4, schedule, step, 8) for step in (0, 2, 4, 6, 8)] == pytest.approx(expected)
+    assert scheduled_coef(0.4, schedule, 99, 8) == pytest.approx(expected[-1])
+
+
+def test_schedule_moves_the_bonus_of_the_loss(make_trainer):
+    trainer = make_trainer(entropy_coef=0.4, entropy_coef_schedule="linear", model=build_model())
+    plain = make_trainer(entropy_coef=0.0, model=build_model())
+    batch = make_loss_batch()
+    trainer.state.max_steps, trainer.state.global_step = 8, 6
+    _, entropy = dense_logps_and_entropy(build_model(), batch)
+    bonus = 0.1 * entropy.sum() / batch["completion_mask"].sum()
+    difference = loss_and_gradients(plain, batch)[0] - loss_and_gradients(trainer, batch)[0]
+    assert difference.item() == pytest.approx(bonus.item(), rel=1e-4)
+
+
+def test_schedule_is_logged(make_trainer):
+    trainer = make_trainer(max_steps=4, entropy_coef=0.4, entropy_coef_schedule="linear")
+    trainer.train()
+    rows = [row["entropy_coef"] for row in trainer.state.log_history if "loss" in row]
+    assert rows == pytest.approx([0.4, 0.3, 0.2, 0.1])
+
+
+def test_controller_by_hand():
+    controller = PIController(target=1.0, kp=0.5, ki=0.1, start=0.02, low=0.0, high=0.3)
+    assert controller.update(0.8) == pytest.approx(0.5 * 0.2 + 0.02 + 0.1 * 0.2)
+    assert controller.update(1.3) == 0  # 0.5 * -0.3 + 0.04 - 0.03 lies below the bound
+    assert controller.integral == pytest.approx(0.01)
+    assert controller.update(-9.0) == 0.3 and controller.integral == 0.3
+
+
+def test_controller_settles_where_the_plant_meets_the_target():
+    """A plant whose entropy answers the coefficient with a lag: 0.5 nats without bonus, 4 nats more per unit."""
+    controller, entropy = PIController(1.0, kp=0.05, ki=0.02, start=0.0, low=0.0, high=1.0), 0.5
+    for _ in range(400):
+        entropy += 0.2 * (0.5 + 4 * controller.update(entropy) - entropy)
+    assert entropy == pytest.approx(1.0, abs=1e-3)
+    assert controller.update(entropy) == pytest.approx(0.125, abs=1e-3)
+
+
+def test_controller_in_training_and_across_a_checkpoint(make_trainer, tmp_path):
+    settings = dict(
+        use_adaptive_entropy=True,
+        entropy_controller="pi",
+        entropy_target=3.0,
+        max_steps=6,
+        save_strategy="steps",
+        save_steps=3,
+        gradient_accumulation_steps=2,
+    )
+    whole = make_trainer(output_dir=tmp_path / "whole", **settings)
+    whole.train()
+    rows = [row for row in whole.state.log_history if "loss" in row]
+    controller = PIController(3.0, 0.1, 0.01, whole.args.entropy_coef, 0.0, 1.0)
+    expected = [controller.update(row["entropy"]) for row in rows]
+    # The logged entropy averages micro-batches, TRL's measurement their tokens.
+    assert [row["entropy_coef"] for row in rows] == pytest.approx(expected, rel=0.1)
+    assert rows[0]["entropy_coef"] > 0.05
+    resumed = make_trainer(output_dir=tmp_path / "resumed", model=build_model(seed=1), **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    again = [row for row in resumed.state.log_history if "loss" in row]
+    assert [row["entropy_coef"] for row in again] == [row["entropy_coef"] for row in rows]
+    assert [row["loss"] for row in again] == [row["loss"] for row in rows]
+
+
+def test_above_the_target_the_controller_may_still_give_a_bonus(make_trainer):
+    """TRL drops the bonus above the target; the integral of a controller must be able to hold it."""
+    trainer = make_trainer(use_adaptive_entropy=True, entropy_controller="pi", entropy_target=0.5, max_steps=3)
+    trainer._bonus.controller.integral = 0.4
+    trainer._bonus.controller.kp = 0.0
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    assert all(row["entropy"] > 0.5 and row["entropy_coef"] > 0.3 for row in rows)
+    assert trainer._last_world_entropy <= 0.5

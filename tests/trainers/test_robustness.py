@@ -1,0 +1,184 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Every method with what training may throw at it: precision, adapters, compilation, and rollouts with holes."""
+
+import math
+
+import pytest
+import torch
+from support.tiny import EXACT, LOSS_TYPES, METHOD_SETS, TOGETHER, build_model, strong
+
+from trl_entropy.methods import METHODS
+
+
+# Two runs of the same arithmetic in another order; three optimizer steps at a high learning rate amplify it.
+SAME_RUN = dict(rtol=1e-3, atol=1e-4)
+
+
+def run(make_trainer, methods, **settings):
+    """A short run with updates off policy, after which all weights are finite, and each method has left its trace."""
+    trainer = make_trainer(
+        methods=methods, **{"steps_per_generation": 2, "max_steps": 3, **settings}, **strong(methods)
+    )
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.train()
+    after = trainer.model.state_dict()
+    assert all(value.isfinite().all() for value in after.values())
+    assert any(not torch.equal(value, after[name]) for name, value in before.items())
+    logged = {key for row in trainer.state.log_history for key in row}
+    assert all(any(key.startswith(f"{name}/") for key in logged) for name in methods)
+    assert all(math.isfinite(row["loss"]) for row in trainer.state.log_history if "loss" in row)
+    return trainer, after
+
+
+@pytest.fixture(scope="module")
+def plain_runs():
+    """Weights after runs without any method, by their settings: made once, looked at by the test of each method."""
+    return {}
+
+
+@pytest.fixture
+def check_acts(make_trainer, plain_runs):
+    """`check_acts(methods, **settings)`: with the methods the run is another than without them."""
+
+    def check(methods, **settings):
+        key = repr(settings)
+        if key not in plain_runs:
+            plain_runs[key] = run(make_trainer, [], **settings)[1]
+        trainer, weights = run(make_trainer, methods, **settings)
+        assert any(not torch.equal(value, plain_runs[key][name]) for name, value in weights.items())
+        return trainer
+
+    return check
+
+
+def pairs(first, second):
+    """Each of `first` with each of `second`."""
+    return [pytest.param([one], other, id=f"{one}-{other}") for one in first for other in second]
+
+
+@pytest.mark.slow  # by default test_composition.py has each loss type, and the test of a method those that matter to it
+@pytest.mark.compatibility("{loss_type}")
+@pytest.mark.parametrize("methods, loss_type", pairs(METHODS, LOSS_TYPES))
+def test_loss_types(check_acts, methods, loss_type):
+    check_acts(methods, loss_type=loss_type)
+
+
+@pytest.mark.compatibility("bf16")
+@pytest.mark.parametrize("methods", METHOD_SETS)
+def test_bf16_autocast(check_acts, methods):
+    trainer = check_acts(methods, bf16=True)
+    assert trainer.accelerator.mixed_precision == "bf16"
+    assert all(value.dtype == torch.float32 for value in trainer.model.state_dict().values())
+
+
+@pytest.mark.compatibility("LoRA")
+@pytest.mark.parametrize("methods", METHOD_SETS)
+def test_lora(check_acts, methods):
+    from peft import LoraConfig
+
+    trainer = check_acts(methods, peft_config=LoraConfig(r=2, target_modules="all-linear"))
+    base, weights = build_model().state_dict(), trainer.model.state_dict()
+    assert any("lora_" in name for name in weights)
+    for name in (name for name in weights if "lora_" not in name):  # these stay as they were
+        assert torch.equal(weights[name], base[name.removeprefix("base_model.model.").replace(".base_layer", "")]), (
+            name
+        )
+
+
+@pytest.mark.compatibility("num_iterations: 2")
+@pytest.mark.parametrize("methods", METHOD_SETS)
+def test_two_iterations(check_acts, methods):
+    trainer = check_acts(methods, num_iterations=2, max_steps=4)
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    assert len(rows) == 4 and len({row["num_tokens"] for row in rows if "num_tokens" in row}) == 1  # one rollout
+
+
+@pytest.mark.compatibility("gradient checkpointing")
+@pytest.mark.parametrize("methods", METHOD_SETS)
+def test_gradient_checkpointing_changes_nothing(make_trainer, methods):
+    _, plain = run(make_trainer, methods)
+    trainer, weights = run(make_trainer, methods, gradient_checkpointing=True)
+    assert trainer.model.is_gradient_checkpointing
+    torch.testing.assert_close(weights, plain, **SAME_RUN)
+
+
+@pytest.mark.slow  # by default test_head_model.py compiles the forward alone
+@pytest.mark.compatibility("torch.compile")
+@pytest.mark.parametrize("methods", METHOD_SETS)
+def test_compiled_model(make_trainer, methods):
+    """Dynamo and AOTAutograd for real, without the code generator, which would take a minute for each method."""
+    _, plain = run(make_trainer, methods)
+    trainer, weights = run(make_trainer, methods, torch_compile=True, torch_compile_backend="aot_eager")
+    assert isinstance(trainer.model_wrapped, torch._dynamo.eval_frame.OptimizedModule)
+    torch.testing.assert_close(weights, plain, **SAME_RUN)
+
+
+# Rollouts with holes
+
+
+def reward_with_holes(completion_ids, **kwargs):
+    """No reward for the first group of four; in each other group one right, two wrong, and one without a reward."""
+    return [None if row < 4 or row % 4 == 1 else float(row % 4 == 3) for row in range(len(completion_ids))]
+
+
+def nan_reward(completion_ids, **kwargs):
+    return [math.nan if value is None else value for value in reward_with_holes(completion_ids)]
+
+
+@pytest.mark.parametrize("reward", [reward_with_holes, nan_reward])
+@pytest.mark.parametrize("methods", METHOD_SETS)
+@pytest.mark.filterwarnings("ignore")
+def test_missing_rewards(make_trainer, methods, reward):
+    trainer, _ = run(make_trainer, methods, reward_funcs=reward)
+    advantages = torch.tensor(list(trainer._logs["advantages"]))
+    assert advantages.isfinite().all() and advantages.abs().max() > 0
+
+
+def rollouts(own):
+    """A `rollout_func` whose completions have three tokens, of which the policy wrote the first `own(row)`."""
+
+    def rollout(prompts, trainer):
+        rows = range(len(prompts))
+        return {
+            "prompt_ids": [[2, 3]] * len(prompts),
+            "completion_ids": [[3 + (row * 5 + place) % 20 for place in range(3)] for row in rows],
+            "env_mask": [[int(place < own(row)) for place in range(3)] for row in rows],
+            "logprobs": None,
+        }
+
+    return rollout
+
+
+# TRL itself takes no completion without any token: see test_contracts.py. What is left is one with nothing to learn.
+WRITTEN = {"one token": lambda row: 1, "some empty": lambda row: row % 3, "a group empty": lambda row: 3 * (row > 3)}
+
+
+@pytest.mark.parametrize("own", WRITTEN.values(), ids=WRITTEN)
+@pytest.mark.parametrize("methods", METHOD_SETS)
+@pytest.mark.filterwarnings("ignore")
+def test_short_completions(make_trainer, methods, own):
+    trainer, _ = run(make_trainer, methods, rollout_func=rollouts(own))
+    assert torch.tensor(list(trainer._logs["advantages"])).isfinite().all()
+
+
+@pytest.mark.parametrize("methods", METHOD_SETS)
+@pytest.mark.filterwarnings("ignore")
+def test_nothing_to_learn_at_all(make_trainer, methods):
+    """No token of the whole generation batch counts: nothing moves, and nothing breaks."""
+    trainer = make_trainer(methods=methods, rollout_func=rollouts(lambda row: 0), steps_per_generation=2, **strong(methods))  # fmt: skip
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.train()
+    torch.testing.assert_close(trainer.model.state_dict(), before, **EXACT)
+
+
+@pytest.mark.parametrize("methods", METHOD_SETS)
+def test_one_token_of_the_models_own(make_trainer, methods):
+    trainer, _ = run(make_trainer, methods, max_completion_length=1)
+    lengths = {row["completions/max_length"] for row in trainer.state.log_history if "completions/max_length" in row}
+    assert lengths == {1.0}
+
+
+def test_all_methods_are_run():
+    assert {name for param in METHOD_SETS for name in param.values[0]} == set(METHODS)
+    assert set(TOGETHER) | {"agentic_aepo"} == set(METHODS)

@@ -1,0 +1,153 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Arguments of the training commands: TRL's parser, made to refuse what it does not know.
+
+TRL's scripts drop keys that they do not know, so that a misspelt one silently trains something else, and take values
+of a YAML file without a look at their type.
+"""
+
+import dataclasses
+import os
+from argparse import Action, ArgumentTypeError
+from collections.abc import Iterable
+from difflib import get_close_matches
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
+
+import yaml
+from accelerate.logging import get_logger
+from trl import TrlParser
+
+from ..settings import UNQUOTED
+from .launch import LAUNCHED, LaunchOptions
+from .parser import OneLineErrors
+
+
+logger = get_logger(__name__)
+
+ACCEPTED = {"int": "an integer", "float": "a number", "string_to_bool": "true or false", "str": "text"}
+
+
+def nearest(name: Any, known: Iterable[str], prefix: str = "") -> str:
+    near = get_close_matches(str(name).replace("-", "_"), known, n=1)
+    return f": did you mean `{prefix}{near[0]}`?" if near else "."
+
+
+def kinds_of(hint: Any) -> set[Any]:
+    """The types that a type hint is a union of, without their parameters."""
+    members = [hint] if get_origin(hint) in (list, dict) or not get_args(hint) else get_args(hint)
+    return {get_origin(member) or member for member in members}
+
+
+class StrictParser(OneLineErrors, TrlParser):
+    """`TrlParser` for which an unknown key or flag, or a value of a wrong type, is an error of one line and status 2.
+
+    The options of `accelerate launch` are known keys of the YAML file; as flags they are for the launcher to take.
+    """
+
+    def __init__(self, dataclass_types: Iterable[type], prog: str):
+        super().__init__(dataclass_types, prog=prog, allow_abbrev=False)
+        self.hints = {name: hint for kind in self.dataclass_types for name, hint in get_type_hints(kind).items()}
+        # The first of a name: the second is the switch `--no_<name>`, which takes no value.
+        self.fields = {action.dest: action for action in reversed(self._actions) if action.dest in self.hints}
+        self.launch_options = LaunchOptions({flag for action in self._actions for flag in action.option_strings})
+        self.epilog = "The options of `accelerate launch` and `accelerate_config` are accepted too."
+        self.path = None
+
+    def check(self, argv: list[str]) -> dict[str, list[str]]:
+        """Checks names and types -> the flags for the launcher by the key of the YAML file that sets them."""
+        return self._read(argv)[1]
+
+    def parse(self, argv: list[str]) -> tuple[Any, ...]:
+        """Checks names and types -> one instance of each dataclass."""
+        argv, launcher = self._read(argv)
+        with self.reporting():
+            parsed = self.parse_args_into_dataclasses(argv, look_for_args_file=False)
+        if launcher and LAUNCHED not in os.environ:
+            logger.warning(f"The processes run already: {self.path} sets {', '.join(launcher)} to no effect.")
+        return parsed
+
+    def _read(self, argv: list[str]) -> tuple[list[str], dict[str, list[str]]]:
+        """Takes `--config` out of `argv`, and its file as defaults -> the rest of `argv`, what is for the launcher."""
+        argv = [part for token in argv for part in (token.split("=", 1) if token.startswith("--config=") else [token])]
+        launcher = {}
+        if argv.count("--config") > 1 or argv[-1:] == ["--config"]:
+            self.error("`--config` must be given once, with the path of a YAML file.")
+        if "--config" in argv:
+            index = argv.index("--config")
+            self.path = argv[index + 1]
+            argv = argv[:index] + argv[index + 2 :]
+            with self.reporting():
+                launcher = self._take_defaults(self._load(self.path))
+        self._refuse_unknown(self.parse_known_args(argv)[1])
+        return argv, launcher
+
+    def _load(self, path: str) -> dict[str, Any]:
+        with open(path, encoding="utf-8") as file:
+            try:
+                config = yaml.safe_load(file)
+            except yaml.YAMLError as error:
+                raise ValueError(f"{path} is not valid YAML: {error}") from None
+        if not isinstance(config, dict):
+            raise ValueError(f"{path} must hold a mapping of keys to values, got {config!r}.")
+        if not isinstance(config.get("env", {}), dict):
+            raise ValueError(f"`env` in {path} must map names of variables to values, got {config['env']!r}.")
+        return config
+
+    def _take_defaults(self, config: dict[str, Any]) -> dict[str, list[str]]:
+        known = [*self.fields, *self.launch_options.keys, "env"]
+        unknown = [f"Unknown key `{key}` in {self.path}{nearest(key, known)}" for key in config if key not in known]
+        if unknown:
+            raise ValueError(" ".join(unknown))
+        os.environ.update({name: str(value) for name, value in config.pop("env", {}).items()})
+        training = {key: self._checked(self.fields[key], config[key]) for key in config if key in self.fields}
+        self.set_defaults_with_config(**training)
+        return {key: self.launch_options.as_flags(key, config[key]) for key in config if key not in training}
+
+    def _checked(self, action: Action, value: Any) -> Any:
+        """A value of the YAML file, if the command line would take it: text in the type of the field, others as is."""
+        kinds = kinds_of(self.hints[action.dest])
+        if action.nargs == "+" and not isinstance(value, list | NoneType) and type(value) not in kinds:
+            value = [value]
+        if type(value) in (NoneType, dict, list) and type(value) not in kinds:
+            raise self._wrong(action, value)
+        if isinstance(value, list):
+            return [self._checked_item(action, item) for item in value]
+        return value if isinstance(value, dict | NoneType) else self._checked_item(action, value)
+
+    def _checked_item(self, action: Action, value: Any) -> Any:
+        if isinstance(value, dict | list) and not dataclasses.is_dataclass(action.type):
+            raise self._wrong(action, value)
+        if isinstance(value, dict):  # one of `datasets`
+            known = [field.name for field in dataclasses.fields(action.type)]
+            for key in value:
+                if key not in known:
+                    where = f"of `{action.dest}` in {self.path}"
+                    raise ValueError(f"Unknown key `{key}` {where}{nearest(key, known)}")
+            return value
+        try:
+            converted = action.type(str(value))
+        except (ValueError, TypeError, ArgumentTypeError):
+            raise self._wrong(action, value) from None
+        if action.choices is not None and converted not in action.choices:
+            raise self._wrong(action, value)
+        return converted if isinstance(value, str) else value
+
+    def _wrong(self, action: Action, value: Any) -> ValueError:
+        name = getattr(action.type, "__name__", str(action.type))
+        accepted = ACCEPTED.get(name, f"a value of type {name}")
+        if action.choices is not None:
+            accepted = "one of " + ", ".join(repr(str(choice)) for choice in action.choices)
+        accepted = f"a list, each entry {accepted}" if action.nargs == "+" else accepted
+        hint = UNQUOTED if isinstance(value, bool) else ""
+        return ValueError(f"`{action.dest}` in {self.path} must be {accepted}, got {value!r}.{hint}")
+
+    def _refuse_unknown(self, unknown: list[str]) -> None:
+        flags = [token.partition("=")[0] for token in unknown if token.startswith("--")]
+        if flags and flags[0] in self.launch_options:
+            self.error(f"`{flags[0]}` is for the launcher: give it to `accelerate launch`, or use `trl-entropy`.")
+        if flags:
+            known = [*self.fields, *self.launch_options.keys, "config"]
+            self.error(f"Unknown flag `{flags[0]}`" + nearest(flags[0][2:], known, prefix="--"))
+        if unknown:
+            self.error(f"Unexpected argument {unknown[0]!r}.")

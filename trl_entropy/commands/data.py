@@ -1,0 +1,89 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Problem sets: TRL datasets as they are, and the layout of verl's files mapped to TRL's columns.
+
+A file in verl's layout has the columns `prompt` (a list of messages) and `reward_model`, whose `ground_truth` is the
+answer. TRL reads the messages as they are, and its math rewards want the answer in a column `solution`.
+"""
+
+import os
+from typing import Any
+
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, Value, load_dataset
+
+from ..rewards import solution_of
+
+
+BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
+
+
+def has_verl_layout(features: dict[str, Any]) -> bool:
+    """Whether the columns are those of verl, with an answer that is text or a number."""
+    reward_model = features.get("reward_model")
+    answer = reward_model.get("ground_truth") if isinstance(reward_model, dict) else None
+    return "prompt" in features and isinstance(answer, Value)
+
+
+def solutions(reward_models: list[dict[str, Any] | None], given: list[str | None] | None = None) -> dict[str, list]:
+    """Rows in verl's layout -> their column `solution`; what a row has been given stays, as in a mixture."""
+    answers = [(reward_model or {}).get("ground_truth") for reward_model in reward_models]
+    found = [None if answer is None else solution_of(answer) for answer in answers]
+    if given is not None:
+        found = [new if old is None else old for new, old in zip(found, given, strict=True)]
+    return {"solution": found}
+
+
+def to_trl_columns(dataset: DatasetDict | IterableDatasetDict) -> DatasetDict | IterableDatasetDict:
+    """Adds `solution` to each split in verl's layout, keeps all columns, and leaves other splits untouched."""
+    for name, split in dataset.items():
+        if has_verl_layout(split.features or {}):
+            columns = ["reward_model", *(["solution"] if "solution" in split.features else [])]
+            dataset[name] = split.map(solutions, input_columns=columns, batched=True)
+    return dataset
+
+
+def data_file(path: str) -> str | None:
+    """The name of the builder in `datasets` that reads a data file, or None where `path` is something else.
+
+    Raises:
+        `FileNotFoundError`: `path` names a file or folder that does not exist.
+        `ValueError`: `path` is a file of another type.
+    """
+    builder = BUILDERS.get(os.path.splitext(path)[1].lower())
+    if "://" in path:
+        return builder
+    if os.path.isdir(path):
+        return None
+    if not os.path.exists(path) and (builder or path.startswith(("/", ".")) or path.count("/") > 1):
+        raise FileNotFoundError(f"The dataset must exist, got {path!r}, which is no file or folder.")
+    if os.path.exists(path) and builder is None:
+        raise ValueError(f"The dataset must be a {', '.join(BUILDERS)} file, a folder or a Hub id, got {path!r}.")
+    return builder
+
+
+def load_problems(path: str, config: str | None = None, streaming: bool = False) -> DatasetDict | IterableDatasetDict:
+    """Loads a data file, a local folder or a dataset of the Hub, in TRL's columns. Raises as `data_file` does."""
+    builder = data_file(path)
+    if builder is not None:
+        dataset = load_dataset(builder, data_files=path, streaming=streaming)
+    else:
+        dataset = load_dataset(path, name=config, streaming=streaming)
+    return to_trl_columns(dataset)
+
+
+def pick_split(dataset: DatasetDict | IterableDatasetDict, field: str, name: str) -> Dataset | IterableDataset:
+    """The split that the argument `field` names. Raises `ValueError` where it is missing or empty."""
+    if name not in dataset:
+        raise ValueError(f"`{field}` must be one of the splits {list(dataset)} of the dataset, got {name!r}.")
+    columns = dataset[name].column_names
+    if columns is not None and "prompt" not in columns:  # a streamed dataset may not know its columns
+        raise ValueError(f"The dataset must have the column `prompt`, got {columns}.")
+    if isinstance(dataset[name], Dataset) and not len(dataset[name]):
+        raise ValueError(f"The split {name!r} of the dataset must have rows, got none.")
+    return dataset[name]
+
+
+def asks_for_answer_line(prompt: str | list[dict[str, Any]]) -> bool:
+    """Whether a prompt asks for a line `Answer: ...` and not for a box."""
+    text = prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
+    return "Answer:" in text and r"\boxed" not in text

@@ -1,0 +1,49 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""`trl-entropy env`: versions and hardware for a bug report, those that `trl env` tells and what this package adds."""
+
+import io
+import os
+from contextlib import redirect_stdout
+from importlib.metadata import PackageNotFoundError, version
+
+from .._version import __version__
+from .parser import CommandParser
+
+
+PACKAGES = ("triton", "math-verify", "matplotlib", "rich", "wandb", "trackio")  # beside those that TRL tells
+
+
+def installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def environment() -> dict[str, str]:
+    """What this package adds to TRL's list."""
+    import torch
+    from trl.scripts.utils import get_git_commit_hash
+
+    commit = get_git_commit_hash("trl_entropy")
+    return {
+        "trl-entropy version": f"{__version__}+{commit[:7]}" if commit else __version__,
+        **{f"{package} version": installed(package) for package in PACKAGES},
+        "CPU cores": str(os.cpu_count()),
+        "PyTorch threads": str(torch.get_num_threads()),
+        "CUDA of PyTorch": str(torch.version.cuda),
+    }
+
+
+def main(argv: list[str]) -> int:
+    CommandParser(prog="trl-entropy env", description="Prints versions and hardware, for bug reports.").parse_args(
+        argv
+    )
+    from trl.scripts.env import print_env
+
+    with redirect_stdout(io.StringIO()) as told:
+        print_env()
+    lines = [f"- {name}: {value}" for name, value in environment().items()]
+    print("\n".join([told.getvalue().rstrip(), *lines]))  # noqa: T201 (the result of a command)
+    return 0

@@ -1,0 +1,106 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""`trl-entropy methods`: every method, TIP and KappaTune with paper, where it acts, and its fields."""
+
+import shutil
+import textwrap
+from dataclasses import MISSING, Field, fields
+from difflib import get_close_matches
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from ..kappa.config import KappaConfig, KappaTune
+from ..methods import METHODS, Method, MethodsConfig
+from ..methods.tip import Tip, TipConfig
+from .parser import CommandParser
+
+
+# What a method acts on, by the hook that it overrides, in the order in which training comes to them.
+STAGES = {
+    "prompts": "prompts, before generation",
+    "reward": "rewards",
+    "group_advantages": "advantages, once per generation batch",
+    "group_mask": "the tokens that the loss counts, once per generation batch",
+    "token_advantages": "advantages, in every forward",
+    "clip_range": "the ratios at which the loss clips",
+    "loss": "the loss, by a term",
+    "auxiliary_loss": "the loss, by a term on completions of its own",
+}
+# What stands in no `methods`: where its fields are, and where it acts.
+OTHERS = {
+    Tip.name: (
+        Tip,
+        TipConfig,
+        "the tokens that a distillation counts; in no `methods`, but `trl-entropy distillation`",
+    ),
+    KappaTune.name: (
+        KappaTune,
+        KappaConfig,
+        "which weights are trained; in no `methods`, but `kappa_mode` of either trainer",
+    ),
+}
+LISTED = {name: (method, MethodsConfig) for name, method in METHODS.items()} | {n: o[:2] for n, o in OTHERS.items()}
+WIDEST = 110
+
+
+def stages(method: type[Method]) -> list[str]:
+    """Where in training a method acts, in words."""
+    if method.name in OTHERS:
+        return [OTHERS[method.name][2]]
+    return [words for hook, words in STAGES.items() if method.overrides(hook)]
+
+
+def fields_of(name: str) -> list[Field]:
+    return [field for field in fields(LISTED[name][1]) if field.name.startswith(f"{name}_")]
+
+
+def accepted(hint: Any) -> str:
+    """The type of a field in words."""
+    if get_origin(hint) is Literal:
+        return " or ".join(map(repr, get_args(hint)))
+    if hint is type(None):
+        return "none"
+    members = get_args(hint)
+    if members and get_origin(hint) is not list:
+        return " or ".join(map(accepted, members))
+    return f"list of {accepted(members[0])}" if members else getattr(hint, "__name__", str(hint))
+
+
+def default(field: Field) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def describe(name: str, width: int = WIDEST) -> str:
+    """Everything that a user chooses a method by, in lines of at most `width` characters but for long words."""
+    method, config = LISTED[name]
+    hints = get_type_hints(config)
+
+    def wrap(text: str, indent: int) -> str:
+        margin = " " * indent
+        options = dict(break_long_words=False, break_on_hyphens=False)
+        return textwrap.fill(text, width, initial_indent=margin, subsequent_indent=margin, **options)
+
+    lines = [method.name, wrap(" ".join(method.__doc__.split("\n\n")[0].split()), 2)]
+    lines += [wrap(f"paper: {method.paper.title}, {method.paper.url}", 2)]
+    lines += [wrap(f"acts on: {'; '.join(stages(method))}", 2)]
+    for field in fields_of(name):
+        lines += [wrap(f"{field.name}: {accepted(hints[field.name])} = {default(field)!r}", 2)]
+        lines += [wrap(field.metadata["help"], 6)]
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> int:
+    parser = CommandParser(
+        prog="trl-entropy methods",
+        description="Lists the methods with their papers, where they act, and their fields with defaults.",
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help="only this method")
+    given = parser.parse_args(argv).name
+    name = None if given is None else given.lower().replace("-", "_")
+    if name is not None and name not in LISTED:
+        near = get_close_matches(name, LISTED, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        parser.error(f"unknown method {given!r}.{hint} Known: {', '.join(LISTED)}.")
+    width = min(shutil.get_terminal_size().columns, WIDEST)
+    chosen = LISTED if name is None else [name]
+    print("\n\n".join(describe(one, width) for one in chosen))  # noqa: T201 (the result of a command)
+    return 0

@@ -1,0 +1,65 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The command `trl-entropy report`."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from .parser import CommandParser, whole_number
+
+
+PAGE, PICTURE = "report.html", "report.png"
+SHOWN_COMPLETIONS = 3
+
+
+def build_parser() -> CommandParser:
+    parser = CommandParser(
+        prog="trl-entropy report",
+        description="Compares runs by what they logged, in a page and a picture. A run's folder must hold "
+        "trainer_state.json, itself or in a checkpoint. pass@k is there with `log_completions`, tokens coloured by their "
+        "entropy with `log_token_entropies`.",
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("--output", type=Path, default=Path("report"), help="folder for the report (%(default)s)")
+    parser.add_argument(
+        "--tokens",
+        type=whole_number,
+        metavar="N",
+        help=f"completions to colour of a run's first and last log ({SHOWN_COMPLETIONS}); also prints them here",
+    )
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    needed = {"matplotlib": "plots", **({"rich": "rich"} if arguments.tokens else {})}
+    for package, extra in needed.items():
+        if find_spec(package) is None:
+            parser.error(f"it needs {package}: pip install 'trl-entropy[{extra}]'")
+    with parser.reporting():
+        print(write_report(arguments.runs, arguments.output, arguments.tokens))  # noqa: T201 (the result of a command)
+    return 0
+
+
+def write_report(folders: list[Path], output: Path, tokens: int | None) -> str:
+    """Writes page and picture into `output` -> a table of the runs. Raises `ValueError` for a run that cannot be read."""
+    from ..report.drawing import draw_png
+    from ..report.heat import heat_maps, print_heat_maps
+    from ..report.page import render_page
+    from ..report.panels import build_panels
+    from ..report.runs import read_runs
+    from ..report.summary import as_text, summarize
+
+    runs = read_runs(folders)
+    panels = build_panels(runs)
+    maps = heat_maps(runs, SHOWN_COMPLETIONS if tokens is None else tokens)
+    labels = [run.label for run in runs]
+    if tokens and not maps:
+        raise ValueError("--tokens needs a run that kept tokens: train with `log_token_entropies` above 0.")
+    output.mkdir(parents=True, exist_ok=True)
+    (output / PAGE).write_text(render_page(runs, panels, maps), encoding="utf-8")
+    draw_png(panels, labels, output / PICTURE)
+    if tokens:
+        print_heat_maps(maps, labels)
+    return f"{as_text(summarize(runs, panels))}\npage and picture: {output / PAGE}, {output / PICTURE}"

@@ -1,0 +1,50 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Reward functions by name: TRL's own, and what it lacks, made of TRL's own."""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from difflib import get_close_matches
+
+from trl.rewards import (
+    accuracy_reward,
+    get_soft_overlong_punishment,
+    reasoning_accuracy_reward,
+    think_format_reward,
+)
+
+from ..rewards import answer_line_accuracy_reward
+
+
+REWARDS: dict[str, Callable] = {
+    "accuracy_reward": accuracy_reward,
+    "answer_line_accuracy_reward": answer_line_accuracy_reward,
+    "reasoning_accuracy_reward": reasoning_accuracy_reward,
+    "think_format_reward": think_format_reward,
+    # The values of TRL's script.
+    "get_soft_overlong_punishment": get_soft_overlong_punishment(max_completion_len=1280, soft_punish_cache=256),
+}
+
+
+def reward_by_name(name: str) -> Callable:
+    """A reward function by its name, or by a dotted path that is looked for in the current folder too.
+
+    Raises:
+        `ValueError`: it is not there.
+    """
+    if name in REWARDS:
+        return REWARDS[name]
+    module, _, attribute = name.rpartition(".")
+    if not module:
+        near = get_close_matches(name, REWARDS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        known = ", ".join(REWARDS)
+        raise ValueError(f"`reward_funcs` has the unknown name {name!r}.{hint} Known: {known}, or a dotted path.")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise ValueError(f"`reward_funcs` has {name!r}, which cannot be imported: {error}.") from error

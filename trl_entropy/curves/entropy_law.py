@@ -1,0 +1,105 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Callbacks: things that act on time, never on tokens."""
+
+import math
+
+import numpy as np
+from accelerate.logging import get_logger
+from transformers import TrainerCallback
+
+
+logger = get_logger(__name__)
+
+
+def fit_entropy_law(entropies: list[float], rewards: list[float]) -> tuple[float, float, float]:
+    """Least squares of R = -a exp(H) + b over entropies (nats) and rewards -> a, b and the share of variance explained.
+
+    The share is NaN where the rewards do not differ; all three are NaN where the entropies do not.
+    """
+    heat, reward = np.exp(np.asarray(entropies, dtype=np.float64)), np.asarray(rewards, dtype=np.float64)
+    if np.ptp(heat) <= 1e-9 * np.abs(heat).max(initial=0):
+        return math.nan, math.nan, math.nan
+    (slope, offset), *_ = np.linalg.lstsq(np.stack([heat, np.ones_like(heat)], 1), reward, rcond=None)
+    left = np.square(reward - slope * heat - offset).sum()
+    total = np.square(reward - reward.mean()).sum()
+    return float(-slope), float(offset), float(1 - left / total) if total > 0 else math.nan
+
+
+class EntropyLawCallback(TrainerCallback):
+    r"""
+    Fits the law R = -a exp(H) + b to the entropies and rewards that a run logs, and watches the entropy.
+
+    Adds to each log line that has both: `entropy_law/a`, `entropy_law/b`, `entropy_law/ceiling` (the reward that the law
+    predicts at entropy 0, b - a), `entropy_law/r_squared`, and `entropy_law/collapsed` and `entropy_law/exploded`, 0 or 1.
+    A resumed run goes on from what the run before has logged. From
+    [The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models](https://huggingface.co/papers/2505.22617).
+
+    Args:
+        min_points (`int`, *optional*, defaults to `10`):
+            Log lines before the first fit, at least 3.
+        collapse (`float`, *optional*, defaults to `0.1`):
+            Share of the first entropy below which it has collapsed, in [0, 1). 0: never.
+        explosion (`float`, *optional*, defaults to `3.0`):
+            Multiple of the first entropy above which it has exploded, above 1. `math.inf`: never.
+        stop (`bool`, *optional*, defaults to `False`):
+            Stop the run on collapse or explosion.
+
+    Raises:
+        `ValueError`: an argument is out of range.
+
+    Example:
+
+    ```python
+    trainer = EntropyGRPOTrainer(..., callbacks=[EntropyLawCallback(stop=True)])
+    ```
+    """
+
+    adds_to_logs = True  # so that the trainer puts it before the callbacks that report
+
+    def __init__(self, min_points: int = 10, collapse: float = 0.1, explosion: float = 3.0, stop: bool = False):
+        if min_points < 3:
+            raise ValueError(f"`min_points` must be at least 3, got {min_points!r}.")
+        if not 0 <= collapse < 1:
+            raise ValueError(f"`collapse` must be a share in [0, 1), got {collapse!r}.")
+        if not explosion > 1:
+            raise ValueError(f"`explosion` must be a multiple above 1, got {explosion!r}.")
+        self.min_points, self.collapse, self.explosion, self.stop = min_points, collapse, explosion, stop
+        self._forget()
+
+    def _forget(self) -> None:
+        self.entropies: list[float] = []
+        self.rewards: list[float] = []
+        self._warned: set[str] = set()
+
+    def _take(self, logs: dict) -> bool:
+        """Takes the point of a log line of training, if it has one."""
+        entropy, reward = logs.get("entropy"), logs.get("reward")
+        if entropy is None or reward is None or not math.isfinite(entropy) or not math.isfinite(reward):
+            return False
+        self.entropies.append(entropy)
+        self.rewards.append(reward)
+        return True
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._forget()
+        for line in state.log_history:
+            self._take(line)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not logs or not self._take(logs):
+            return
+        first, last = self.entropies[0], self.entropies[-1]
+        alarms = {"collapsed": last < self.collapse * first, "exploded": last > self.explosion * first}
+        found = {f"entropy_law/{name}": int(alarm) for name, alarm in alarms.items()}
+        if len(self.entropies) >= self.min_points:
+            a, b, r_squared = fit_entropy_law(self.entropies, self.rewards)
+            law = {"a": a, "b": b, "ceiling": b - a, "r_squared": r_squared}
+            found |= {f"entropy_law/{name}": value for name, value in law.items() if math.isfinite(value)}
+        logs.update(found)
+        state.log_history[-1].update(found)
+        for name in (name for name, alarm in alarms.items() if alarm):
+            if name not in self._warned:
+                logger.warning(f"Entropy has {name}: {last:.4f} nats at step {state.global_step}, after {first:.4f}.")
+            self._warned.add(name)
+            control.should_training_stop |= self.stop

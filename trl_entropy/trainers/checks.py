@@ -1,0 +1,117 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What a trainer is given beside its config, checked where TRL's own error would come late or say little."""
+
+import json
+import os
+from collections.abc import Sized
+from numbers import Integral
+from typing import Any
+
+from packaging.version import Version
+from trl import GRPOTrainer
+
+from ..methods import Method
+from ..settings import checked, one_of
+
+
+TRL_FROM, TRL_BELOW = "1.16", "1.17"
+COUNTS = ("num_generations", "num_iterations", "gradient_accumulation_steps", "per_device_train_batch_size")
+OPTIONAL_COUNTS = ("steps_per_generation", "generation_batch_size", "max_completion_length")  # which may be unset
+CHOICES = {
+    "importance_sampling_level": ("token", "sequence"),
+    "scale_rewards": ("group", "batch", "none"),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+}
+ACCEPTED = "a model, a name on the Hub, or a folder that exists"
+
+
+def check_trl_version(version: str) -> None:
+    """Raises `ImportError` where the installed TRL is not the one whose private parts this package stands on."""
+    if not Version(TRL_FROM) <= Version(version) < Version(TRL_BELOW):
+        raise ImportError(
+            f"trl-entropy needs trl>={TRL_FROM},<{TRL_BELOW}, but trl {version} is installed. "
+            f"Run `pip install 'trl>={TRL_FROM},<{TRL_BELOW}'`."
+        )
+
+
+def refuse_unsloth(trainer_class: type) -> None:
+    """Raises `RuntimeError` where Unsloth has patched the trainer: its forward returns no entropies."""
+    sources = [*trainer_class.__mro__, GRPOTrainer._get_per_token_logps_and_entropies, GRPOTrainer._compute_loss]
+    for source in sources:
+        if "unsloth" in f"{source.__module__}.{source.__qualname__}".lower():
+            raise RuntimeError(
+                f"Unsloth has patched the GRPO trainer (`{source.__module__}.{source.__qualname__}`). Its forward "
+                "returns no token entropies, which every method needs. Do not import unsloth in this program."
+            )
+
+
+def check_model(model: Any, field: str = "model") -> None:
+    """Raises `ValueError` for what is neither a model nor the name of one. Whether the Hub has it shows when loading."""
+    known = bool(model) and not is_missing_path(model) if isinstance(model, str) else hasattr(model, "config")
+    if not known:
+        raise ValueError(f"`{field}` must be {ACCEPTED}, got {model!r}.")
+
+
+def check_rewards(reward_funcs: Any) -> None:
+    """Raises `ValueError` for a reward that is neither a function nor a model. None at all is left to TRL."""
+    for reward in reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]:
+        known = bool(reward) and not is_missing_path(reward) if isinstance(reward, str) else callable(reward)
+        if not known and not (reward is None and reward_funcs is None):
+            raise ValueError(f"`reward_funcs` must be functions, or {ACCEPTED}, got {reward!r}.")
+
+
+def check_prompts(dataset: Any, field: str) -> None:
+    """Raises `ValueError` for a dataset without rows, or without the column that completions are asked for."""
+    columns = getattr(dataset, "column_names", None)
+    if columns and "prompt" not in columns:
+        raise ValueError(f"`{field}` must have the column 'prompt', got the columns {columns!r}.")
+    if isinstance(dataset, Sized) and len(dataset) == 0:
+        raise ValueError(f"`{field}` must have at least one row, got {dataset!r}.".replace("\n", " "))
+
+
+def check_none_changes_prompts(methods: list[Method]) -> None:
+    """Raises `ValueError` for methods that cannot be used where an environment writes the prompts."""
+    if names := [method.name for method in methods if method.overrides("prompts")]:
+        raise ValueError(
+            f"`methods` must not list {names[0]!r} with `environment_factory`, which writes the prompts, got "
+            f"{[method.name for method in methods]!r}."
+        )
+
+
+def is_missing_path(name: str) -> bool:
+    """Whether a name can only be that of a folder, and there is none."""
+    return name.startswith(("/", ".", "~")) and not os.path.exists(os.path.expanduser(name))
+
+
+def check_before(config: Any, **least: int) -> None:
+    """What TRL's `__post_init__` computes with, as far as `config` has it. `least`: counts that must be above 1.
+
+    Raises:
+        `ValueError`: a count that is no integer or too low, text that is no JSON, a file that does not exist.
+    """
+    for name in (*COUNTS, *OPTIONAL_COUNTS):
+        low, unset = least.get(name, 1), name in OPTIONAL_COUNTS
+        if hasattr(config, name) and not (unset and getattr(config, name) is None):
+            accepted = f"an integer >= {low}" + (" or none" if unset else "")
+            checked(config, name, lambda value, low=low: isinstance(value, Integral) and value >= low, accepted)
+    for name in config._VALID_DICT_FIELDS:
+        value = getattr(config, name)
+        if isinstance(value, str) and value.startswith("{"):
+            try:
+                json.loads(value)
+            except ValueError as error:
+                raise ValueError(f"`{name}` must be a mapping, or one as JSON, got {value!r}: {error}.") from None
+    path = config.deepspeed
+    if isinstance(path, str) and path.endswith(".json") and not os.path.exists(path):
+        raise ValueError(f"`deepspeed` must be a mapping, or the path of a file that exists, got {path!r}.")
+
+
+def check_after(config: Any) -> None:
+    """What the first step would find, as far as `config` has it, once TRL has read it. Raises `ValueError`."""
+    checked(config, "temperature", lambda value: 0 < value < float("inf"), "a finite number > 0")
+    if hasattr(config, "top_entropy_quantile"):
+        checked(config, "top_entropy_quantile", lambda value: 0 <= value <= 1, "a share in [0, 1]")
+    for name, choices in CHOICES.items():
+        if hasattr(config, name):
+            one_of(config, name, *choices)

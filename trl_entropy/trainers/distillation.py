@@ -1,0 +1,217 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""`EntropyDistillationTrainer`: trains on the tokens that TIP keeps, around TRL's own loss.
+
+TRL's `_compute_loss` hands the hidden states of both models to a function of its module, which calls the kernel and
+takes a mean. While it runs, that function is one whose kernel leaves tokens out; the number that it divides by is set
+right after generation, since how many tokens are kept depends on their number alone.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from trl import DistillationTrainer
+from trl.trainer import distillation_trainer
+from trl.trainer.utils import get_config_model_id
+
+from ..collectives import Collectives, collectives_of
+from ..head.divergence import Head, divergences, entropy_first_is_cheaper, student_entropy
+from ..head.function import DYNAMIC_DEVICES
+from ..head.rebinding import rebound, swapped
+from ..kappa.wiring import with_kappa
+from ..methods.tip import Tip, TipTokens
+from ..runs.card_hooks import CardHooks
+from ..runs.reporting import ReportsLast
+from ..runs.resuming import ResumesWhole
+from ..runs.states import SavesStates
+from ..runs.token_log import SettingsCallback
+from .distillation_config import EntropyDistillationConfig
+from .metrics import reduce_metrics
+from .quadrants import selection_metrics, write_scatter
+
+
+# The names in TRL's module that stand for ours while a loss is computed
+LOSS, KERNEL = "_chunked_divergence_loss", "ChunkedDivergenceFunction"
+
+
+class SelectingKernel:
+    """What TRL's loss of one micro-batch calls in the place of its kernel: the same, but for tokens that are left out.
+
+    Args:
+        tip: what chooses the tokens.
+        mask: (B, T) the tokens that the loss counts.
+        draw, world: as in [`TipTokens`].
+        everywhere: compute the divergence of all tokens, also where it would be cheaper not to.
+
+    Attributes:
+        tokens, keep: what the choice was made from, and the choice, (B, T), once `apply` has run.
+    """
+
+    def __init__(self, tip: Tip, mask: Tensor, draw: tuple[int, int, int], world: Collectives, everywhere: bool):
+        self.tip, self.mask, self.draw, self.world, self.everywhere = tip, mask.bool(), draw, world, everywhere
+        self.tokens: TipTokens | None = None
+        self.keep: Tensor | None = None
+
+    @torch.compiler.disable
+    def apply(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+        """The arguments of TRL's kernel -> (N,) divergence, 0 for tokens left out, and (N,) entropy of all of them.
+
+        The N rows are the valid tokens, or all, as TRL does it on the device.
+        """
+        head = Head(*arguments)
+        valid = torch.ones_like(self.mask) if len(head.student_hidden) == self.mask.numel() else self.mask
+        on_device = head.student_hidden.device.type in DYNAMIC_DEVICES
+        if on_device and not (self.everywhere or self.tip.needs) and self.tip.selects:
+            if entropy_first_is_cheaper(head, self.tip.ratio):
+                return self._entropy_first(head, valid)
+        found = divergences(head, live_rows=self.tip.selects)
+        entropy, reverse, forward = (
+            torch.zeros(self.mask.shape, dtype=x.dtype, device=x.device).masked_scatter(valid, x.detach())
+            for x in (found.entropy, found.reverse, found.forward)
+        )
+        self._choose(entropy, reverse, forward)
+        if not self.tip.selects:
+            return found.loss, found.entropy
+        return found.loss.masked_fill(~self.keep[valid], 0), found.entropy
+
+    def _entropy_first(self, head: Head, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """A sweep of the student's head for the entropies, then both heads on the kept rows alone.
+
+        A kept token that turns out not to be finite is dropped, too; none takes its place.
+        """
+        counted = self.mask[valid]
+        entropy = student_entropy(head, counted.nonzero().squeeze(1))
+        entropies = torch.zeros(self.mask.shape, dtype=entropy.dtype, device=entropy.device)
+        self._choose(entropies.masked_scatter(self.mask, entropy))
+        rows = self.keep[valid].nonzero().squeeze(1)
+        found = divergences(head.at(rows), live_rows=True)
+        finite = torch.stack([x.detach() for x in found]).isfinite().all(0)
+        broken = self.keep.masked_scatter(self.keep, ~finite)
+        self.keep = self.keep & ~broken
+        self.tokens = replace(self.tokens, entropy=self.tokens.entropy.masked_fill(broken, torch.nan))
+        kept = found.loss.masked_fill(~finite, 0)
+        loss = torch.zeros(len(counted), dtype=kept.dtype, device=kept.device).index_copy(0, rows, kept)
+        return loss, loss.detach().masked_fill(counted, 0).masked_scatter(counted, entropy)
+
+    def _choose(self, entropy: Tensor, reverse: Tensor | None = None, forward: Tensor | None = None) -> None:
+        self.tokens = TipTokens(entropy, self.mask, reverse, forward, self.draw, self.world)
+        self.keep = self.tip.keep(self.tokens)
+
+
+class EntropyDistillationTrainer(CardHooks, ResumesWhole, SavesStates, ReportsLast, DistillationTrainer):
+    """
+    [`~trl.DistillationTrainer`] that trains on the tokens that TIP keeps. Same arguments; `args` is an
+    [`EntropyDistillationConfig`]. With `tip_rule="none"` or `tip_ratio=1`, losses and gradients are those of
+    `DistillationTrainer` to the bit. Evaluation is over all tokens in any case.
+
+    The backward of both heads runs on the kept tokens only. Where a rule looks at entropies alone and keeps few enough
+    tokens, so does the teacher's head in the forward.
+
+    Raises:
+        `TypeError`: `args` is not an `EntropyDistillationConfig`.
+        `RuntimeError`: in training, where another package has replaced TRL's loss.
+
+    Example:
+
+    ```python
+    from trl_entropy import EntropyDistillationConfig, EntropyDistillationTrainer
+
+    trainer = EntropyDistillationTrainer(
+        model="Qwen/Qwen3-0.6B",
+        teacher_model="Qwen/Qwen3-4B",
+        args=EntropyDistillationConfig("out", tip_ratio=0.5),
+        train_dataset=dataset,
+    )
+    trainer.train()
+    ```
+    """
+
+    _tag_names = ["trl", "distillation", "trl-entropy"]
+    card_metrics = ("loss", "entropy", "completions/mean_length")
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel",
+        teacher_model: "str | PreTrainedModel | None" = None,
+        args: EntropyDistillationConfig | None = None,
+        *positional,
+        **keywords,
+    ):
+        if args is None:
+            model_name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = EntropyDistillationConfig(f"{model_name.split('/')[-1]}-Distillation")
+        if not isinstance(args, EntropyDistillationConfig):
+            raise TypeError(f"`args` must be an `EntropyDistillationConfig`, got `{type(args).__name__}`.")
+        self._tip = Tip(args)
+        self._kernel: SelectingKernel | None = None  # of the loss that was computed last, until it is logged
+        super().__init__(**with_kappa(DistillationTrainer, model, teacher_model, args, *positional, **keywords))
+        self._tag_names = [*self._tag_names, *([Tip.name] if self._tip.selects else [])]
+        self.model.add_model_tags(self._tag_names)
+        self.methods = [self._tip] if self._tip.selects else []
+        self.card_facts = {}
+        self.add_callback(SettingsCallback)
+        self._world = collectives_of(self.accelerator)
+
+    def _generate_and_score_completions(self, inputs):
+        output = super()._generate_and_score_completions(inputs)
+        if self.model.training and self._tip.selects:
+            mask = output["completion_mask"] * output.get("tool_mask", 1)
+            output["num_items_in_batch"] = self.accelerator.gather(self._tip.counts(mask.bool()).sum()).sum()
+        return output
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        # Collectives of the metrics stay out of the wrapped forward, as those of TRL's metrics do
+        kernel, self._kernel = self._kernel, None
+        if kernel is not None:
+            self._log_selection(kernel)
+        return loss
+
+    def _compute_loss(self, unwrapped_student, inputs, num_items_in_batch):
+        if not self.model.training:
+            return super()._compute_loss(unwrapped_student, inputs, num_items_in_batch)
+        stock_loss = getattr(distillation_trainer, LOSS)
+
+        def loss_on_kept_tokens(student_hidden, teacher_hidden, student_head, teacher_head, mask, *args, **kwargs):
+            self._kernel = SelectingKernel(self._tip, mask, self._draw, self._world, self._scatter_is_due)
+            selecting_loss = rebound(stock_loss, {KERNEL: self._kernel})
+            return selecting_loss(student_hidden, teacher_hidden, student_head, teacher_head, mask, *args, **kwargs)
+
+        self._kernel = None
+        with swapped(distillation_trainer, LOSS, loss_on_kept_tokens):
+            found = super()._compute_loss(unwrapped_student, inputs, num_items_in_batch)
+        if self._kernel is None or self._kernel.keep is None:
+            raise RuntimeError(
+                f"The loss was computed without `{distillation_trainer.__name__}.{LOSS}`, so that no token could be "
+                "chosen: another package has replaced parts of TRL's trainer."
+            )
+        return found
+
+    # Metrics
+
+    @property
+    def _draw(self) -> tuple[int, int, int]:
+        return self.args.seed, self.state.global_step, self._step % self.args.gradient_accumulation_steps
+
+    @property
+    def _scatter_is_due(self) -> bool:
+        """Whether this micro-batch, the first of its step, is to be written."""
+        _, step, micro_batch = self._draw
+        every = self.args.tip_scatter_steps
+        return every is not None and micro_batch == 0 and (step + 1) % every == 0
+
+    def _log_selection(self, kernel: SelectingKernel) -> None:
+        values = selection_metrics(kernel.tokens, kernel.keep)
+        for key, value in reduce_metrics(values, kernel.mask, self._world).items():
+            self._metrics["train"][f"{Tip.name}/{key}"].append(value)
+        if kernel.everywhere and self.accelerator.is_main_process:
+            write_scatter(self.args.output_dir, kernel.tokens, kernel.keep, self.state.global_step + 1)
+
+    # Checkpoints
+
+    @property
+    def _stateful(self) -> dict[str, Any]:
+        return {Tip.name: self._tip} if self._tip.scope == "ema" else {}

@@ -1,0 +1,103 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""`EntropyDistillationConfig`: TRL's `DistillationConfig` and the fields of TIP."""
+
+from dataclasses import dataclass, field, fields
+
+import trl
+from accelerate.logging import get_logger
+from trl import DistillationConfig
+
+from ..kappa.config import KappaConfig
+from ..methods.tip import Tip, TipConfig
+from ..runs.provenance import given_settings
+from ..settings import checked
+from .checks import check_after, check_before, check_trl_version
+
+
+logger = get_logger(__name__)
+
+check_trl_version(trl.__version__)
+
+
+def inert_settings(config: TipConfig, tip: Tip, longest: int | None) -> list[str]:
+    """Warnings: all tokens are trained on although something else seems to be meant. `longest`: tokens of a rollout."""
+    if tip.rule == "none":
+        return [
+            f"`{item.name}` is set to {getattr(config, item.name)!r}, but `tip_rule` is 'none': it does nothing."
+            for item in fields(TipConfig)
+            if item.name != "tip_rule" and getattr(config, item.name) != item.default
+        ]
+    if not tip.selects:
+        return [f"`tip_rule` {tip.rule!r} does nothing, since `tip_ratio` {tip.ratio!r} keeps all tokens."]
+    if longest is not None and tip.min_tokens >= longest:
+        return [
+            f"`tip_rule` {tip.rule!r} does nothing, since `tip_min_tokens` ({tip.min_tokens}) is not below "
+            f"`max_completion_length` ({longest}): all tokens are kept."
+        ]
+    return []
+
+
+@dataclass
+class EntropyDistillationConfig(TipConfig, KappaConfig, DistillationConfig):
+    r"""
+    [`~trl.DistillationConfig`] that trains on selected tokens. With `tip_rule="none"` it is `DistillationConfig`.
+
+    > Parameters that choose tokens
+
+    tip_rule (`str`, *optional*, defaults to `"soft_or"`):
+        Score by which tokens are kept: `"soft_or"` of entropy and divergence, `"entropy"`, `"entropy_sample"`, `"q3"`,
+        `"divergence"`, `"random"`, `"bottom"`; with `"none"` all are.
+    tip_ratio (`float`, *optional*, defaults to `0.5`):
+        Share of each rollout's tokens to keep.
+    tip_entropy_clip_quantile (`float`, *optional*, defaults to `0.98`):
+        Quantile at which entropies are clipped before they are normalised.
+    tip_divergence_clip_quantile (`float`, *optional*):
+        The same for divergences. Not in the paper; `0.98` is wiser where `tip_ratio` is below 0.5.
+    tip_min_tokens (`int`, *optional*, defaults to `1`):
+        Tokens to keep of each rollout at least.
+    tip_scope (`str`, *optional*, defaults to `"micro_batch"`):
+        Tokens that normalise the scores: one process' micro-batch, that of all processes (`"global"`), or a running
+        mean of the latter (`"ema"`).
+
+    > Parameters that choose what is trained
+
+    kappa_mode (`str`, *optional*, defaults to `"none"`):
+        `"freeze"` or `"lora"`: train only the weights of low condition number, or adapters on them. The further
+        fields of this group are those of `trl_entropy.kappa.config.KappaConfig`.
+
+    > Parameters that control the logging
+
+    tip_scatter_steps (`int`, *optional*):
+        Every this many optimizer steps, write entropies and divergences of one micro-batch and which tokens were kept
+        to `tip_scatter.json` in `output_dir`. These steps run the teacher's head on all tokens, whatever the rule.
+
+    Raises:
+        `ValueError`: a field that is out of range.
+    """
+
+    tip_scatter_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "Every this many optimizer steps, write entropies and divergences of one micro-batch and which "
+            "tokens were kept to `tip_scatter.json` in `output_dir`."
+        },
+    )
+
+    def __post_init__(self):
+        self.given_settings = given_settings(self)  # what model cards show: before TRL derives values from others
+        check_before(self)
+        super().__post_init__()
+        check_after(self)
+        tip = Tip(self)
+        checked(
+            self,
+            "tip_scatter_steps",
+            lambda value: value is None or (type(value) is int and value > 0),
+            "an integer > 0 or null",
+        )
+        for warning in self._inert_warnings(tip):
+            logger.warning(warning)
+
+    def _inert_warnings(self, tip: Tip) -> list[str]:
+        return inert_settings(self, tip, self.max_completion_length)

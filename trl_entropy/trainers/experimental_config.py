@@ -1,0 +1,96 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Configs of TRL's experimental distillation trainers with the fields of TIP."""
+
+from dataclasses import dataclass
+
+import trl
+from accelerate.logging import get_logger
+from trl.experimental.gkd import GKDConfig
+from trl.experimental.sdft import SDFTConfig
+from trl.experimental.sdpo import SDPOConfig
+
+from ..methods.tip import Tip, TipConfig
+from .checks import check_before, check_trl_version
+from .distillation_config import inert_settings
+
+
+logger = get_logger(__name__)
+
+check_trl_version(trl.__version__)
+
+
+def refuse(config: TipConfig, name: str, why: str) -> None:
+    """Raises `ValueError` where the field `name`, which must be false, is set."""
+    if getattr(config, name):
+        raise ValueError(
+            f"`{name}` must be false with `tip_rule` {config.tip_rule!r}, got {getattr(config, name)!r}: {why}"
+        )
+
+
+@dataclass
+class EntropyGKDConfig(TipConfig, GKDConfig):
+    r"""
+    [`~trl.experimental.gkd.GKDConfig`] that trains on selected tokens. With `tip_rule="none"` it is `GKDConfig`. The
+    fields `tip_*` are those of [`EntropyDistillationConfig`]; scores are at temperature 1, as GKD's loss is.
+
+    Raises:
+        `ValueError`: a field that is out of range; `packing` or `padding_free`, which put several rollouts in one row.
+    """
+
+    def __post_init__(self):
+        check_before(self)
+        super().__post_init__()
+        tip = Tip(self)
+        if tip.selects:
+            for name in ("packing", "padding_free"):
+                refuse(self, name, "tokens are chosen inside each rollout, and a packed row holds several.")
+        for warning in inert_settings(self, tip, None):
+            logger.warning(warning)
+
+
+class SelfDistillationChecks:
+    """The part of a config of self-distillation that checks the fields of TIP. Mixed in first."""
+
+    def __post_init__(self):
+        check_before(self)
+        super().__post_init__()
+        tip = Tip(self)
+        if tip.selects:
+            refuse(
+                self,
+                "use_teacher_server",
+                "a server returns the teacher's highest log-probabilities, not the logits that tokens are chosen by.",
+            )
+        for warning in self._inert_warnings(tip):
+            logger.warning(warning)
+
+    def _inert_warnings(self, tip: Tip) -> list[str]:
+        return inert_settings(self, tip, self.max_completion_length)
+
+
+@dataclass
+class EntropySDFTConfig(SelfDistillationChecks, TipConfig, SDFTConfig):
+    r"""
+    [`~trl.experimental.sdft.SDFTConfig`] that trains on selected tokens. With `tip_rule="none"` it is `SDFTConfig`.
+    The fields `tip_*` are those of [`EntropyDistillationConfig`].
+
+    Raises:
+        `ValueError`: a field that is out of range; `use_teacher_server`, which has no logits of the teacher.
+    """
+
+
+@dataclass
+class EntropySDPOConfig(SelfDistillationChecks, TipConfig, SDPOConfig):
+    r"""
+    [`~trl.experimental.sdpo.SDPOConfig`] that distils on selected tokens. With `tip_rule="none"` it is `SDPOConfig`.
+    The fields `tip_*` are those of [`EntropyDistillationConfig`].
+
+    Raises:
+        `ValueError`: a field that is out of range; `use_teacher_server`, which has no logits of the teacher.
+    """
+
+    def _inert_warnings(self, tip: Tip) -> list[str]:
+        if tip.selects and self.distillation_weight == 0:
+            return [f"`tip_rule` {tip.rule!r} does nothing, since `distillation_weight` is 0: nothing is distilled."]
+        return super()._inert_warnings(tip)

@@ -1,0 +1,174 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""`EntropyGRPOConfig`: TRL's `GRPOConfig` and the fields of every method."""
+
+from dataclasses import dataclass, field
+
+import trl
+from accelerate.logging import get_logger
+from trl import GRPOConfig
+
+from ..head.patch import HEAD_STATISTICS
+from ..kappa.config import KappaConfig
+from ..methods import Method, MethodsConfig, build_methods, idle_fields
+from ..runs.provenance import given_settings
+from ..settings import checked, flag, one_of
+from .checks import check_after, check_before, check_trl_version
+from .entropy_bonus import EntropyBonusConfig, bonus_warnings, check_bonus
+from .recording import NOT_A_TOKEN_PER_FORWARD
+
+
+logger = get_logger(__name__)
+
+LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
+
+
+check_trl_version(trl.__version__)
+
+
+@dataclass
+class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, KappaConfig, GRPOConfig):
+    r"""
+    [`~trl.GRPOConfig`] with entropy methods. With `methods` empty it is `GRPOConfig`.
+
+    > Parameters that choose entropy methods
+
+    methods (`list[str]`, *optional*, defaults to `[]`):
+        Entropy methods to apply, in this order, each seeing the advantages that those before it left.
+    fused_head (`bool`, *optional*, defaults to `True`):
+        Use this package's fused LM head, whose backward leaves out tokens without gradient. Without it the head is
+        TRL's, to the bit.
+    entropy_forecast (`bool`, *optional*, defaults to `False`):
+        Log the first-order prediction of each step's entropy change beside the realised change. On by itself where a
+        method needs the same statistics.
+    log_token_entropies (`int`, *optional*, defaults to `0`):
+        How many completions of each log to keep below `output_dir/completions`, with the entropy of each token, for
+        `trl-entropy report`.
+    record_entropies (`bool`, *optional*, defaults to `False`):
+        Where entropies are asked for and TRL does not score its rollouts, record them during generation instead of
+        making one more forward. Equal to those of a forward up to rounding, which in bfloat16 is a hundredth of a
+        nat. Not with vLLM, continuous batching, beams, or a rollout function.
+
+    > Parameters that control TRL's entropy bonus
+
+    entropy_coef_schedule (`str`, *optional*, defaults to `"constant"`):
+        How the static `entropy_coef` moves over the run: `"constant"`, or to 0 by `"linear"` or `"cosine"`.
+    entropy_controller (`str`, *optional*, defaults to `"step"`):
+        What moves `entropy_coef` with `use_adaptive_entropy`: TRL's `"step"`, or `"pi"`.
+    entropy_controller_kp (`float`, *optional*, defaults to `0.1`):
+        Proportional gain of `"pi"`: coefficient per nat.
+    entropy_controller_ki (`float`, *optional*, defaults to `0.01`):
+        Integral gain of `"pi"`: coefficient per nat and optimizer step.
+
+    > Parameters that control which weights are trained
+
+    kappa_mode (`str`, *optional*, defaults to `"none"`):
+        `"freeze"` trains the weights of low condition number, `"lora"` makes them the targets of `peft_config`. The other
+        fields of this group are those of `trl_entropy.kappa.config.KappaConfig`.
+
+    The fields of a method start with its name and are described by `--help` and in the method's module under
+    `trl_entropy.methods`.
+
+    Raises:
+        `ValueError`: an unknown or repeated method, or a field of a method that is out of range.
+    """
+
+    fused_head: bool = field(
+        default=True,
+        metadata={
+            "help": "Use this package's fused LM head, whose backward leaves out tokens without gradient. Without it "
+            "the head is TRL's, to the bit."
+        },
+    )
+    entropy_forecast: bool = field(
+        default=False,
+        metadata={
+            "help": "Log the first-order prediction of each step's entropy change beside the realised change. On by "
+            "itself where a method needs the same statistics."
+        },
+    )
+    log_token_entropies: int = field(
+        default=0,
+        metadata={
+            "help": "How many completions of each log to keep below `output_dir/completions`, with the entropy of each "
+            "token, for `trl-entropy report`."
+        },
+    )
+    record_entropies: bool = field(
+        default=False,
+        metadata={
+            "help": "Where entropies are asked for and TRL does not score its rollouts, record them during generation "
+            "instead of making one more forward."
+        },
+    )
+
+    def __post_init__(self):
+        self.given_settings = given_settings(self)  # what model cards show: before TRL derives values from others
+        check_before(self, num_generations=2)
+        super().__post_init__()
+        one_of(self, "loss_type", *LOSS_TYPES)  # TRL says so in the first step
+        check_after(self)
+        methods = build_methods(self)
+        self._check_head(methods)
+        self._check_recording(methods)
+        check_bonus(self)
+        checked(self, "log_token_entropies", lambda value: type(value) is int and value >= 0, "a whole number >= 0")
+        own = [warning for method in methods for warning in method.check(self)]
+        for warning in (*self._idle_warnings(), *bonus_warnings(self), *self._inert_warnings(methods), *own):
+            logger.warning(warning)
+
+    def _check_head(self, methods: list[Method]) -> None:
+        flag(self, "fused_head")
+        flag(self, "entropy_forecast")
+        askers = [f"method {method.name!r}" for method in methods if set(method.needs).intersection(HEAD_STATISTICS)]
+        if self.entropy_forecast:
+            askers.append("`entropy_forecast`")
+        if askers and not self.fused_head:
+            raise ValueError(f"`fused_head` must be true for {' and '.join(askers)}, got {self.fused_head!r}.")
+
+    def _check_recording(self, methods: list[Method]) -> None:
+        if not flag(self, "record_entropies"):
+            return
+        reasons = {f"`{name}`": getattr(self, name) for name in ("use_vllm", "use_transformers_continuous_batching")}
+        kwargs = self.generation_kwargs or {}
+        reasons |= {f"`{name}` in `generation_kwargs`": name in kwargs for name in NOT_A_TOKEN_PER_FORWARD}
+        reasons |= {f"method {method.name!r}": "rollout_logps" in method.needs for method in methods}
+        if found := [reason for reason, applies in reasons.items() if applies]:
+            raise ValueError(f"`record_entropies` must be false with {found[0]}, got True.")
+
+    def _idle_warnings(self) -> list[str]:
+        return [
+            f"`{name}` is set to {getattr(self, name)!r}, but its method is not in `methods` ({self.methods}): it does "
+            "nothing."
+            for name in idle_fields(self)
+        ]
+
+    def _inert_warnings(self, methods: list[Method]) -> list[str]:
+        """Settings under which a method changes nothing, or not what its paper means."""
+        found = []
+        single_update = self.gradient_accumulation_steps % (self.steps_per_generation * self.num_iterations) == 0
+        if single_update:
+            for method in methods:
+                if method.acts_on_ratio:
+                    effect = "amplifies numerical noise" if self.use_vllm else "does nothing"
+                    found.append(
+                        f"Method {method.name!r} acts on the ratio between the current and the generating policy, "
+                        "which is 1 when each generation batch is used for one optimizer step, so that it "
+                        f"{effect}. Set `num_iterations` (now {self.num_iterations}) above 1 or `steps_per_generation` "
+                        f"(now {self.steps_per_generation}) above `gradient_accumulation_steps` (now "
+                        f"{self.gradient_accumulation_steps})."
+                    )
+        if self.record_entropies and not single_update:
+            found.append(
+                "`record_entropies` does nothing: TRL scores its rollouts where a generation batch serves more than one "
+                "optimizer step, and entropies cost nothing there."
+            )
+        if self.scale_rewards == "none":
+            for method in methods:
+                if method.assumes_unit_advantages:
+                    found.append(
+                        f"The thresholds of method {method.name!r} presuppose advantages divided by their standard "
+                        "deviation, but `scale_rewards` is 'none': scale the thresholds with the rewards, or set "
+                        "`scale_rewards` to 'group' or 'batch'."
+                    )
+        return found

@@ -1,0 +1,62 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""From tensors on each process to the numbers that are logged."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..collectives import Collectives
+from ..functional import quantiles
+from ..methods import Method
+from ..tokens import Rollouts, TokenBatch
+
+
+def entropy_metrics(tokens: TokenBatch, advantages: Tensor) -> dict[str, Tensor]:
+    """Quantiles of the token entropies of all processes, and the entropies of rewarded and of punished tokens.
+
+    `advantages` are those of the rewards, (B,) or (B, T).
+    """
+    entropy = tokens.entropy.detach()
+    advantages = advantages if advantages.dim() == 2 else advantages.unsqueeze(1)
+    q10, q50, q90 = quantiles(tokens.world.gather(entropy[tokens.mask]), (0.1, 0.5, 0.9))
+    return {
+        "entropy/quantile_10": q10,
+        "entropy/quantile_50": q50,
+        "entropy/quantile_90": q90,
+        "entropy/positive_advantage_mean": entropy.masked_fill(advantages <= 0, torch.nan),
+        "entropy/negative_advantage_mean": entropy.masked_fill(advantages >= 0, torch.nan),
+    }
+
+
+def named_metrics(method: Method, batch: TokenBatch | Rollouts) -> dict[str, Tensor]:
+    return {f"{method.name}/{key}": value for key, value in method.metrics(batch).items()}
+
+
+def reduce_metrics(values: dict[str, Tensor], mask: Tensor, world: Collectives) -> dict[str, float]:
+    """Means over the valid tokens of all processes, extremes for keys that end in `_min` or `_max`.
+
+    (B, T) values count where `mask` (B, T) does; NaN counts nowhere. What counts nowhere at all reads NaN.
+    """
+    means, extremes = {}, {}
+    for key, value in values.items():
+        value = value.detach().float()
+        if value.dim() == 2:
+            value = value[mask]
+        value = value[~value.isnan()]
+        if key.endswith(("_min", "_max")):
+            sign = -1 if key.endswith("_min") else 1
+            extremes[key] = (sign, (sign * value).amax() if value.numel() else value.new_full((), -torch.inf))
+        else:
+            means[key] = torch.stack([value.sum(), value.new_tensor(value.numel())])
+    reduced = {}
+    if means:
+        for key, (total, count) in zip(means, world.sum(torch.stack([*means.values()])).tolist(), strict=True):
+            reduced[key] = total / count if count else math.nan
+    if extremes:
+        local = torch.stack([value for _, value in extremes.values()])
+        found = world.gather(local).view(-1, len(extremes)).amax(0).tolist()
+        for (key, (sign, _)), value in zip(extremes.items(), found, strict=True):
+            reduced[key] = sign * value if math.isfinite(value) else math.nan
+    return reduced
