@@ -47,17 +47,19 @@ def verl_terms(actor, logps, old_logps, advantages, mask, dropped):
 
 
 @pytest.mark.parametrize("method", ["kl_cov", "clip_cov"])
-def test_paired_settings_give_one_loss(make_trainer, method):
+def test_paired_settings_give_one_loss(make_trainer, monkeypatch, method):
     actor, ours = BLOCKS["verl", method]["actor_rollout_ref"]["actor"], BLOCKS["trl", method]
     assert actor["loss_agg_mode"] == "token-mean"  # which `reduce_terms` calls dapo
     batch = cases.off_policy_batch(build_model())
     batch["advantages"] = batch["advantages"] * 4  # so that some covariances lie within the band
     trainer = make_trainer(model=build_model(), **ours)
+    update = cases.record_update(monkeypatch)
     loss, gradients = loss_and_gradients(trainer, batch)
     model, mask = build_model(), batch["completion_mask"].bool()
     logps, _ = dense_logps_and_entropy(model, batch)
     advantages = batch["advantages"][:, None].expand(logps.shape)
-    dropped = mask & ~trainer.methods[0]._kept if method == "clip_cov" else torch.zeros_like(mask)
+    kept = update["taken"].logs["clip_cov/kept_fraction"] if method == "clip_cov" else mask
+    dropped = mask & ~kept
     terms = verl_terms(actor, logps, batch["old_per_token_logps"], advantages, mask, dropped)
     expected = reduce_terms("dapo", terms, mask)
     expected.backward()

@@ -336,10 +336,12 @@ def test_a_trainer_can_record_the_statistics(make_trainer):
     batch = make_loss_batch()
     input_ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
     attention_mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
-    head.record = []
-    logps, _, _ = trainer._get_per_token_logps_and_entropies(trainer.model, input_ids, attention_mask, 6, batch_size=2)
-    assert len(head.record) == 2 and all(out.sum_sq_probs.shape == (2, 8) for out in head.record)
-    torch.testing.assert_close(torch.cat([out.log_probs for out in head.record])[:, -6:], logps, **EXACT)
+    with head.recording("second_moments") as recorded:
+        logps, _, _ = trainer._get_per_token_logps_and_entropies(
+            trainer.model, input_ids, attention_mask, 6, batch_size=2
+        )
+    assert len(recorded.outputs) == 2 and all(out.sum_sq_probs.shape == (2, 8) for out in recorded.outputs)
+    torch.testing.assert_close(torch.cat([out.log_probs for out in recorded.outputs])[:, -6:], logps, **EXACT)
 
 
 # Settings

@@ -92,7 +92,7 @@ def test_no_positive_sequence_changes_nothing():
 def test_controller_measures_the_mean_of_the_step_before():
     method = cases.build("aepo", aepo_target_entropy=0.5, aepo_mode="reweight")
     first, second = random_tokens(seed=1), random_tokens(seed=2)
-    assert torch.equal(method.token_advantages(first), first.advantages) and method.temperature == 1
+    assert torch.equal(method.token_advantages(first)[0], first.advantages) and method.temperature == 1
     method.token_advantages(replace(second, draw=(0, 1, 0)))
     assert method.entropy == pytest.approx(first.entropy[first.mask].mean().item())
     method.token_advantages(replace(first, draw=(0, 2, 0), training=False))
@@ -113,7 +113,7 @@ def test_state_survives_json():
         method.token_advantages(replace(random_tokens(seed=step), draw=(0, step, 0)))
     other.load_state_dict(json.loads(json.dumps(method.state_dict())))
     tokens = replace(random_tokens(seed=5), draw=(0, 2, 0))
-    assert torch.equal(other.token_advantages(tokens), method.token_advantages(tokens))
+    assert torch.equal(other.token_advantages(tokens)[0], method.token_advantages(tokens)[0])
     assert other.temperature == method.temperature != 1
 
 
@@ -200,7 +200,7 @@ def test_no_positive_auxiliary_completion_gives_a_differentiable_zero():
     method = cases.build("aepo", aepo_target_entropy=0.5, aepo_positive_reward=9.0)
     tokens = random_tokens()
     logps = tokens.logps.clone().requires_grad_()
-    term = method.auxiliary_loss(replace(tokens, logps=logps))
+    term = method.auxiliary_loss(replace(tokens, logps=logps))[0]
     assert term.item() == 0
     (gradient,) = torch.autograd.grad(term, logps)
     assert gradient.abs().max() == 0

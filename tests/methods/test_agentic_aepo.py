@@ -22,6 +22,7 @@ from trl import GRPOTrainer
 
 from trl_entropy import EntropyGRPOConfig
 from trl_entropy.methods.agentic_aepo import entropy_scores
+from trl_entropy.trainers import rollouts
 
 
 NEW = [0.22, 0.30, 0.12, 0.30, 0.12]
@@ -30,7 +31,7 @@ ADVANTAGES = [1.0, 1, 1, -1, -1]
 
 def test_worked_example_of_the_advantage():
     rollouts = make_rollouts([[0, 0.2, 9.0], [0.6, 1.2, 9.0]], [1.0, -1.0], [[1, 1, 0]] * 2)
-    found = cases.build("agentic_aepo").group_advantages(rollouts)[:, :2]
+    found = cases.build("agentic_aepo").group_advantages(rollouts)[0][:, :2]
     expected = [[0.811017763, 0.886610658], [-1.037796447, -1.264575131]]
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-9)
     scores = entropy_scores(rollouts.entropy, rollouts.mask)
@@ -45,10 +46,9 @@ def test_worked_example_of_the_clip(keep):
     tokens = make_tokens(logps.detach(), torch.full((1, 5), 0.2, dtype=torch.float64).log(), ADVANTAGES)
     tokens = replace(tokens, logps=logps, clip_low=0.8, clip_high=1.28)
     method = cases.build("agentic_aepo", agentic_aepo_coef=0.0, agentic_aepo_keep_gradient=keep)
-    method.token_advantages(tokens)
     ratio = (logps - tokens.old_logps).exp()
     loss = -torch.minimum(ratio * tokens.advantages, ratio.clamp(0.8, 1.28) * tokens.advantages)
-    term = method.loss(tokens)
+    term = method.loss(tokens)[0]
     loss = loss if term is None else loss + term
     torch.testing.assert_close(
         loss[0].detach(), torch.tensor([-1.1, -1.28, -0.6, 1.5, 0.8], dtype=torch.float64), **FLOAT64
@@ -91,8 +91,7 @@ def test_correction_for_the_engine_weighs_the_term():
     for ratio in (None, torch.full((4, 1), 0.4, dtype=torch.float64)):
         method = cases.build("agentic_aepo")
         tokens = replace(tokens, logps=logps, engine_ratio=ratio)
-        method.token_advantages(tokens)
-        gradients.append(torch.autograd.grad(method.loss(tokens).sum(), logps)[0])
+        gradients.append(torch.autograd.grad(method.loss(tokens)[0].sum(), logps)[0])
     torch.testing.assert_close(gradients[1], 0.4 * gradients[0], **FLOAT64)
     assert gradients[0].abs().max() == 0.5
 
@@ -137,7 +136,7 @@ def test_no_spread_no_change():
         ([[0.5, 0.1, 0.2]], [[0, 0, 0]]),
     ):
         rollouts = make_rollouts(entropy, [2.0], mask)
-        assert (cases.build("agentic_aepo").group_advantages(rollouts) == 2).all()
+        assert (cases.build("agentic_aepo").group_advantages(rollouts)[0] == 2).all()
 
 
 def test_properties(make_trainer):
@@ -172,11 +171,16 @@ def test_settings_that_cannot_work(caplog, tmp_path):
         assert sum("does nothing where each generation batch" in r.getMessage() for r in caplog.records) == count
 
 
-def test_training(make_trainer):
+def test_training(make_trainer, monkeypatch):
     trainer = make_trainer(methods=["agentic_aepo"], steps_per_generation=2, learning_rate=0.5, max_steps=4)
     seen = []
-    hook = trainer._apply_group_hooks
-    trainer._apply_group_hooks = lambda output, scores: (seen.append((output["advantages"].clone(), output)), hook(output, scores))  # fmt: skip
+    hook = rollouts.apply_group_hooks
+
+    def spy(trainer, generation, output):
+        seen.append((output["advantages"].clone(), output))
+        hook(trainer, generation, output)
+
+    monkeypatch.setattr(rollouts, "apply_group_hooks", spy)
     trainer.train()
     stock, output = seen[0]
     mask = output["completion_mask"].bool()

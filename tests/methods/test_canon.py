@@ -9,6 +9,8 @@ from support.tiny import FLOAT64, build_dataset, count_reward, make_rollouts, ra
 
 from trl_entropy import EntropyGRPOConfig
 from trl_entropy.methods.canon import cosine_mu
+from trl_entropy.trainers.generation import Generation
+from trl_entropy.trainers.rollouts import batches_made
 
 
 REWARDS = [1.0, 0, 1, 1, 0, 0, 1, 1]
@@ -29,9 +31,9 @@ def advantages(rewards, metric, group=None, batch=0, columns=None, **settings):
     )
     method = cases.build("canon", **{f"canon_{key}": value for key, value in settings.items()})
     method.check_rewards(list(columns))
-    found = method.group_advantages(rollouts)
+    found, metrics = method.group_advantages(rollouts)
     assert torch.equal(found[:, 0], found[:, 1])
-    return found[:, 0].tolist(), method.rollout_metrics(rollouts)
+    return found[:, 0].tolist(), metrics
 
 
 @pytest.mark.parametrize(
@@ -79,7 +81,7 @@ def test_against_the_equations(metric, group):
     for seed in range(3):
         rollouts = random_rollouts(seed=seed, group=group)
         method = cases.build("canon", canon_metric=metric, canon_mu=0.3, canon_alpha=0.8)
-        found = method.group_advantages(rollouts)[:, 0].tolist()
+        found = method.group_advantages(rollouts)[0][:, 0].tolist()
         values = [
             row[own].mean().item() if metric == "entropy" else float(own.sum())
             for row, own in zip(rollouts.entropy, rollouts.generated, strict=True)
@@ -173,9 +175,9 @@ def test_the_cosine_counts_generation_batches(make_trainer):
     logged = [row["canon/mu"] for row in trainer.state.log_history if "canon/mu" in row]
     assert logged == pytest.approx([1 - 0.02, 1 - 0.04])
     trainer._step = 0  # where a resumed run begins to count
-    assert trainer._batches_made() == 1
+    assert batches_made(trainer) == 1
     trainer.state.global_step = 8
-    assert trainer._batches_made() == 2
+    assert batches_made(trainer) == 2
 
 
 def test_properties():
@@ -229,18 +231,20 @@ def test_odd_groups_warn(caplog, tmp_path):
 
 
 @pytest.mark.parametrize("metric, forwards", [("entropy", 1), ("length", 0)])
-def test_training(make_trainer, metric, forwards):
+def test_training(make_trainer, monkeypatch, metric, forwards):
     trainer = make_trainer(
         methods=["canon"], canon_metric=metric, per_device_train_batch_size=8, mask_truncated_completions=True,
         eval_dataset=build_dataset(2), per_device_eval_batch_size=2, num_generations_eval=1,
     )  # fmt: skip
+    generations, generate = [], Generation.generate
+    monkeypatch.setattr(Generation, "generate", lambda self, *a: (generations.append(self), generate(self, *a))[1])
     made, forward = [], trainer._get_per_token_logps_and_entropies
     trainer._get_per_token_logps_and_entropies = lambda *a, **k: (made.append(k), forward(*a, **k))[1]
     output = trainer._generate_and_score_completions([{"prompt": "w1"}] * 4 + [{"prompt": "w2"}] * 4)
     assert len(made) == forwards
     rewards = list(trainer._logs["rewards"]["count_reward"])
     if metric == "length":
-        lengths = [float(len(ids)) for ids in trainer._generated[1]]
+        lengths = [float(len(ids)) for ids in generations[0].completion_ids]
         expected = literal(rewards[:4], lengths[:4], 1, 1, False) + literal(rewards[4:], lengths[4:], 1, 1, False)
         assert output["advantages"][:, 0].tolist() == pytest.approx(expected, abs=1e-6)
     assert list(trainer._logs["advantages"]) == pytest.approx(output["advantages"][:, 0].tolist())

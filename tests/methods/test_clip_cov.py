@@ -54,24 +54,24 @@ def worked_example(**settings):
 
 def test_worked_example():
     method, tokens = worked_example()
-    method.token_advantages(tokens)
+    _, logs = method.token_advantages(tokens)
     expected = [[1.550625, 1.494375, -1.768125, -1.584375, 4.018125, -1.156875]]
-    torch.testing.assert_close(method._covariance, torch.tensor(expected, dtype=torch.float64), **FLOAT64)
+    torch.testing.assert_close(logs["covariance_mean"], torch.tensor(expected, dtype=torch.float64), **FLOAT64)
     # Token 1 has the ratio 1.22 and is cut by PPO already; tokens 0 and 4 lie in the band (1, 5).
-    assert method._eligible.tolist() == [[True, False, False, False, True, False]]
+    assert logs["eligible_fraction"].tolist() == [[True, False, False, False, True, False]]
     ratio = (tokens.logps - tokens.old_logps).exp()
     terms = -torch.minimum(ratio * tokens.advantages, ratio.clamp(0.8, 1.2) * tokens.advantages)
     means = {"none": terms.mean(), 0: terms[:, 1:].sum() / 6, 4: (terms.sum() - terms[0, 4]) / 6}
     for dropped, expected in {"none": -0.4132341874, 0: -0.1607216456, 4: -0.5155755315}.items():
         assert means[dropped].item() == pytest.approx(expected, abs=1e-9)
-    kept = method._kept[0].tolist()
+    kept = logs["kept_fraction"][0].tolist()
     assert sum(kept) == 5 and not (kept[0] and kept[4])
 
 
 def test_range_of_the_released_code():
     method, tokens = worked_example()
-    method.token_advantages(make_tokens(tokens.logps, tokens.old_logps, tokens.advantages, epsilon=1.0))
-    assert method._eligible.tolist() == [[True, True, False, False, True, False]]
+    _, logs = method.token_advantages(make_tokens(tokens.logps, tokens.old_logps, tokens.advantages, epsilon=1.0))
+    assert logs["eligible_fraction"].tolist() == [[True, True, False, False, True, False]]
 
 
 def test_draw_is_uniform_over_the_eligible_and_of_the_right_size():
@@ -103,7 +103,7 @@ def test_draw_depends_on_step_micro_batch_and_rank_and_repeats():
 def test_nothing_eligible_changes_nothing():
     method = cases.build("clip_cov", clip_cov_low=50.0, clip_cov_high=60.0)
     tokens = random_tokens()
-    assert torch.equal(method.token_advantages(tokens)[tokens.mask], tokens.advantages[tokens.mask])
+    assert torch.equal(method.token_advantages(tokens)[0][tokens.mask], tokens.advantages[tokens.mask])
 
 
 def test_properties(make_trainer):

@@ -12,6 +12,7 @@ from test_steer import F1_LOGITS, three_tokens
 from trl_entropy.functional import discriminator
 from trl_entropy.methods.discriminator import clip_b_mask, clip_v_mask
 from trl_entropy.tokens import Rollouts
+from trl_entropy.trainers import rollouts
 
 
 def mask_by_hand(logps, entropy, advantages, mask, mu):
@@ -44,15 +45,16 @@ def test_on_policy_loss_and_gradients(make_trainer, loss_type):
 def rollouts_of(trainer):
     """One generation batch: the output of the trainer, and what stock TRL would have made of the same rollouts."""
     found = {}
-    original = trainer._apply_group_hooks
+    original = rollouts.apply_group_hooks
 
-    def spy(output, scores):
+    def spy(trainer, generation, output):
         found["stock"] = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in output.items()}
-        original(output, scores)
+        original(trainer, generation, output)
         found["ours"] = output
 
-    trainer._apply_group_hooks = spy
-    trainer._prepare_inputs([{"prompt": row["prompt"]} for row in trainer.train_dataset.select([0] * 4 + [1] * 4)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rollouts, "apply_group_hooks", spy)
+        trainer._prepare_inputs([{"prompt": row["prompt"]} for row in trainer.train_dataset.select([0] * 4 + [1] * 4)])
     return found["stock"], found["ours"]
 
 
@@ -156,7 +158,7 @@ def test_rewarded_tokens_are_never_left_out():
 
 def test_without_rollout_entropies_the_group_hook_leaves_advantages_alone():
     rollouts = Rollouts(advantages=torch.randn(2, 3), mask=torch.ones(2, 3).bool())
-    assert cases.build("clip_b").group_advantages(rollouts) is rollouts.advantages
+    assert cases.build("clip_b").group_advantages(rollouts)[0] is rollouts.advantages
 
 
 def test_properties(make_trainer):
@@ -166,7 +168,7 @@ def test_properties(make_trainer):
     cases.check_extremes_stay_finite(method, on_policy=True)
     cases.check_empty_mask(make_trainer, "clip_b")
     tokens = replace(three_tokens(), on_policy=True)
-    assert cases.build("clip_b", clip_b_mu=1e6).token_advantages(tokens).equal(tokens.advantages)
+    assert cases.build("clip_b", clip_b_mu=1e6).token_advantages(tokens)[0].equal(tokens.advantages)
 
 
 # Clip_V

@@ -28,10 +28,9 @@ MASK = [[1, 1, 0, 1, 0, 1], [1, 0, 1, 1, 1, 0]]
 def test_worked_example(zeta, first, second):
     rollouts = make_rollouts(ENTROPY, [1.0, -1.0], MASK)
     method = cases.build("empg", empg_zeta=zeta)
-    found = method.group_advantages(rollouts)
+    found, metrics = method.group_advantages(rollouts)
     expected = [[first[0]] * 2 + [0, first[1], 0, first[2]], [second[0], 0] + [second[1]] * 3 + [0]]
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-9)
-    metrics = method.rollout_metrics(rollouts)
     assert metrics["steps"].tolist() == [3, 2]
     torch.testing.assert_close(
         metrics["step_entropy"], torch.tensor([0.2, 0.8, 0.4, 1.0, 0.6], dtype=torch.float64), **FLOAT64
@@ -42,14 +41,14 @@ def test_groups_without_signal_get_the_bonus_unless_skipped():
     rollouts = make_rollouts(
         [[0.2, 9, 0.6], [0.3, 9, 0.9]], [0.0, 0.0], [[1, 0, 1]] * 2, rewards=torch.ones(2), num_generations=2
     )
-    found = cases.build("empg").group_advantages(rollouts)[:, [0, 2]]
+    found = cases.build("empg").group_advantages(rollouts)[0][:, [0, 2]]
     expected = torch.tensor([[0.0165784, -0.0116575], [0.0067365, -0.0116575]], dtype=torch.float64)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-7)
     method = cases.build("empg", empg_skip_uniform=True)
-    assert method.group_advantages(rollouts).abs().max() == 0
+    assert method.group_advantages(rollouts)[0].abs().max() == 0
     for rewards, skipped in (([1, math.nan, 1, 1], True), ([1, math.nan, 0, 1], False), ([math.nan] * 4, True)):
         rollouts = make_rollouts([[0.2, 0.6]] * 4, [0.1] * 4, rewards=torch.tensor(rewards), num_generations=4)
-        assert (method.group_advantages(rollouts).abs().max() == 0) == skipped
+        assert (method.group_advantages(rollouts)[0].abs().max() == 0) == skipped
 
 
 def literal(advantages, entropy, mask, k, k_future, zeta):
@@ -88,12 +87,12 @@ def test_against_the_equations(seed):
     scored = (rollouts.mask & ~rollouts.rewards.isnan().unsqueeze(1)).tolist()
     assert rollouts.mask[5].any() and not any(scored[5])
     expected = literal(rollouts.advantages[:, 0].tolist(), rollouts.entropy.tolist(), scored, 1.7, 0.6, 0.3)
-    torch.testing.assert_close(method.group_advantages(rollouts), expected, **FLOAT64)
+    torch.testing.assert_close(method.group_advantages(rollouts)[0], expected, **FLOAT64)
 
 
 def test_one_step_or_equal_entropies_change_nothing_but_the_mean():
     rollouts = make_rollouts([[0.5, 0.5], [0.5, 0.5]], [1.0, 0.5])
-    found = cases.build("empg").group_advantages(rollouts)
+    found = cases.build("empg").group_advantages(rollouts)[0]
     torch.testing.assert_close(found, torch.tensor([[0.25] * 2, [-0.25] * 2], dtype=torch.float64), rtol=0, atol=1e-7)
 
 
@@ -102,7 +101,7 @@ def test_advantages_per_token_keep_their_shape():
     advantages = torch.randn(8, 7, dtype=torch.float64)
     rollouts = replace(random_rollouts(rewards=torch.ones(8)), advantages=advantages)
     method = cases.build("empg", empg_k=0.0, empg_zeta=0.0)
-    shift = (method.group_advantages(rollouts) - rollouts.advantages)[rollouts.mask]
+    shift = (method.group_advantages(rollouts)[0] - rollouts.advantages)[rollouts.mask]
     torch.testing.assert_close(shift, shift[:1].expand_as(shift), rtol=0, atol=1e-7)
 
 
@@ -112,13 +111,11 @@ def test_splitter():
     method = cases.build("empg", empg_splitter="w5")  # token 7
     method.setup(build_tokenizer().decode)
     rollouts = make_rollouts([[1.0, 2.0, 5.0, 3.0]], [1.0], completion_ids=torch.tensor([[4, 7, 7, 4]]))
-    method.group_advantages(rollouts)
-    metrics = method.rollout_metrics(rollouts)
+    _, metrics = method.group_advantages(rollouts)
     assert metrics["steps"].tolist() == [3] and metrics["step_entropy"].tolist() == [1.5, 5.0, 3.0]
     # What a tool answered ends no step of the policy, beside the one that it interrupts.
     rollouts = replace(rollouts, mask=torch.tensor([[True, False, True, True]]))
-    method.group_advantages(rollouts)
-    assert method.rollout_metrics(rollouts)["steps"].tolist() == [3]
+    assert method.group_advantages(rollouts)[1]["steps"].tolist() == [3]
 
 
 def test_properties():

@@ -56,7 +56,7 @@ def test_worked_example():
     tokens = make_tokens(logps, [-0.06, -0.30, -2.9, -0.02, -4.8, -0.5], [1.5] * 3 + [-0.75] * 3)
     policy = -tokens.advantages * (tokens.logps - tokens.old_logps).exp()
     for coef, expected in {1.0: -0.3852515436, 0.1: -0.4152515436}.items():
-        term = METHODS["kl_cov"](config_of(kl_cov_ratio=0.2, kl_cov_coef=coef)).loss(tokens)
+        term = METHODS["kl_cov"](config_of(kl_cov_ratio=0.2, kl_cov_coef=coef)).loss(tokens)[0]
         assert (policy + term).mean().item() == pytest.approx(expected, abs=1e-9)
         assert term.nonzero().tolist() == [[0, 4]]
         if coef == 1.0:
@@ -77,21 +77,21 @@ def test_constant_advantages_select_nothing():
     method = cases.build("kl_cov", kl_cov_ratio=0.5)
     tokens = random_tokens()
     tokens = make_tokens(tokens.logps, tokens.old_logps, torch.full_like(tokens.logps, 0.25), mask=tokens.mask)
-    assert method.loss(tokens).abs().max() == 0
+    assert method.loss(tokens)[0].abs().max() == 0
 
 
 def test_a_share_of_one_selects_everything():
     tokens = random_tokens()
     method = cases.build("kl_cov", kl_cov_ratio=1.0)
-    method.loss(tokens)
-    assert torch.equal(method._selected, tokens.mask)
+    _, logs = method.loss(tokens)
+    assert torch.equal(logs["selected_fraction"], tokens.mask)
 
 
 def test_ties_go_to_the_earlier_token():
     method = cases.build("kl_cov", kl_cov_ratio=0.25)
     tokens = make_tokens([[-1.0, -3.0, -1.0, -3.0]] * 2, [[-2.0] * 4] * 2, [[1.0] * 4, [-1.0] * 4])
-    method.loss(tokens)
-    assert method._selected.nonzero().tolist() == [[0, 0], [0, 2]]
+    _, logs = method.loss(tokens)
+    assert logs["selected_fraction"].nonzero().tolist() == [[0, 0], [0, 2]]
 
 
 def test_on_policy_the_abs_penalty_has_no_gradient():

@@ -78,11 +78,10 @@ def test_rewards_of_completions():
     """The tag is the word w5, token 7; the entropy of token i is 0.3 i."""
     method = cases.build("pear", pear_think_end="w5", pear_format_reward=0.1)
     completions = [[4, 6, 7, 2, 3], [4, 6, 7, 2, 3], [4, 6, 2], [2, 7, 9], [2, 3]]
-    found = shaped(method, completions, [1.0, 0.0, 1.0, 0.5, math.nan])
+    found, logs = shaped(method, completions, [1.0, 0.0, 1.0, 0.5, math.nan])
     # 1.5 - 0.75 = 0.75; wrong; no tag: the mean of all but the last, 1.5; 0.6 - 2.7 < 0; no reward was given
     assert found[:4] == pytest.approx([0.25, 0.1, -0.5, 1.0]) and found[4] is None
-    rollouts = type("Rollouts", (), {"mask": torch.ones(5, 5)})
-    metrics = {key: value.tolist() for key, value in method.rollout_metrics(rollouts).items()}
+    metrics = {key: value.tolist() for key, value in logs.items()}
     assert metrics["penalty"] == pytest.approx([0.75, 0.75, 1.5, 0.0, 0.6])
     assert metrics["think_entropy"] == pytest.approx([1.5, 1.5, 1.5, 0.6, 0.6])
     assert metrics["answer_entropy"] == pytest.approx([0.75, 0.75, 0, 2.7, 0])
@@ -94,9 +93,9 @@ def test_rewards_of_completions():
 def test_a_prompt_that_closes_the_thinking_leaves_only_an_answer():
     method = cases.build("pear", pear_think_end="w5")
     with pytest.warns(UserWarning, match=r"A prompt ends in `pear_think_end` \('w5'\)") as seen:
-        assert shaped(method, [[4, 6, 7, 2]] * 2, [1.0, 1.0], prompt=(2, 7)) == [1.0, 1.0]
+        assert shaped(method, [[4, 6, 7, 2]] * 2, [1.0, 1.0], prompt=(2, 7))[0] == [1.0, 1.0]
     assert len(seen) == 1
-    assert shaped(method, [[4, 6, 7, 2]], [1.0], prompt=(7, 2)) == pytest.approx([1 - (1.5 - 0.6)])
+    assert shaped(method, [[4, 6, 7, 2]], [1.0], prompt=(7, 2))[0] == pytest.approx([1 - (1.5 - 0.6)])
 
 
 def test_a_tag_that_a_tool_wrote_closes_nothing():
@@ -106,8 +105,8 @@ def test_a_tag_that_a_tool_wrote_closes_nothing():
         rewards=[1.0], prompt_ids=[[2]], completion_ids=[[4, 7, 6, 7, 3]], token_entropies=[[1, 9, 2, 9, 1]]
     )
     for kept, think in (([1, 0, 1, 1, 1], 1.5), ([1, 1, 1, 1, 1], 1.0)):
-        method.reward(**columns, token_mask=[[bool(keep) for keep in kept]])
-        assert method._found["think_entropy"] == [think]
+        _, logs = method.reward(**columns, token_mask=[[bool(keep) for keep in kept]])
+        assert logs["think_entropy"].tolist() == [think]
 
 
 def test_columns_of_the_dataset_may_have_any_name(make_trainer):
@@ -154,7 +153,7 @@ def test_training(make_trainer, mask_truncated):
 @pytest.mark.parametrize("scale", ["group", "none"])
 def test_tiny_differences_become_large_advantages(make_trainer, monkeypatch, rewards, advantages, scale):
     """Why there is a warning: the second group differs by at most 0.0015, and TRL divides by its deviation."""
-    monkeypatch.setattr(Pear, "reward", lambda self, **columns: rewards)
+    monkeypatch.setattr(Pear, "reward", lambda self, **columns: (rewards, {}))
     trainer = make_trainer(methods=["pear"], scale_rewards=scale, steps_per_generation=2)
     found = trainer._generate_and_score_completions([{"prompt": "w1"}] * 4)["advantages"]
     if scale == "none":

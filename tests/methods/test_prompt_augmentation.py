@@ -233,7 +233,7 @@ def test_what_a_tool_wrote_is_no_format():
     method = cases.build("prompt_augmentation", prompt_augmentation_templates={"a": {"markers": ["w5"]}})
     method.setup(build_tokenizer().decode)
     for kept, score in (([True, True, True], 0.0), ([True, False, True], 1.0), ([False, False, True], 0.0)):
-        assert method.reward([[7, 7, 4]], [kept], ["a"]) == [score]
+        assert method.reward([[7, 7, 4]], [kept], ["a"])[0] == [score]
 
 
 class Room:

@@ -26,8 +26,7 @@ def three_tokens(**extra):
 
 def weights(tokens, **settings):
     method = cases.build("steer", **settings)
-    method.token_advantages(tokens)
-    return method._weights
+    return method.token_advantages(tokens)[1]["weight_mean"]
 
 
 @pytest.mark.parametrize("mapping", ["exp", "linear"])

@@ -63,7 +63,7 @@ class Counter(Method):
 
     def token_advantages(self, tokens):
         self.count += tokens.training
-        return tokens.advantages
+        return tokens.advantages, {}
 
     def state_dict(self):
         return {"count": self.count}

@@ -8,12 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from support.tiny import build_dataset, build_model, build_tokenizer
 
 from trl_entropy import EntropyGRPOConfig
 from trl_entropy.report.heat import heat_maps
 from trl_entropy.report.runs import read_runs
-from trl_entropy.runs.token_log import SettingsCallback, TokenLogHooks, changed_settings
+from trl_entropy.runs.token_log import SettingsCallback, TokenLog, changed_settings
 
 
 @pytest.mark.parametrize("steps_per_generation", [1, 2])
@@ -51,7 +52,7 @@ def test_entropies_are_those_of_a_forward(make_trainer, tmp_path, steps_per_gene
 def test_nothing_is_kept_unless_asked_for(make_trainer, tmp_path):
     trainer = make_trainer(max_steps=1)
     trainer.train()
-    assert not (tmp_path / "completions").exists() and trainer._kept_tokens == []
+    assert not (tmp_path / "completions").exists() and trainer._token_log.rows == []
 
 
 def test_completions_of_several_forwards_are_kept_and_none_of_evaluations(make_trainer, tmp_path):
@@ -70,9 +71,8 @@ def test_completions_of_several_forwards_are_kept_and_none_of_evaluations(make_t
     assert any("eval_entropy" in line for line in trainer.state.log_history)
 
 
-def test_tokens_that_the_loss_leaves_out_have_no_entropy():
-    hooks = TokenLogHooks()
-    hooks._tokenizer = build_tokenizer()
+def test_tokens_that_the_loss_leaves_out_have_no_entropy(tmp_path):
+    log = TokenLog(1, str(tmp_path), build_tokenizer().decode)
     row = {
         "prompt_ids": torch.tensor([0, 5, 6]),
         "prompt_mask": torch.tensor([0, 1, 1]),
@@ -82,14 +82,14 @@ def test_tokens_that_the_loss_leaves_out_have_no_entropy():
         "entropy": torch.tensor([0.25, 0.5, 1.0, 2.0]),
         "advantage": torch.tensor(-0.5),
     }
-    assert hooks._as_record(row) == {
+    assert log._as_record(row) == {
         "prompt": "w3 w4",
         "advantage": -0.5,
         "tokens": ["w5", " w6", " w7"],
         "entropies": [0.25, None, 1.0],
     }
     row["entropy"][2], row["advantage"] = math.nan, torch.tensor(math.inf)  # of a run that diverged
-    record = hooks._as_record(row)
+    record = log._as_record(row)
     assert (record["entropies"], record["advantage"]) == ([0.25, None, None], None)
 
 
@@ -139,14 +139,17 @@ def test_settings_name_no_place(tmp_path):
     assert not any(word in text for word in ("somewhere", "me/mine", "secret", "revision", str(tmp_path)))
 
 
-def test_only_the_main_process_keeps_tokens():
-    hooks = TokenLogHooks()
-    hooks.args = SimpleNamespace(log_token_entropies=2)
-    hooks.accelerator = SimpleNamespace(is_main_process=False)
-    hooks._keep_tokens({}, SimpleNamespace(training=True))
-    assert hooks._kept_tokens == []
-    hooks.accelerator.is_main_process = True
-    hooks._keep_tokens({}, SimpleNamespace(training=False))
-    assert hooks._kept_tokens == []
-    with pytest.raises(KeyError, match="prompt_ids"):  # which it now reads
-        hooks._keep_tokens({}, SimpleNamespace(training=True))
+def test_only_training_keeps_tokens(tmp_path):
+    batch = {"prompt_ids": torch.ones(1, 1)}
+    for count, training in ((0, True), (2, False)):
+        log = TokenLog(count, str(tmp_path), str)
+        log.keep(batch, SimpleNamespace(training=training))
+        assert log.rows == []
+    with pytest.raises(KeyError, match="prompt_mask"):  # which it now reads
+        log.keep(batch, SimpleNamespace(training=True))
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_only_the_main_process_keeps_tokens(make_trainer, monkeypatch, main):
+    monkeypatch.setattr(Accelerator, "is_main_process", main)
+    assert make_trainer(log_token_entropies=2)._token_log.count == (2 if main else 0)

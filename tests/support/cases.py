@@ -18,6 +18,7 @@ from support.tiny import (
 )
 
 from trl_entropy.methods import METHODS
+from trl_entropy.trainers.update import Update
 
 
 def build(name, **settings):
@@ -76,8 +77,9 @@ def outcome(method, tokens):
     names = ("logps", "entropy", "nucleus_entropy")
     leaves = {name: getattr(tokens, name).detach().requires_grad_() for name in names}
     tokens = replace(tokens, **leaves)
-    results = [method.token_advantages(tokens).detach()]
-    term = method.loss(tokens)
+    advantages = method.token_advantages(tokens)[0].detach()
+    results = [advantages]
+    term, _ = method.loss(replace(tokens, advantages=advantages))
     if term is not None:
         gradient = torch.autograd.grad(term.sum(), [*leaves.values()], allow_unused=True)
         scalar_or_tokens = [term.detach()] if term.dim() else [term.detach().expand_as(tokens.logps)]
@@ -145,7 +147,7 @@ def check_extremes_stay_finite(method, **extra):
 def check_rollouts(build_method):
     """What holds for every method that acts on generation batches: padding, order of groups, tokens outside the mask."""
     rollouts = random_rollouts()
-    plain = build_method().group_advantages(rollouts)
+    plain = build_method().group_advantages(rollouts)[0]
     assert plain.shape == rollouts.mask.shape and plain[rollouts.mask].isfinite().all()
     assert not plain.requires_grad
 
@@ -153,15 +155,27 @@ def check_rollouts(build_method):
     wider = replace(
         rollouts, **{name: torch.nn.functional.pad(getattr(rollouts, name), (0, 3), value=v) for name, v in padding.items()}
     )  # fmt: skip
-    torch.testing.assert_close(build_method().group_advantages(wider)[:, :-3][rollouts.mask], plain[rollouts.mask])
+    torch.testing.assert_close(build_method().group_advantages(wider)[0][:, :-3][rollouts.mask], plain[rollouts.mask])
 
     order = torch.tensor([4, 5, 6, 7, 0, 1, 2, 3])
-    permuted = build_method().group_advantages(map_rows(rollouts, lambda value: value[order]))
+    permuted = build_method().group_advantages(map_rows(rollouts, lambda value: value[order]))[0]
     torch.testing.assert_close(permuted[rollouts.mask[order]], plain[order][rollouts.mask[order]])
 
     garbage = rollouts.entropy.masked_fill(~rollouts.generated, 1e6)
-    found = build_method().group_advantages(replace(rollouts, entropy=garbage))
+    found = build_method().group_advantages(replace(rollouts, entropy=garbage))[0]
     torch.testing.assert_close(found[rollouts.mask], plain[rollouts.mask])
 
     nothing = replace(rollouts, mask=torch.zeros_like(rollouts.mask), generated=torch.zeros_like(rollouts.mask))
-    assert build_method().group_advantages(nothing).isfinite().all()
+    assert build_method().group_advantages(nothing)[0].isfinite().all()
+
+
+def record_update(monkeypatch):
+    """The update that is computed next, under "taken"."""
+    found, take = {}, Update.take_turns
+
+    def spy(update, *arguments):
+        take(update, *arguments)
+        found["taken"] = update
+
+    monkeypatch.setattr(Update, "take_turns", spy)
+    return found

@@ -18,6 +18,8 @@ from trl_entropy import (
     EntropyGRPOTrainer,
     KappaTuneCallback,
 )
+from trl_entropy.trainers.generation import Generation
+from trl_entropy.trainers.rollouts import apply_group_hooks
 
 
 METHODS = ["clip_cov", "steer", "clip_b", "clip_v", "aepo", "kl_cov", "siren", "epo"]
@@ -103,16 +105,18 @@ def grouped(output_dir, rank, processes, **settings):
     output = part(rollouts(), rank, processes)
     count = 8 // processes
     ids = [row[:length].tolist() for row, length in zip(output["completion_ids"], output["completion_mask"].sum(1), strict=True)]  # fmt: skip
-    trainer._generated, trainer._scores = ([[2]] * count, ids, None), [{"entropy": output["old_entropies"]}]
+    trainer._generation = generation = Generation(trainer)
+    generation.prompt_ids, generation.completion_ids = [[2]] * count, ids
+    generation.scores = {"logps": output["old_per_token_logps"], "entropy": output["old_entropies"]}
     rows = [{"prompt": "w1", "value": value} for value in REWARDS[rank * count :][:count, 0].tolist()]
     trainer._calculate_rewards(rows, ["w1"] * count, [""] * count, ids)
-    trainer._apply_group_hooks(output, {"logps": output["old_per_token_logps"], "entropy": output["old_entropies"]})
+    apply_group_hooks(trainer, generation, output)
     logged = {key: value[-1] for key, value in trainer._metrics["train"].items() if key.split("/")[0] in METHODS_HERE}
     return {
         "advantages": trainer.accelerator.gather(output["advantages"]),
         "logged": list(trainer._logs["advantages"]),
         "metrics": logged,
-        "rewards": trainer._rewards,
+        "rewards": generation.rewards,
     }
 
 
@@ -149,9 +153,10 @@ def results(output_dir, rank, processes):
         "sum_sq_probs_log_probs": -output["old_entropies"] / 9,
     }
     lengths = output["completion_mask"].sum(1).tolist()
-    trainer._generated = (None, [[2] * length for length in lengths], None)
-    trainer._rewards = trainer._given_rewards = REWARDS
-    trainer._apply_group_hooks(output, scores)
+    generation = Generation(trainer)
+    generation.completion_ids, generation.scores = [[2] * length for length in lengths], scores
+    generation.rewards = generation.given_rewards = REWARDS
+    apply_group_hooks(trainer, generation, output)
     found["group_advantages"] = trainer.accelerator.gather(output["advantages"])
     for name, settings in GROUPED.items():
         found[name] = grouped(output_dir, rank, processes, **settings)

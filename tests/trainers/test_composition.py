@@ -24,8 +24,9 @@ def record_turns(trainer):
 
     def spy(method, hook):
         def token_advantages(tokens):
-            seen[method.name] = (tokens.advantages, hook(tokens))
-            return seen[method.name][1]
+            advantages, logs = hook(tokens)
+            seen[method.name] = (tokens.advantages, advantages)
+            return advantages, logs
 
         return token_advantages
 
@@ -47,35 +48,28 @@ def test_each_method_sees_the_advantages_that_those_before_it_left(make_trainer)
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
-def test_all_methods_with_every_loss_type_and_trl_entropy_bonus(make_trainer, loss_type):
+def test_all_methods_with_every_loss_type_and_trl_entropy_bonus(make_trainer, monkeypatch, loss_type):
     """The loss is TRL's on the composed advantages, plus the penalty, less the entropy bonus."""
     batch = cases.off_policy_batch(build_model())
     trainer = make_trainer(methods=ALL, loss_type=loss_type, entropy_coef=0.03, model=build_model(), **STRONG)
-    turns = []
-    take = trainer._take_turns
-
-    def spy(tokens):
-        take(tokens)
-        turns.extend(trainer._turns)
-        trainer_advantages.append(trainer._batch["advantages"])
-
-    trainer_advantages = []
-    trainer._take_turns = spy
+    update = cases.record_update(monkeypatch)
     loss, gradients = loss_and_gradients(trainer, batch)
 
     model = build_model()
     logps, entropy = dense_logps_and_entropy(model, batch)
     mask = batch["completion_mask"].bool()
     low, high = (0.8, 1.2) if loss_type == "cispo" else (-math.inf, math.inf)
-    terms = policy_terms(loss_type, logps, batch["old_per_token_logps"], trainer_advantages[0], mask, low, high)
-    selected = trainer.methods[3]._selected
+    terms = policy_terms(
+        loss_type, logps, batch["old_per_token_logps"], update["taken"].batch["advantages"], mask, low, high
+    )
+    selected = update["taken"].logs["kl_cov/selected_fraction"]
     assert 0 < selected.sum() < mask.sum()
     terms = terms + (logps - batch["old_per_token_logps"]).abs() * selected
     expected = reduce_terms(loss_type, terms, mask) - 0.03 * entropy[mask].mean()
     expected.backward()
     torch.testing.assert_close(loss, expected.detach(), **FLOAT32)
     torch.testing.assert_close(gradients, {n: p.grad for n, p in model.named_parameters()}, **FLOAT32)
-    assert [method.name for method, _ in turns] == ALL
+    assert [method.name for method, _ in update["taken"].turns] == ALL
 
 
 @pytest.mark.parametrize(
@@ -118,17 +112,15 @@ def test_training_with_trl_options(make_trainer, settings):
             assert prefix + name in row
 
 
-def test_sequence_level_ratio_reaches_the_methods(make_trainer):
+def test_sequence_level_ratio_reaches_the_methods(make_trainer, monkeypatch):
     batch = cases.off_policy_batch(build_model())
     trainer = make_trainer(methods=["steer"], importance_sampling_level="sequence", loss_type="grpo")
-    seen = []
-    take = trainer._take_turns
-    trainer._take_turns = lambda tokens: (seen.append(tokens), take(tokens))
+    update = cases.record_update(monkeypatch)
     loss_and_gradients(trainer, batch)
-    mask = batch["completion_mask"].bool()
+    tokens, mask = update["taken"].acted, batch["completion_mask"].bool()
     for row in range(4):
-        log_ratio = (seen[0].logps - seen[0].old_logps).detach()[row][mask[row]].mean()
-        torch.testing.assert_close(seen[0].ratio[row], log_ratio.exp().expand(6))
+        log_ratio = (tokens.logps - tokens.old_logps).detach()[row][mask[row]].mean()
+        torch.testing.assert_close(tokens.ratio[row], log_ratio.exp().expand(6))
 
 
 def test_lora(make_trainer):
@@ -147,8 +139,8 @@ def test_neutral_advantages_stay_neutral(name):
     method = cases.build(name, **REQUIRED.get(name, {}))
     tokens = random_tokens(on_policy=True)
     tokens = replace(tokens, advantages=torch.zeros_like(tokens.advantages))
-    assert method.token_advantages(tokens).abs().max() == 0
-    term = method.loss(tokens)
+    assert method.token_advantages(tokens)[0].abs().max() == 0
+    term, _ = method.loss(tokens)
     assert term is None or term.abs().max() == 0 or name == "epo"  # which rewards entropy whatever the rewards
 
 

@@ -22,6 +22,7 @@ from trl_entropy.head.rebinding import rebound, swapped
 from trl_entropy.trainers.distillation import KERNEL, LOSS
 from trl_entropy.trainers.grpo import CLIPPING_LOSSES
 from trl_entropy.trainers.rollouts import FORWARD_KEYS
+from trl_entropy.trainers.update import Update
 
 
 def test_compute_loss_makes_its_forward_before_it_reads_the_advantages(make_trainer):
@@ -116,11 +117,11 @@ def test_loss_is_reduced_as_we_reduce_our_terms(make_trainer, loss_type, accumul
         ids, mask = (torch.cat([batch[f"prompt_{k}"], batch[f"completion_{k}"]], 1) for k in ("ids", "mask"))
         logps, _, _ = GRPOTrainer._get_per_token_logps_and_entropies(trainer, trainer.model, ids, mask, 6)
     constant = {"sapo": -2.0, "cispo": -0.2 * logps, "vespo": -logps}.get(loss_type, -1.0)
-    trainer._batch = batch
-    expected = trainer._reduce(torch.as_tensor(constant).expand(4, 6), batch["completion_mask"].bool())
+    update = Update(trainer, batch)
+    expected = update.reduce(torch.as_tensor(constant).expand(4, 6), batch["completion_mask"].bool())
     torch.testing.assert_close(loss, expected)
     # A scalar term is scaled for accumulation and by nothing else.
-    assert trainer._reduce(torch.tensor(3.0), batch["completion_mask"].bool()).item() == 3.0 / accumulation
+    assert update.reduce(torch.tensor(3.0), batch["completion_mask"].bool()).item() == 3.0 / accumulation
 
 
 def test_losses_that_clip():

@@ -79,7 +79,7 @@ def test_methods_take_recorded_entropies(make_trainer, method):
 
 
 def test_where_trl_scores_its_pass_is_the_only_source(make_trainer, monkeypatch):
-    monkeypatch.setattr("trl_entropy.trainers.scoring.recording", None)  # any use is an error
+    monkeypatch.setattr("trl_entropy.trainers.generation.recording", None)  # any use is an error
     settings = dict(gradient_accumulation_steps=1, record_entropies=True)
     trainer, output, forwards = scored(make_trainer, entropy_reward, **settings)
     check_recorded(trainer, output)
@@ -88,7 +88,7 @@ def test_where_trl_scores_its_pass_is_the_only_source(make_trainer, monkeypatch)
 
 
 def test_nothing_is_recorded_unless_asked_for(make_trainer, monkeypatch):
-    monkeypatch.setattr("trl_entropy.trainers.scoring.recording", None)
+    monkeypatch.setattr("trl_entropy.trainers.generation.recording", None)
     _, _, forwards = scored(make_trainer, count_reward, record_entropies=True)
     assert forwards == 0
 

@@ -180,15 +180,12 @@ class Own(Method):
         pass
 
     def reward(self, completions, token_entropies, **columns):
-        return [values[0] for values in token_entropies]
+        return [values[0] for values in token_entropies], {}
 
     def group_advantages(self, rollouts):
         advantages = rollouts.advantages.clone()
         advantages[:, 0] *= 2
-        return advantages
-
-    def rollout_metrics(self, rollouts):
-        return {"reward_mean": rollouts.rewards}
+        return advantages, {"reward_mean": rollouts.rewards}
 
 
 def test_reward_and_advantages_of_a_method(make_trainer, monkeypatch):
@@ -218,10 +215,10 @@ class Halves(Own):
 
     def reward(self, rewards, prompt_ids, **columns):
         assert len(prompt_ids) == len(rewards) and "token_entropies" not in columns
-        return [None if index == 1 else value / 2 for index, value in enumerate(rewards)]
+        return [None if index == 1 else value / 2 for index, value in enumerate(rewards)], {}
 
     def group_advantages(self, rollouts):
-        return rollouts.advantages
+        return rollouts.advantages, {}
 
 
 @pytest.mark.parametrize("target", [None, "count_reward", "other"])
@@ -244,7 +241,7 @@ def test_a_method_shapes_the_reward_of_another(make_trainer, monkeypatch, target
 def test_dataset_columns_reach_a_shaping_method(make_trainer, monkeypatch):
     class Column(Halves):
         def reward(self, rewards, level, **columns):
-            return [float(value) for value in level]
+            return [float(value) for value in level], {}
 
     Halves.target = None
     monkeypatch.setitem(METHODS, "clip_b", Column)

@@ -98,10 +98,10 @@ def test_entropies_are_those_of_the_model_that_is_trained(make_vllm_trainer, set
 def test_methods_learn_of_the_correction(make_vllm_trainer, monkeypatch, methods):
     """Three steps, whose weights are synchronised before each; methods see the ratio to the engine."""
     ratios = []
-    term = METHODS[methods[-1]].metrics
+    term = METHODS[methods[-1]].loss
     monkeypatch.setattr(
-        METHODS[methods[-1]], "metrics", lambda self, t: (ratios.append(getattr(t, "engine_ratio", None)), term(self, t))[1]
-    )  # fmt: skip
+        METHODS[methods[-1]], "loss", lambda self, tokens: (ratios.append(tokens.engine_ratio), term(self, tokens))[1]
+    )
     trainer = make_vllm_trainer(methods=methods, max_steps=3, learning_rate=1e-3)
     trainer.train()
     assert trainer.vllm_generation.synced == 3

@@ -10,8 +10,11 @@ it scores the labelled positions only, standing for ours.
 import functools
 import math
 import types
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib import import_module
+from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
@@ -59,6 +62,18 @@ class EntropyCausalLMOutput(FusedCausalLMOutput):
 
 
 @dataclass
+class Recorded:
+    """The outputs of the forwards that were made while a head recorded."""
+
+    outputs: list[EntropyCausalLMOutput] = field(default_factory=list)
+
+    def statistics(self, length: int) -> dict[str, Tensor]:
+        """(B, length) statistics of the last tokens of each row, of forwards over parts of the batch put together."""
+        names = [name for name in EXTRA_OUTPUTS if self.outputs and getattr(self.outputs[0], name) is not None]
+        return {name: torch.cat([getattr(output, name)[:, -length:] for output in self.outputs]) for name in names}
+
+
+@dataclass
 class EntropyHead:
     """The settings of a model's head. They may change between forwards; each forward checks and reads them.
 
@@ -79,9 +94,23 @@ class EntropyHead:
 
     def __post_init__(self):
         self._computed: TokenStatistics | None = None
-        # A list to which every forward appends its outputs, for callers who do not get to see them.
-        self.record: list[EntropyCausalLMOutput] | None = None
+        self._recorded: Recorded | None = None
         self.check()
+
+    @contextmanager
+    def recording(self, *statistics: str, **settings: Any) -> Iterator["Recorded"]:
+        """Computes `statistics` with `settings`, and keeps the outputs of each forward for callers who do not see them."""
+        changed = {"statistics": statistics, **settings}
+        before = {name: getattr(self, name) for name in changed}
+        try:
+            self._recorded = Recorded()
+            for name, value in changed.items():
+                setattr(self, name, value)
+            yield self._recorded
+        finally:
+            self._recorded = None
+            for name, value in before.items():
+                setattr(self, name, value)
 
     def check(self) -> None:
         """Raises `ValueError` that names the field, its value and what is accepted."""
@@ -141,8 +170,8 @@ class EntropyHead:
             elif values is not None:
                 extra[name] = values.view(mask.shape).masked_fill(~mask, 0)
         extended = EntropyCausalLMOutput(**outputs, **extra)
-        if self.record is not None:
-            self.record.append(extended)
+        if self._recorded is not None:
+            self._recorded.outputs.append(extended)
         return extended
 
 

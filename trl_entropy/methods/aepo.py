@@ -25,7 +25,7 @@ from ..functional import StepMean
 from ..paper import Paper
 from ..settings import checked, non_negative, one_of, share
 from ..tokens import TokenBatch
-from .base import Method
+from .base import Logs, Method
 
 
 LARGEST_GAP = 0.1  # nats of distance from the target beyond which the correction grows no further (released code)
@@ -133,7 +133,6 @@ class Aepo(Method):
         self.positive_reward = checked(config, "aepo_positive_reward", math.isfinite, "a finite number")
         self.entropy: float | None = None
         self.step_mean = StepMean()
-        self._positive: Tensor | None = None
 
     def check(self, config) -> list[str]:
         mode, idle = ("rollout", ("aepo_gain",)) if self.rollout else ("reweight", ("aepo_coef", "aepo_share"))
@@ -159,35 +158,31 @@ class Aepo(Method):
         return {} if self.rollout else {"second_temperature": self.temperature}
 
     @torch.no_grad()
-    def token_advantages(self, tokens: TokenBatch) -> Tensor:
+    def token_advantages(self, tokens: TokenBatch) -> tuple[Tensor, Logs]:
         finished = self.step_mean.add_tokens(tokens, tokens.entropy) if tokens.training else None
         if finished is not None:
             self.entropy = finished
+        logs = {
+            "temperature": torch.tensor(self.temperature, device=tokens.mask.device),
+            "target_entropy": torch.tensor(float(self.target), device=tokens.mask.device),
+        }
         if self.rollout or self.entropy is None:
-            return tokens.advantages
+            return tokens.advantages, logs
         positive = tokens.rewards > self.positive_reward
         rewarded, rows = tokens.world.sum(torch.stack([positive.sum(), torch.ones_like(positive).sum()]))
         ratio = (tokens.old_second_logps - tokens.old_logps).clamp(max=20).exp()
         strength = self.gain * min(abs(self.target - self.entropy), LARGEST_GAP)
-        return reweighted_advantages(tokens.advantages, positive, ratio, strength, rewarded.double() / rows)
+        return reweighted_advantages(tokens.advantages, positive, ratio, strength, rewarded.double() / rows), logs
 
     def auxiliary_rollouts(self):
         return self.temperature, self.share
 
-    def auxiliary_loss(self, tokens: TokenBatch) -> Tensor:
-        self._positive = tokens.rewards > self.positive_reward
+    def auxiliary_loss(self, tokens: TokenBatch) -> tuple[Tensor, Logs]:
+        positive = tokens.rewards > self.positive_reward
         ratio = (tokens.logps - tokens.old_logps).clamp(max=20).exp().clamp(max=tokens.clip_high)
         means = ratio.masked_fill(~tokens.mask, 0).sum(1) / tokens.mask.sum(1).clamp(min=1)
-        return -self.coef * means.masked_fill(~self._positive, 0).mean()
-
-    def metrics(self, tokens: TokenBatch) -> dict[str, Tensor]:
-        found = {
-            "temperature": torch.tensor(self.temperature, device=tokens.mask.device),
-            "target_entropy": torch.tensor(float(self.target), device=tokens.mask.device),
-        }
-        if self._positive is not None:
-            found["auxiliary_positive_fraction"] = self._positive.float().mean()
-        return found
+        term = -self.coef * means.masked_fill(~positive, 0).mean()
+        return term, {"auxiliary_positive_fraction": positive.float().mean()}
 
     @classmethod
     def entropy_range(cls, settings, logged):

@@ -21,7 +21,7 @@ from ..functional import masked_mean_and_std
 from ..paper import Paper
 from ..settings import flag, non_negative, one_of
 from ..tokens import CLIPPING_LOSSES, Rollouts, TokenBatch
-from .base import Method
+from .base import Logs, Method
 
 
 @dataclass
@@ -104,35 +104,23 @@ class AgenticAepo(Method):
             "optimizer step, since no ratio is clipped: its entropy-aware advantage acts alone."
         ]
 
-    def _weighted(self, advantages: Tensor, entropy: Tensor, mask: Tensor, world: Collectives) -> Tensor:
-        self._weights = 1 + self.coef * entropy_scores(entropy, mask, world)
-        return advantages * self._weights
+    def _weighted(self, batch: TokenBatch | Rollouts, world: Collectives) -> tuple[Tensor, Logs]:
+        weights = 1 + self.coef * entropy_scores(batch.entropy, batch.mask, world)
+        return batch.advantages * weights, {"weight_mean": weights, "weight_min": weights, "weight_max": weights}
 
-    def group_advantages(self, rollouts: Rollouts) -> Tensor:
-        if not self.whole_batch:
-            return rollouts.advantages
-        return self._weighted(rollouts.advantages, rollouts.entropy, rollouts.mask, rollouts.world)
+    def group_advantages(self, rollouts: Rollouts) -> tuple[Tensor, Logs]:
+        return self._weighted(rollouts, rollouts.world) if self.whole_batch else (rollouts.advantages, {})
 
     @torch.no_grad()
-    def token_advantages(self, tokens: TokenBatch) -> Tensor:
-        self._advantages = tokens.advantages
-        if not self.whole_batch:
-            self._advantages = self._weighted(tokens.advantages, tokens.entropy, tokens.mask, SINGLE_PROCESS)
-        return self._advantages
+    def token_advantages(self, tokens: TokenBatch) -> tuple[Tensor, Logs]:
+        return (tokens.advantages, {}) if self.whole_batch else self._weighted(tokens, SINGLE_PROCESS)
 
-    def loss(self, tokens: TokenBatch) -> Tensor | None:
+    def loss(self, tokens: TokenBatch) -> tuple[Tensor | None, Logs]:
         if not self.keep_gradient:
-            return None
+            return None, {}
         policy = tokens.mask if tokens.policy_mask is None else tokens.mask & tokens.policy_mask
-        kept = policy & (tokens.ratio > tokens.clip_high) & (self._advantages > 0)
-        size = torch.where(kept, self._advantages, 0) * min(tokens.clip_high, torch.finfo(tokens.logps.dtype).max)
-        self._kept = kept
+        kept = policy & (tokens.ratio > tokens.clip_high) & (tokens.advantages > 0)
+        size = torch.where(kept, tokens.advantages, 0) * min(tokens.clip_high, torch.finfo(tokens.logps.dtype).max)
         if tokens.engine_ratio is not None:  # by which the loss multiplies its own terms
             size = size * tokens.engine_ratio
-        return -size * (tokens.logps - tokens.logps.detach())
-
-    def metrics(self, tokens: TokenBatch | Rollouts) -> dict[str, Tensor]:
-        found = {"kept_gradient_fraction": self._kept} if isinstance(tokens, TokenBatch) and self.keep_gradient else {}
-        if isinstance(tokens, Rollouts) == self.whole_batch:
-            found |= {"weight_mean": self._weights, "weight_min": self._weights, "weight_max": self._weights}
-        return found
+        return -size * (tokens.logps - tokens.logps.detach()), {"kept_gradient_fraction": kept}

@@ -11,10 +11,16 @@ from ..paper import Paper
 from ..tokens import Rollouts, TokenBatch
 
 
+Logs = dict[str, Tensor]
+
+
 class Method:
     """One published method, told by the hooks that it overrides where in training it acts.
 
-    Methods run in the order in which `methods` lists them: each sees the advantages that those before it left.
+    Methods run in the order in which `methods` lists them: each sees the advantages that those before it left. Hooks
+    that compute return their result together with `Logs`: what is logged as `<method>/<key>`. There a (B, T) tensor
+    becomes its mean over the valid tokens of all processes (NaN: does not apply to this token), or its extreme if the
+    key ends in `_min` or `_max`; a (B,) tensor likewise over sequences; a scalar is averaged over processes.
 
     Class attributes:
         name: the entry in `methods`, the prefix of its fields and of its metrics.
@@ -66,16 +72,13 @@ class Method:
         """
         return rows
 
-    def reward(self, **columns: Any) -> list[float | None]:
-        """A reward function as TRL calls it, which may also name `token_entropies` and `token_mask`.
+    def reward(self, **columns: Any) -> tuple[list[float | None], Logs]:
+        """A reward function as TRL calls it, with what is worth logging. It may name `token_entropies` and `token_mask`,
+        as any reward function may, and `old_entropy`: (B, T) in nats, `None` if it is not known without a forward.
 
-        Where it shapes another's reward, it is given `rewards` (that function's, NaN for `None`) and `prompt_ids` too.
+        If it shapes another's reward, it is also given `rewards` (that function's, NaN for `None`) and `prompt_ids`.
         """
         raise NotImplementedError
-
-    def rollout_metrics(self, rollouts: Rollouts) -> dict[str, Tensor]:
-        """Once per generation batch -> values logged as `<method>/<key>`: see `metrics`; (B,) is one per sequence."""
-        return {}
 
     def clip_range(self, low: float, high: float) -> tuple[float, float]:
         """The ratios at which the loss clips, for losses that clip."""
@@ -85,40 +88,33 @@ class Method:
         """What the statistics in `needs` depend on: fields of the fused head, read before each forward."""
         return {}
 
-    def group_advantages(self, rollouts: Rollouts) -> Tensor:
+    def group_advantages(self, rollouts: Rollouts) -> tuple[Tensor, Logs]:
         """Once per generation batch -> (B, T) advantages."""
-        return rollouts.advantages
+        return rollouts.advantages, {}
 
     def group_mask(self, rollouts: Rollouts) -> Tensor:
         """Once per generation batch -> (B, T) bool: the tokens that stay in the loss and in its denominators."""
         return rollouts.mask
 
-    def token_advantages(self, tokens: TokenBatch) -> Tensor:
+    def token_advantages(self, tokens: TokenBatch) -> tuple[Tensor, Logs]:
         """In every forward -> (B, T) advantages; the trainer detaches them."""
-        return tokens.advantages
+        return tokens.advantages, {}
 
-    def loss(self, tokens: TokenBatch) -> Tensor | None:
-        """In every forward -> (B, T) per-token term, or a scalar where the paper's term is no token mean."""
-        return None
+    def loss(self, tokens: TokenBatch) -> tuple[Tensor | None, Logs]:
+        """In every forward, on the advantages that its own `token_advantages` left -> (B, T) per-token term, or a scalar
+        if the paper's term is not a mean over tokens."""
+        return None, {}
 
     def auxiliary_rollouts(self) -> tuple[float, float]:
         """Once per generation batch -> temperature, relative to that of sampling, and share of the prompts."""
         return 1.0, 1.0
 
-    def auxiliary_loss(self, tokens: TokenBatch) -> Tensor:
+    def auxiliary_loss(self, tokens: TokenBatch) -> tuple[Tensor, Logs]:
         """In every forward of training -> scalar term on the micro-batch's part of the auxiliary rollouts.
 
         Their old log-probabilities are those of the ordinary temperature.
         """
-        return tokens.logps.sum() * 0
-
-    def metrics(self, tokens: TokenBatch | Rollouts) -> dict[str, Tensor]:
-        """After `group_advantages` where overridden, and after `loss` -> values logged as `<method>/<key>`.
-
-        A (B, T) tensor is logged as its mean over the valid tokens of all processes (NaN: does not apply to this
-        token), or as its extreme where the key ends in `_min` or `_max`. A scalar is averaged over processes.
-        """
-        return {}
+        return tokens.logps.sum() * 0, {}
 
     @classmethod
     def entropy_range(cls, settings: dict[str, Any], logged: dict[str, float]) -> tuple[float, float] | None:

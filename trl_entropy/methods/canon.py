@@ -19,7 +19,7 @@ from torch import Tensor
 from ..paper import Paper
 from ..settings import name_or_none, non_negative, one_of, one_reward
 from ..tokens import Rollouts
-from .base import Method
+from .base import Logs, Method
 
 
 WARM_UP, CYCLE, INTRA_PEAK = 30, 40, 0.6  # of the cosine schedules, in generation batches (released code)
@@ -163,7 +163,7 @@ class Canon(Method):
             )
         return 1 - accuracy if self.schedule == "acc_inter_first" else accuracy
 
-    def group_advantages(self, rollouts: Rollouts) -> Tensor:
+    def group_advantages(self, rollouts: Rollouts) -> tuple[Tensor, Logs]:
         if self.by_entropy:
             own = rollouts.generated
             metric = rollouts.entropy.double().masked_fill(~own, 0).sum(1) / own.sum(1).clamp(min=1)
@@ -171,15 +171,13 @@ class Canon(Method):
             metric = rollouts.generated.sum(1).double()
         rewards, metric = rollouts.groups(rollouts.rewards), rollouts.groups(metric)
         low, high = halves(metric, ~rewards.isnan())
-        self._mu, known = self.weight(rollouts), rewards.nan_to_num()
-        found = canon_advantages(known, low, high, self._mu, self.alpha, self.by_entropy)
+        mu, known = self.weight(rollouts), rewards.nan_to_num()
+        found = canon_advantages(known, low, high, mu, self.alpha, self.by_entropy)
         gap = group_mean(known, high) - group_mean(known, low)
-        self._gap = gap.masked_fill(~(low.any(1, keepdim=True) & high.any(1, keepdim=True)), torch.nan)
+        gap = gap.masked_fill(~(low.any(1, keepdim=True) & high.any(1, keepdim=True)), torch.nan)
         own = rollouts.world.own(found.flatten(), len(rollouts.mask))
-        return own.unsqueeze(1).expand(rollouts.mask.shape).to(rollouts.advantages.dtype)
-
-    def rollout_metrics(self, rollouts: Rollouts) -> dict[str, Tensor]:
-        return {
-            "mu": torch.tensor(self._mu, device=rollouts.mask.device),
-            "high_minus_low_reward": self._gap.flatten(),
+        advantages = own.unsqueeze(1).expand(rollouts.mask.shape).to(rollouts.advantages.dtype)
+        return advantages, {
+            "mu": torch.tensor(mu, device=rollouts.mask.device),
+            "high_minus_low_reward": gap.flatten(),
         }

@@ -21,7 +21,7 @@ from ..functional import centered_product, scatter_valid, share_of
 from ..paper import Paper
 from ..settings import checked, one_of, share
 from ..tokens import TokenBatch
-from .base import Method
+from .base import Logs, Method
 
 
 ENTROPY_MECHANISM = Paper(
@@ -99,18 +99,11 @@ class ClipCov(Method):
         self.scope = one_of(config, "clip_cov_scope", "micro_batch", "world")
 
     @torch.no_grad()
-    def token_advantages(self, tokens: TokenBatch) -> Tensor:
+    def token_advantages(self, tokens: TokenBatch) -> tuple[Tensor, Logs]:
         world = tokens.scope(self.scope)
-        self._covariance = centered_product(tokens.logps, tokens.advantages, tokens.mask, world)
-        inside = (self._covariance > self.low) & (self._covariance < self.high)
-        self._eligible = inside & ~tokens.clipped & tokens.mask
+        covariance = centered_product(tokens.logps, tokens.advantages, tokens.mask, world)
+        eligible = (covariance > self.low) & (covariance < self.high) & ~tokens.clipped & tokens.mask
         seed = tokens.draw if self.scope == "world" else (*tokens.draw, tokens.world.rank)
-        self._kept = clip_cov_mask(self._eligible, tokens.mask, self.ratio, seed, world)
-        return tokens.advantages * self._kept
-
-    def metrics(self, tokens: TokenBatch) -> dict[str, Tensor]:
-        return {
-            "kept_fraction": self._kept,
-            "eligible_fraction": self._eligible,
-            "covariance_mean": self._covariance,
-        }
+        kept = clip_cov_mask(eligible, tokens.mask, self.ratio, seed, world)
+        logs = {"kept_fraction": kept, "eligible_fraction": eligible, "covariance_mean": covariance}
+        return tokens.advantages * kept, logs

@@ -21,7 +21,7 @@ from ..functional import discriminator, masked_mean_and_std, mean_discriminator,
 from ..paper import Paper
 from ..settings import flag, non_negative, share
 from ..tokens import Rollouts, TokenBatch
-from .base import Method
+from .base import Logs, Method
 
 
 @dataclass
@@ -115,33 +115,25 @@ class DiscriminatorClip(Method):
         """(B, T) bool: the tokens that keep their gradient."""
         raise NotImplementedError
 
-    def _advantages(self, batch: TokenBatch | Rollouts) -> Tensor:
-        self._scores = self.scores(batch)
-        self._kept = self.kept(self._scores, batch)
-        return batch.advantages * self._kept
+    def _masked(self, batch: TokenBatch | Rollouts) -> tuple[Tensor, Logs]:
+        scores = self.scores(batch)
+        kept = self.kept(scores, batch)
+        mean, std = masked_mean_and_std(scores, batch.mask, batch.world)
+        return batch.advantages * kept, {"kept_fraction": kept, "discriminator_mean": mean, "discriminator_std": std}
 
     @torch.no_grad()
-    def group_advantages(self, rollouts: Rollouts) -> Tensor:
-        self._scores = None
+    def group_advantages(self, rollouts: Rollouts) -> tuple[Tensor, Logs]:
         if rollouts.entropy is None or (rollouts.on_policy and not self.renormalize):  # each forward of the loss acts
-            return rollouts.advantages
-        return self._advantages(rollouts)
-
-    def group_mask(self, rollouts: Rollouts) -> Tensor:
-        return self._kept if self.renormalize else rollouts.mask
+            return rollouts.advantages, {}
+        return self._masked(rollouts)
 
     @torch.no_grad()
-    def token_advantages(self, tokens: TokenBatch) -> Tensor:
-        self._scores = None
-        if self.renormalize or not tokens.on_policy:
-            return tokens.advantages
-        return self._advantages(tokens)
+    def group_mask(self, rollouts: Rollouts) -> Tensor:
+        return self.kept(self.scores(rollouts), rollouts) if self.renormalize else rollouts.mask
 
-    def metrics(self, tokens: TokenBatch | Rollouts) -> dict[str, Tensor]:
-        if self._scores is None:
-            return {}
-        mean, std = masked_mean_and_std(self._scores, tokens.mask, tokens.world)
-        return {"kept_fraction": self._kept, "discriminator_mean": mean, "discriminator_std": std}
+    @torch.no_grad()
+    def token_advantages(self, tokens: TokenBatch) -> tuple[Tensor, Logs]:
+        return (tokens.advantages, {}) if self.renormalize or not tokens.on_policy else self._masked(tokens)
 
 
 class ClipB(DiscriminatorClip):

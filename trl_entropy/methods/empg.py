@@ -20,7 +20,7 @@ from ..functional import masked_max, masked_mean
 from ..paper import Paper
 from ..settings import checked, flag, non_negative
 from ..tokens import Rollouts
-from .base import Method
+from .base import Logs, Method
 from .pieces import Pieces
 
 
@@ -142,7 +142,7 @@ class Empg(Method):
             breaks[row, ends_of(self._pieces(ids, kept), self.splitter)] = True
         return breaks
 
-    def group_advantages(self, rollouts: Rollouts) -> Tensor:
+    def group_advantages(self, rollouts: Rollouts) -> tuple[Tensor, Logs]:
         mask = rollouts.mask
         if rollouts.rewards is not None:  # what no reward function has scored is no evidence
             mask = mask & ~rollouts.rewards.isnan().unsqueeze(1)
@@ -152,17 +152,17 @@ class Empg(Method):
         advantages, _ = step_means(rollouts.advantages, mask, index, steps)
         factor, bonus, mean = modulated(advantages, entropy, valid, self.k, self.k_future, self.zeta, rollouts.world)
         factor = factor.gather(1, index).masked_fill(~mask, torch.nan)
-        self._steps, self._factor, self._entropy = valid.sum(1), factor, entropy.masked_select(valid)
+        step_entropy = entropy.masked_select(valid)
+        logs = {
+            "steps": valid.sum(1),
+            "step_entropy": step_entropy,
+            "step_entropy_min": step_entropy,
+            "step_entropy_max": step_entropy,
+            "weight_max": factor,
+            "weight_min": factor,
+        }
         found = rollouts.advantages * factor + bonus.gather(1, index) - mean
         found = found.masked_fill(~mask, 0).to(rollouts.advantages.dtype)
-        return found.masked_fill(rollouts.uniform_groups().unsqueeze(1), 0) if self.skip_uniform else found
-
-    def rollout_metrics(self, rollouts: Rollouts) -> dict[str, Tensor]:
-        return {
-            "steps": self._steps,
-            "step_entropy": self._entropy,
-            "step_entropy_min": self._entropy,
-            "step_entropy_max": self._entropy,
-            "weight_max": self._factor,
-            "weight_min": self._factor,
-        }
+        if self.skip_uniform:
+            found = found.masked_fill(rollouts.uniform_groups().unsqueeze(1), 0)
+        return found, logs

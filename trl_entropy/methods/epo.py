@@ -20,7 +20,7 @@ from ..functional import StepMean
 from ..paper import Paper
 from ..settings import checked, non_negative
 from ..tokens import TokenBatch
-from .base import Method
+from .base import Logs, Method
 
 
 HISTORY_FLOOR = 1e-3  # nats: below it a corridor around the history would penalise everything
@@ -103,26 +103,20 @@ class Epo(Method):
     def check(self, config) -> list[str]:
         return [] if self.coef else ["Method 'epo' does nothing, since `epo_coef` is 0."]
 
-    def loss(self, tokens: TokenBatch) -> Tensor:
+    def loss(self, tokens: TokenBatch) -> tuple[Tensor, Logs]:
         finished = self.step_mean.add_tokens(tokens, tokens.entropy) if tokens.training else None
         if finished is not None:
             self.history_total += finished
             self.history_steps += 1
         term = turn_mean(tokens.entropy, tokens.mask).mean()
-        self._penalty = torch.zeros_like(tokens.entropy)
+        penalty, logs = torch.zeros_like(tokens.entropy), {}
         if self.history_steps:
             history = self.history_total / self.history_steps
             penalty = corridor_penalty(tokens.entropy, history, self.low, self.high)
             weight = phase_weight(tokens.step, tokens.total_steps, self.gamma)
             term = term - weight * self.alpha * turn_mean(penalty, tokens.mask).mean()
-            self._penalty = penalty.detach()
-        return -self.coef * term
-
-    def metrics(self, tokens: TokenBatch) -> dict[str, Tensor]:
-        found = {"penalty_mean": self._penalty, "outside_fraction": self._penalty > 0}
-        if self.history_steps:
-            found["history_entropy"] = torch.tensor(self.history_total / self.history_steps, device=tokens.mask.device)
-        return found
+            logs["history_entropy"] = torch.tensor(history, device=tokens.mask.device)
+        return -self.coef * term, {"penalty_mean": penalty.detach(), "outside_fraction": penalty.detach() > 0, **logs}
 
     @classmethod
     def entropy_range(cls, settings, logged):

@@ -20,7 +20,7 @@ from ..collectives import SINGLE_PROCESS, Collectives
 from ..functional import centered_product, masked_max, top_count_mask
 from ..settings import flag, non_negative, one_of, share
 from ..tokens import TokenBatch
-from .base import Method
+from .base import Logs, Method
 from .clip_cov import ENTROPY_MECHANISM
 
 
@@ -97,18 +97,15 @@ class KlCov(Method):
     def clip_range(self, low: float, high: float) -> tuple[float, float]:
         return (low, high) if self.ppo_clip else (-torch.inf, torch.inf)
 
-    def loss(self, tokens: TokenBatch) -> Tensor:
+    def loss(self, tokens: TokenBatch) -> tuple[Tensor, Logs]:
         with torch.no_grad():
             world = tokens.scope(self.scope)
-            self._covariance = centered_product(tokens.logps, tokens.advantages, tokens.mask, world)
-            self._selected = kl_cov_mask(self._covariance, tokens.mask, self.ratio, world)
+            covariance = centered_product(tokens.logps, tokens.advantages, tokens.mask, world)
+            selected = kl_cov_mask(covariance, tokens.mask, self.ratio, world)
         term = kl_cov_penalty(tokens.logps - tokens.old_logps, self.penalty)
-        self._penalty = term.detach().masked_fill(~self._selected, torch.nan)
-        return self.coef * term.masked_fill(~self._selected, 0)
-
-    def metrics(self, tokens: TokenBatch) -> dict[str, Tensor]:
-        return {
-            "selected_fraction": self._selected,
-            "covariance_mean": self._covariance,
-            "penalty_mean": self._penalty,
+        logs = {
+            "selected_fraction": selected,
+            "covariance_mean": covariance,
+            "penalty_mean": term.detach().masked_fill(~selected, torch.nan),
         }
+        return self.coef * term.masked_fill(~selected, 0), logs

@@ -17,8 +17,7 @@ import torch
 
 from ..paper import Paper
 from ..settings import checked, name_or_none
-from ..tokens import Rollouts
-from .base import Method
+from .base import Logs, Method
 from .pieces import Pieces
 
 
@@ -127,7 +126,6 @@ class Pear(Method):
         )
         self.tag = checked(config, "pear_think_end", lambda value: isinstance(value, str) and value != "", "a text")
         self.shaped_reward = name_or_none(config, "pear_reward")
-        self._found: dict[str, list[float]] = {}
         self._warned = False
 
     def check(self, config) -> list[str]:
@@ -156,7 +154,7 @@ class Pear(Method):
             self._warned = True
         return closes
 
-    def reward(self, rewards, prompt_ids, completion_ids, token_entropies, token_mask, **columns):
+    def reward(self, rewards, prompt_ids, completion_ids, token_entropies, token_mask, **columns) -> tuple[list, Logs]:
         found = {"think_entropy": [], "answer_entropy": [], "penalty": [], "accuracy": [], "below_format_fraction": []}
         shaped = []
         for given, prompt, ids, values, kept in zip(
@@ -172,8 +170,4 @@ class Pear(Method):
             below = float(reward < self.format_reward) if right else math.nan
             for key, value in zip(found, (think, answer, penalty, given, below), strict=True):
                 found[key].append(value)
-        self._found = found
-        return shaped
-
-    def rollout_metrics(self, rollouts: Rollouts):
-        return {key: torch.tensor(values, device=rollouts.mask.device) for key, values in self._found.items()}
+        return shaped, {key: torch.tensor(values) for key, values in found.items()}

@@ -13,12 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..paper import Paper
 from ..settings import checked, non_negative
-from ..tokens import Rollouts
-from .base import Method
+from .base import Logs, Method
 from .pieces import Pieces
 from .prompt_templates import TEMPLATES, read_template
 
@@ -123,19 +121,16 @@ class PromptAugmentation(Method):
             found.append({**row, "prompt": self.templates[name].apply(row["prompt"]), "format_name": name})
         return found
 
-    def reward(self, completion_ids, token_mask, format_name, **columns):
+    def reward(self, completion_ids, token_mask, format_name, old_entropy=None, **columns) -> tuple[list, Logs]:
         scores = [
             self.templates[name].score("".join(self._pieces(ids, kept)))
             for ids, kept, name in zip(completion_ids, token_mask, format_name, strict=True)
         ]
-        self._drawn = format_name
-        return [self.weight * score for score in scores]
-
-    def rollout_metrics(self, rollouts: Rollouts) -> dict[str, Tensor]:
-        found = {}
+        logs = {}
         for name in self.templates:
-            own = torch.tensor([drawn == name for drawn in self._drawn], device=rollouts.mask.device)
-            found[f"share_{name}"] = own.float()
-            if rollouts.entropy is not None:
-                found[f"entropy_{name}"] = rollouts.entropy.masked_fill(~own.unsqueeze(1), torch.nan)
-        return found
+            own = torch.tensor([drawn == name for drawn in format_name])
+            logs[f"share_{name}"] = own.float()
+            if old_entropy is not None:
+                other = ~own.unsqueeze(1).to(old_entropy.device)
+                logs[f"entropy_{name}"] = old_entropy.masked_fill(other, torch.nan)
+        return [self.weight * score for score in scores], logs

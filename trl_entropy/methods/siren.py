@@ -19,7 +19,7 @@ from ..functional import StepMean, row_quantiles
 from ..paper import Paper
 from ..settings import checked, non_negative, one_of
 from ..tokens import TokenBatch
-from .base import Method
+from .base import Logs, Method
 
 
 EMA_DECAY = 0.9  # per micro-batch: our choice, the released code has no running mean
@@ -97,36 +97,27 @@ class Siren(Method):
     def head_settings(self):
         return {"top_p": self.top_p, "nucleus_rule": self.nucleus}
 
-    def loss(self, tokens: TokenBatch) -> Tensor | None:
-        self._peaks = peak_mask(tokens.nucleus_entropy.detach(), tokens.mask, self.quantile)
-        rows = peak_entropy(tokens.nucleus_entropy, self._peaks)
+    def loss(self, tokens: TokenBatch) -> tuple[Tensor | None, Logs]:
+        peaks = peak_mask(tokens.nucleus_entropy.detach(), tokens.mask, self.quantile)
+        rows = peak_entropy(tokens.nucleus_entropy, peaks)
         total, count = tokens.world.sum(torch.stack([rows.detach().sum(), rows.new_tensor(len(rows))]))
-        self._entropy = total / count
+        entropy = total / count
         if tokens.training:
-            self._measure(tokens, rows)
+            self._measure(tokens, rows, entropy.item())
+        logs = {"peak_fraction": peaks, "peak_entropy": entropy, "nucleus_entropy_mean": tokens.nucleus_entropy}
         if self.anchor is None:
-            return None
-        at = self.average if self.square == "ema" and self.average is not None else self._entropy
+            return None, logs
+        logs["anchor"] = torch.tensor(self.anchor, device=tokens.mask.device)
+        at = self.average if self.square == "ema" and self.average is not None else entropy
         distance = at - self.anchor
         # The gradient of a square of the mean over all processes; each process adds its own rows' share.
         mean = rows.mean()
-        return self.coef * (distance**2 + 2 * distance * (mean - mean.detach()))
+        return self.coef * (distance**2 + 2 * distance * (mean - mean.detach())), logs
 
-    def _measure(self, tokens: TokenBatch, rows: Tensor) -> None:
+    def _measure(self, tokens: TokenBatch, rows: Tensor, entropy: float) -> None:
         if self.anchor is None:
             self.anchor = self.first_step.add(tokens.step, rows.sum(), len(rows), tokens.world)
-        current = self._entropy.item()
-        self.average = current if self.average is None else EMA_DECAY * self.average + (1 - EMA_DECAY) * current
-
-    def metrics(self, tokens: TokenBatch) -> dict[str, Tensor]:
-        found = {
-            "peak_fraction": self._peaks,
-            "peak_entropy": self._entropy,
-            "nucleus_entropy_mean": tokens.nucleus_entropy,
-        }
-        if self.anchor is not None:
-            found["anchor"] = torch.tensor(self.anchor, device=tokens.mask.device)
-        return found
+        self.average = entropy if self.average is None else EMA_DECAY * self.average + (1 - EMA_DECAY) * entropy
 
     def state_dict(self):
         return {"anchor": self.anchor, "average": self.average, "first_step": self.first_step.state_dict()}

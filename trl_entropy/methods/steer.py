@@ -19,7 +19,7 @@ from ..functional import discriminator, masked_max, mean_discriminator
 from ..paper import Paper
 from ..settings import checked, one_of
 from ..tokens import TokenBatch
-from .base import Method
+from .base import Logs, Method
 
 
 RELEASED_FLOOR = 0.02  # the released code divides by at least this much
@@ -140,16 +140,13 @@ class Steer(Method):
         return found
 
     @torch.no_grad()
-    def token_advantages(self, tokens: TokenBatch) -> Tensor:
+    def token_advantages(self, tokens: TokenBatch) -> tuple[Tensor, Logs]:
         world = tokens.scope(self.scope)
         size = self.omega(tokens).abs().nan_to_num(nan=0.0, posinf=torch.finfo(tokens.logps.dtype).max)
         largest = masked_max(size, tokens.mask, world)
         if self.mapping == "exp":
-            self._weights = exp_weights(size, largest.clamp(min=self.floor), self.lambda_min)
+            weights = exp_weights(size, largest.clamp(min=self.floor), self.lambda_min)
         else:
             smallest = -masked_max(-size, tokens.mask, world)
-            self._weights = linear_weights(size, smallest, largest, self.lambda_min, self.lambda_max)
-        return tokens.advantages * self._weights
-
-    def metrics(self, tokens: TokenBatch) -> dict[str, Tensor]:
-        return {"weight_mean": self._weights, "weight_min": self._weights, "weight_max": self._weights}
+            weights = linear_weights(size, smallest, largest, self.lambda_min, self.lambda_max)
+        return tokens.advantages * weights, {"weight_mean": weights, "weight_min": weights, "weight_max": weights}

@@ -17,6 +17,7 @@ the text of the completion. When a training starts, files of later steps are rem
 import json
 import math
 import os
+from collections.abc import Callable
 from dataclasses import MISSING, fields
 from enum import Enum
 from pathlib import Path
@@ -91,43 +92,47 @@ class SettingsCallback(TrainerCallback):
                     path.unlink()
 
 
-class TokenLogHooks:
-    """The part of the trainer that keeps tokens with their entropies. Mixed in before TRL's trainer."""
+class TokenLog:
+    """Keeps tokens with their entropies, and writes them when a trainer logs.
 
-    _kept_tokens: list[dict[str, Tensor]] = []
+    Args:
+        count: how many completions to keep for each log; 0: none, and nothing is written.
+        folder: `output_dir` of the run.
+        decode: token ids to text, special tokens included.
+    """
 
-    def _keep_tokens(self, batch: dict[str, Any], tokens: TokenBatch) -> None:
-        """Keeps the first sequences of a forward of training, and those of the forwards before up to the number asked."""
-        count = self.args.log_token_entropies
-        if not count or not tokens.training or not self.accelerator.is_main_process:
+    def __init__(self, count: int, folder: str, decode: Callable[[list[int]], str]):
+        self.count, self.folder, self.decode = count, folder, decode
+        self.rows: list[dict[str, Tensor]] = []
+
+    def keep(self, batch: dict[str, Any], tokens: TokenBatch) -> None:
+        """Keeps the first sequences of a forward of training, and those of forwards before up to the number asked."""
+        if not self.count or not tokens.training:
             return
         kept = {key: batch[key] for key in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")}
         kept |= {"mask": tokens.mask, "entropy": tokens.entropy.detach().float(), "advantage": batch["advantages"]}
-        rows = [
-            {key: value[row].clone() for key, value in kept.items()} for row in range(min(count, len(tokens.mask)))
-        ]
-        self._kept_tokens = (self._kept_tokens + rows)[-count:]
+        rows = min(self.count, len(tokens.mask))
+        new = [{key: value[row].clone() for key, value in kept.items()} for row in range(rows)]
+        self.rows = (self.rows + new)[-self.count :]
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        super().log(logs, start_time)
-        if self.model.training and self._kept_tokens:
-            found = [self._as_record(row) for row in self._kept_tokens if row["completion_mask"].any()]
-            self._kept_tokens = []
-            folder = os.path.join(self.args.output_dir, COMPLETIONS)
-            os.makedirs(folder, exist_ok=True)
-            with open(os.path.join(folder, f"{TOKEN_FILE}{self.state.global_step:05d}.json"), "w") as file:
-                json.dump({"step": self.state.global_step, "completions": found}, file)
+    def write(self, step: int) -> None:
+        """One file with what was kept since the last one, if anything was."""
+        if not self.rows:
+            return
+        found = [self._as_record(row) for row in self.rows if row["completion_mask"].any()]
+        self.rows = []
+        folder = os.path.join(self.folder, COMPLETIONS)
+        os.makedirs(folder, exist_ok=True)
+        with open(os.path.join(folder, f"{TOKEN_FILE}{step:05d}.json"), "w") as file:
+            json.dump({"step": step, "completions": found}, file)
 
     def _as_record(self, row: dict[str, Tensor]) -> dict[str, Any]:
         valid = row["completion_mask"].bool()
         counted, entropies = row["mask"][valid].tolist(), row["entropy"][valid].tolist()
         prompt = row["prompt_ids"][row["prompt_mask"].bool()].tolist()
         return {
-            "prompt": self._decode_all(prompt),
+            "prompt": self.decode(prompt),
             "advantage": finite(row["advantage"].mean().item()),
-            "tokens": token_texts(row["completion_ids"][valid].tolist(), self._decode_all),
+            "tokens": token_texts(row["completion_ids"][valid].tolist(), self.decode),
             "entropies": [finite(value, 6) if own else None for value, own in zip(entropies, counted, strict=True)],
         }
-
-    def _decode_all(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)

@@ -23,14 +23,12 @@ from ..head.function import DYNAMIC_DEVICES
 from ..head.rebinding import rebound, swapped
 from ..kappa.wiring import with_kappa
 from ..methods.tip import Tip, TipTokens
-from ..runs.card_hooks import CardHooks
-from ..runs.reporting import ReportsLast
-from ..runs.resuming import ResumesWhole
-from ..runs.states import SavesStates
+from ..runs.mixin import RunMixin
 from ..runs.token_log import SettingsCallback
 from .distillation_config import EntropyDistillationConfig
 from .metrics import reduce_metrics
 from .quadrants import selection_metrics, write_scatter
+from .signature import like
 
 
 # The names in TRL's module that stand for ours while a loss is computed
@@ -101,7 +99,7 @@ class SelectingKernel:
         self.keep = self.tip.keep(self.tokens)
 
 
-class EntropyDistillationTrainer(CardHooks, ResumesWhole, SavesStates, ReportsLast, DistillationTrainer):
+class EntropyDistillationTrainer(RunMixin, DistillationTrainer):
     """
     [`~trl.DistillationTrainer`] that trains on the tokens that TIP keeps. Same arguments; `args` is an
     [`EntropyDistillationConfig`]. With `tip_rule="none"` or `tip_ratio=1`, losses and gradients are those of
@@ -109,6 +107,16 @@ class EntropyDistillationTrainer(CardHooks, ResumesWhole, SavesStates, ReportsLa
 
     The backward of both heads runs on the kept tokens only. Where a rule looks at entropies alone and keeps few enough
     tokens, so does the teacher's head in the forward.
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Student to train, or its name on the Hub or folder.
+        teacher_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
+            Teacher, or its name or folder.
+        args ([`EntropyDistillationConfig`], *optional*):
+            Settings. Defaults to an `EntropyDistillationConfig` in a folder named after the model.
+        kwargs:
+            All other arguments of [`~trl.DistillationTrainer`], by position or name.
 
     Raises:
         `TypeError`: `args` is not an `EntropyDistillationConfig`.
@@ -132,6 +140,7 @@ class EntropyDistillationTrainer(CardHooks, ResumesWhole, SavesStates, ReportsLa
     _tag_names = ["trl", "distillation", "trl-entropy"]
     card_metrics = ("loss", "entropy", "completions/mean_length")
 
+    @like(DistillationTrainer, EntropyDistillationConfig)
     def __init__(
         self,
         model: "str | PreTrainedModel",

@@ -27,6 +27,7 @@ from .experimental_config import EntropyGKDConfig, EntropySDFTConfig, EntropySDP
 from .logits_selection import compact, rows_at, token_statistics
 from .metrics import reduce_metrics
 from .quadrants import selection_metrics
+from .signature import like
 
 
 IGNORED = -100  # label of a token that the loss does not count
@@ -84,12 +85,22 @@ class EntropyGKDTrainer(ChoosesTokens, GKDTrainer):
     TRL divides the loss by the tokens of the dataset's batch, also where it then trains on completions of a model. Here
     it divides by those that TIP would keep of them.
 
+    Args:
+        args ([`EntropyGKDConfig`]):
+            Settings, required.
+        kwargs:
+            All other arguments of `GKDTrainer`, by position or name.
+
     Raises:
         `TypeError`: `args` is not an `EntropyGKDConfig`.
     """
 
     _tag_names = ["trl", "gkd", "trl-entropy"]
     config_cls = EntropyGKDConfig
+
+    @like(GKDTrainer, EntropyGKDConfig)
+    def __init__(self, *positional, **keywords):
+        super().__init__(*positional, **keywords)
 
     def generalized_jsd_loss(self, student_logits, teacher_logits, labels=None, *, temperature=1.0, **keywords):
         """TRL's on the rows of the kept tokens."""
@@ -148,12 +159,22 @@ class EntropySDFTTrainer(ChoosesTokensOfItself, SDFTTrainer):
     Departs from the paper: the teacher sees more than the student does. Scores are of the full vocabulary, also where
     `distillation_mode` compares a part of it.
 
+    Args:
+        args ([`EntropySDFTConfig`]):
+            Settings, required.
+        kwargs:
+            All other arguments of `SDFTTrainer`, by position or name.
+
     Raises:
         `TypeError`: `args` is not an `EntropySDFTConfig`.
     """
 
     _tag_names = ["trl", "sdft", "trl-entropy"]
     config_cls = EntropySDFTConfig
+
+    @like(SDFTTrainer, EntropySDFTConfig)
+    def __init__(self, *positional, **keywords):
+        super().__init__(*positional, **keywords)
 
 
 class EntropySDPOTrainer(ChoosesTokensOfItself, SDPOTrainer):
@@ -164,9 +185,19 @@ class EntropySDPOTrainer(ChoosesTokensOfItself, SDPOTrainer):
 
     Departs from the paper as [`EntropySDFTTrainer`] does.
 
+    Args:
+        args ([`EntropySDPOConfig`]):
+            Settings, required.
+        kwargs:
+            All other arguments of `SDPOTrainer`, by position or name.
+
     Raises:
         `TypeError`: `args` is not an `EntropySDPOConfig`.
     """
 
     _tag_names = ["trl", "sdpo", "trl-entropy"]
     config_cls = EntropySDPOConfig
+
+    @like(SDPOTrainer, EntropySDPOConfig)
+    def __init__(self, *positional, **keywords):
+        super().__init__(*positional, **keywords)

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from ..collectives import Collectives
 from ..functional import quantiles
-from ..methods import Method
-from ..tokens import Rollouts, TokenBatch
+from ..tokens import TokenBatch
 
 
 def entropy_metrics(tokens: TokenBatch, advantages: Tensor) -> dict[str, Tensor]:
@@ -30,10 +29,6 @@ def entropy_metrics(tokens: TokenBatch, advantages: Tensor) -> dict[str, Tensor]
     }
 
 
-def named_metrics(method: Method, batch: TokenBatch | Rollouts) -> dict[str, Tensor]:
-    return {f"{method.name}/{key}": value for key, value in method.metrics(batch).items()}
-
-
 def reduce_metrics(values: dict[str, Tensor], mask: Tensor, world: Collectives) -> dict[str, float]:
     """Means over the valid tokens of all processes, extremes for keys that end in `_min` or `_max`.
 
@@ -41,7 +36,7 @@ def reduce_metrics(values: dict[str, Tensor], mask: Tensor, world: Collectives) 
     """
     means, extremes = {}, {}
     for key, value in values.items():
-        value = value.detach().float()
+        value = value.detach().to(mask.device, torch.float32)
         if value.dim() == 2:
             value = value[mask]
         value = value[~value.isnan()]

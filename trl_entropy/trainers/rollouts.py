@@ -1,9 +1,9 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What happens to rollouts between generation and the loss: entropies, rewards, group hooks, extra completions."""
+"""What methods do to a generation batch: its prompts, its advantages and masks, and rollouts beside the ordinary ones."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
@@ -15,8 +15,7 @@ from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, uns
 
 from ..methods import Method
 from ..tokens import Rollouts
-from .metrics import named_metrics
-from .scoring import ScoringHooks
+from .generation import Generation
 
 
 # The inputs of a forward that TRL stores with the rollouts, beside the token ids and masks.
@@ -24,7 +23,7 @@ FORWARD_KEYS = (
     *("pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles"),
     *("image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids"),
 )
-# What a forward of the loss knows of the policy that generated, by its name in the statistics of a pass.
+# What a forward of the loss knows of the old policy, by its name among the scores of a generation batch.
 OLD_STATISTICS = {"old_entropies": "entropy", "old_second_logps": "second_log_probs"}
 
 
@@ -43,155 +42,110 @@ def forward_inputs(batch: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def opening_of(prompt: str | list[dict[str, Any]]) -> str:
-    """The text with which a conversation's last turn begins where that is the assistant's, else nothing."""
-    if not isinstance(prompt, list) or prompt[-1]["role"] != "assistant":
-        return ""
-    content = prompt[-1]["content"]
-    return content if isinstance(content, str) else ""
-
-
-def opened(completion: list[dict[str, Any]], opening: str) -> list[dict[str, Any]]:
-    """The messages of a completion, of which the first goes on from `opening`."""
-    first, *others = completion
-    return [{**first, "content": opening + (first["content"] or "")}, *others]
-
-
 def whole_groups(rows: int, share: float, group: int, steps: int) -> int:
     """How many of `rows` sequences make up about `share` of them in whole groups and in `steps` equal parts."""
     unit = math.lcm(group, steps)
     return min(rows, math.ceil(share * rows / unit) * unit)
 
 
-class RolloutHooks(ScoringHooks):
-    """The part of the trainer that acts once per generation batch. Mixed in before TRL's trainer."""
+def make_rollouts(trainer: Any, stock: Callable, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """TRL's `_generate_and_score_completions` with the prompts, rewards and advantages of the methods."""
+    for method in trainer.methods:
+        rows = method.prompts(rows, (trainer.args.seed, trainer.state.global_step), trainer.model.training)
+    generation = Generation(trainer)
+    output = generation.roll_out(stock, rows)
+    if "old_per_token_logps" in output:  # otherwise the forward of the loss is the old policy's
+        output |= {key: generation.scores[name] for key, name in OLD_STATISTICS.items() if name in generation.scores}
+    if "rewards" in trainer._needs:
+        output["rewards"] = generation.own_rewards(len(output["advantages"])).nan_to_num()
+    if generation.logs or any(method.overrides("group_advantages") for method in trainer.methods):
+        apply_group_hooks(trainer, generation, output)
+    for method in trainer.methods:
+        if trainer.model.training and "auxiliary_rollouts" in method.needs:
+            trainer._auxiliary[method.name] = auxiliary_rollouts(trainer, stock, rows, method)
+    return output
 
-    def _generate_and_score_completions(self, inputs):
-        for method in self.methods:
-            inputs = method.prompts(inputs, (self.args.seed, self.state.global_step), self.model.training)
-        output, scores = self._roll_out(inputs)
-        if "old_per_token_logps" in output:  # else the forward of the loss is that of the policy that generated
-            output |= {key: scores[name] for key, name in OLD_STATISTICS.items() if name in scores}
-        if "rewards" in self._needs:
-            output["rewards"] = self._own_rewards(len(output["advantages"])).nan_to_num()
-        if any(method.overrides(hook) for method in self.methods for hook in ("group_advantages", "rollout_metrics")):
-            self._apply_group_hooks(output, scores)
-        for method in self.methods:
-            if self.model.training and "auxiliary_rollouts" in method.needs:
-                self._add_auxiliary(inputs, method)
-        return output
 
-    def _tokenize_prompts(self, prompts):
-        """Also takes conversations that a method has ended with the opening of the turn that the policy is to write."""
-        openings = self._openings(prompts)
-        if not any(openings):
-            return super()._tokenize_prompts(prompts)
-        prompts = [prompt[:-1] if opening else prompt for prompt, opening in zip(prompts, openings, strict=True)]
-        ids, images, fields = super()._tokenize_prompts(prompts)
-        added = self._tokenizer(openings, add_special_tokens=False)["input_ids"]
-        fields = {  # those of a processor, per token, for prompts of text only
-            key: [[*row, *[0] * len(more)] for row, more in zip(rows, added, strict=True)]
-            for key, rows in fields.items()
-        }
-        return [[*row, *more] for row, more in zip(ids, added, strict=True)], images, fields
+def read_rollouts(trainer: Any, generation: Generation, output: dict[str, Any]) -> Rollouts:
+    """A generation batch as methods see it."""
+    mask, scores, training = loss_mask(output).bool(), generation.scores, trainer.model.training
+    given = generation.own_rows(generation.given_rewards, len(mask)).T
+    return Rollouts(
+        advantages=output["advantages"].unsqueeze(1).expand(mask.shape),
+        mask=mask,
+        generated=generation.generated_mask(mask.size(1), mask.device, tools=False),
+        completion_ids=output["completion_ids"],
+        rewards=generation.own_rewards(len(mask)),
+        reward_columns=dict(zip(trainer.reward_func_names, given, strict=True)),
+        num_generations=trainer.num_generations if training else trainer.num_generations_eval,
+        logps=scores.get("logps"),
+        entropy=scores.get("entropy"),
+        sum_sq_probs=scores.get("sum_sq_probs"),
+        sum_sq_probs_log_probs=scores.get("sum_sq_probs_log_probs"),
+        on_policy="old_per_token_logps" not in output,
+        training=training,
+        batch=batches_made(trainer),
+        world=trainer._world,
+    )
 
-    def _openings(self, prompts: list) -> list[str]:
-        """What a method has each assistant's turn begin with; nothing where no method changes prompts."""
-        changes = any(method.overrides("prompts") for method in self.methods)
-        return [opening_of(prompt) if changes else "" for prompt in prompts]
 
-    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        """Rewards see the turn of the assistant whole, its opening included."""
-        openings = self._openings(prompts)
-        if any(openings):
-            completions = [opened(*pair) if pair[1] else pair[0] for pair in zip(completions, openings, strict=True)]
-            prompts = [prompt[:-1] if opening else prompt for prompt, opening in zip(prompts, openings, strict=True)]
-        return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+def apply_group_hooks(trainer: Any, generation: Generation, output: dict[str, Any]) -> None:
+    """Lets each method change advantages and mask of a generation batch; `output` gets what comes out."""
+    first = rollouts = read_rollouts(trainer, generation, output)
+    trainer._log_values(generation.logs, first.mask)
+    for method in trainer.methods:
+        if method.overrides("group_advantages"):
+            advantages, logs = method.group_advantages(rollouts)
+            kept = method.group_mask(rollouts)
+            trainer._log_values({f"{method.name}/{key}": value for key, value in logs.items()}, rollouts.mask)
+            rollouts = replace(rollouts, advantages=advantages, mask=kept)
+    if rollouts is not first:
+        output["advantages"] = rollouts.advantages.contiguous()
+        log_advantages(trainer, rollouts)
+    if rollouts.mask is not first.mask:
+        # The tool mask takes tokens out of the loss and its denominators, and leaves attention as it is.
+        output["tool_mask"] = rollouts.mask.to(output["completion_mask"].dtype)
+        output["num_items_in_batch"] = trainer._world.sum(loss_mask(output).sum())
 
-    def _apply_group_hooks(self, output: dict[str, Any], scores: dict[str, Tensor]) -> None:
-        mask = loss_mask(output).bool()
-        length = mask.size(1)
-        rollouts = Rollouts(
-            advantages=output["advantages"].unsqueeze(1).expand(mask.shape),
-            mask=mask,
-            generated=self._generated_mask(length, mask.device, tools=False),
-            completion_ids=output["completion_ids"],
-            rewards=self._own_rewards(len(mask)),
-            reward_columns=dict(
-                zip(self.reward_func_names, self._own_rows(self._given_rewards, len(mask)).T, strict=True)
-            ),
-            num_generations=self.num_generations if self.model.training else self.num_generations_eval,
-            logps=scores.get("logps"),
-            entropy=scores.get("entropy"),
-            sum_sq_probs=scores.get("sum_sq_probs"),
-            sum_sq_probs_log_probs=scores.get("sum_sq_probs_log_probs"),
-            on_policy="old_per_token_logps" not in output,
-            training=self.model.training,
-            batch=self._batches_made(),
-            world=self._world,
-        )
-        changed = False
-        for method in self.methods:
-            acted = rollouts
-            if method.overrides("group_advantages"):
-                advantages, kept = method.group_advantages(rollouts), method.group_mask(rollouts)
-                self._log_values(named_metrics(method, rollouts), rollouts.mask)
-                acted, changed = replace(rollouts, advantages=advantages, mask=kept), True
-            found = method.rollout_metrics(rollouts)
-            self._log_values({f"{method.name}/{key}": value for key, value in found.items()}, rollouts.mask)
-            rollouts = acted
-        if changed:
-            output["advantages"] = rollouts.advantages.contiguous()
-            self._log_advantages(rollouts)
-        if rollouts.mask is not mask:
-            # The tool mask takes tokens out of the loss and its denominators, and leaves attention as it is.
-            output["tool_mask"] = rollouts.mask.to(output["completion_mask"].dtype)
-            output["num_items_in_batch"] = self._world.sum(loss_mask(output).sum())
 
-    def _batches_made(self) -> int:
-        """Generation batches before the present one, also those before a run was resumed."""
-        steps = self.args.gradient_accumulation_steps
-        forwards = self.state.global_step * steps + self._step % steps
-        return forwards // (self.args.steps_per_generation * self.num_iterations)
+def batches_made(trainer: Any) -> int:
+    """Generation batches before the present one, also those before a run was resumed."""
+    steps = trainer.args.gradient_accumulation_steps
+    forwards = trainer.state.global_step * steps + trainer._step % steps
+    return forwards // (trainer.args.steps_per_generation * trainer.num_iterations)
 
-    def _log_advantages(self, rollouts: Rollouts) -> None:
-        """Puts the advantages that are used in the place of those that TRL has logged: the mean of each completion."""
-        total = rollouts.advantages.double().masked_fill(~rollouts.generated, 0).sum(1)
-        used = self._world.gather((total / rollouts.generated.sum(1).clamp(min=1)).float()).tolist()
-        logged = self._logs["advantages"]
-        for _ in range(min(len(used), len(logged))):
-            logged.pop()
-        logged.extend(used)
 
-    def _own_rewards(self, rows: int) -> Tensor:
-        """(rows,) weighted sums of the rewards last computed, of this process' sequences; NaN where none was given."""
-        rewards = (self._rewards * self.reward_weights.to(self._rewards.device)).nansum(dim=1)
-        rewards = rewards.masked_fill(self._rewards.isnan().all(dim=1), torch.nan)
-        return self._own_rows(rewards, rows)
+def log_advantages(trainer: Any, rollouts: Rollouts) -> None:
+    """Replaces the advantages in TRL's table of completions by those that are used: each completion's mean."""
+    total = rollouts.advantages.double().masked_fill(~rollouts.generated, 0).sum(1)
+    used = rollouts.world.gather((total / rollouts.generated.sum(1).clamp(min=1)).float()).tolist()
+    logged = trainer._logs["advantages"]
+    for _ in range(min(len(used), len(logged))):
+        logged.pop()
+    logged.extend(used)
 
-    def _own_rows(self, values: Tensor, rows: int) -> Tensor:
-        """The `rows` sequences of this process, of what is known of all."""
-        return values[self._world.rank * rows :][:rows]
 
-    @contextmanager
-    def _generating_at(self, temperature: float) -> Iterator[None]:
-        """Samples at a temperature relative to the ordinary one, and leaves no trace in what is logged."""
-        engine = self.vllm_generation if self.use_vllm else self.generation_config
-        ordinary, engine.temperature = engine.temperature, engine.temperature * temperature
-        logged = deepcopy((self._metrics, self._logs))
-        try:
-            yield
-        finally:
-            engine.temperature = ordinary
-            self._metrics, self._logs = logged
+def auxiliary_rollouts(trainer: Any, stock: Callable, rows: list, method: Method) -> list[dict[str, Any]]:
+    """The extra rollouts that `method` asks for, scored, in as many parts as the generation batch will have."""
+    steps = trainer.args.steps_per_generation
+    temperature, share = method.auxiliary_rollouts()
+    count = whole_groups(len(rows), share, trainer.num_generations, steps)
+    generation = Generation(trainer)
+    with generating_at(trainer, temperature):
+        output = generation.roll_out(stock, rows[:count])
+    output["rewards"] = generation.own_rewards(count).nan_to_num()
+    parts = split_tensor_dict(split_pixel_values_by_grid(output), steps)
+    return [unsplit_pixel_values_by_grid(part) for part in parts]
 
-    def _add_auxiliary(self, inputs: list[dict[str, Any]], method: Method) -> None:
-        """Generates and scores what `method` asks for, in as many parts as the generation batch will have."""
-        steps = self.args.steps_per_generation
-        temperature, share = method.auxiliary_rollouts()
-        rows = whole_groups(len(inputs), share, self.num_generations, steps)
-        with self._generating_at(temperature):
-            output, _ = self._roll_out(inputs[:rows])
-        output["rewards"] = self._own_rewards(rows).nan_to_num()
-        parts = split_tensor_dict(split_pixel_values_by_grid(output), steps)
-        self._auxiliary[method.name] = [unsplit_pixel_values_by_grid(part) for part in parts]
+
+@contextmanager
+def generating_at(trainer: Any, temperature: float) -> Iterator[None]:
+    """Samples at a temperature relative to the ordinary one, and leaves no trace in what is logged."""
+    engine = trainer.vllm_generation if trainer.use_vllm else trainer.generation_config
+    ordinary, engine.temperature = engine.temperature, engine.temperature * temperature
+    logged = deepcopy((trainer._metrics, trainer._logs))
+    try:
+        yield
+    finally:
+        engine.temperature = ordinary
+        trainer._metrics, trainer._logs = logged

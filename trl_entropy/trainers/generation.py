@@ -1,0 +1,213 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""`Generation`: one batch of rollouts, from its prompts to what TRL hands back, with the old policy's entropies.
+
+TRL scores its rollouts before it asks for rewards if a generation batch serves more than one update. Its fused head
+computes entropies in any case, so they are free there. Elsewhere TRL is made to run the same pass: one forward without
+gradient, on the inputs that TRL builds, of which the loss learns nothing. With `record_entropies` the entropies are
+recorded while generating instead, and no pass is added. All entropies of a run come from one of these sources.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..methods import Method
+from .prefill import whole_turns
+from .recording import recording
+from .rewards import COLUMNS
+
+
+TABLE_COLUMNS = {"token_entropy_mean": torch.mean, "token_entropy_max": torch.amax}
+GIVEN_APART = ("prompt", "completion", "completion_ids")  # columns that TRL does not pass on to reward functions
+
+
+def trl_scores(trainer: Any) -> bool:
+    """Whether TRL makes a pass of the old policy over the rollouts of its own accord."""
+    updates = trainer.args.steps_per_generation * trainer.num_iterations
+    corrects = trainer.use_vllm and trainer.vllm_importance_sampling_correction
+    return trainer.args.gradient_accumulation_steps % updates != 0 or corrects
+
+
+class Generation:
+    """One call of TRL's `_generate_and_score_completions`. B completions of this process, T tokens.
+
+    Attributes:
+        wanted: a reward function or a method needs the old policy's entropies.
+        records: entropies are recorded while generating.
+        scored: the old policy makes a pass over the rollouts, of TRL's own accord or made to.
+        reads: the statistics of that pass are kept.
+        prompt_ids, completion_ids, tool_masks: lists per completion, once generated.
+        scores: (B, T) log-probabilities, entropies and statistics of the old policy, once a pass or recording gave them.
+        given_rewards, rewards: (all completions, reward functions) before and after methods have shaped them.
+        logs: what the rewards of methods have worth logging.
+    """
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+        columns = trainer._rewards.columns
+        self.wanted = "token_entropies" in columns or "rollout_entropy" in trainer._needs
+        self.reads = self.wanted or bool(trainer.methods) or trainer.log_completions
+        stock = trl_scores(trainer)
+        self.records = trainer.args.record_entropies and self.wanted and not stock
+        self.scored = stock or (self.wanted and not self.records)
+        self.made_to_score = self.scored and not stock
+        self.prompt_ids: list[list[int]] = []
+        self.completion_ids: list[list[int]] = []
+        self.tool_masks: list[list[int]] | None = None
+        self.scores: dict[str, Tensor] = {}
+        self.logs: dict[str, Tensor] = {}
+
+    # What TRL does, step by step
+
+    def roll_out(self, stock: Callable, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """TRL's rollouts of dataset rows."""
+        trainer, iterations = self.trainer, self.trainer.num_iterations
+        outer, trainer._generation = trainer._generation, self
+        if self.made_to_score:
+            trainer.num_iterations = trainer.args.gradient_accumulation_steps + 1  # TRL infers that it must score
+        try:
+            output = stock(rows)
+        finally:
+            trainer.num_iterations, trainer._generation = iterations, outer
+        if self.made_to_score:
+            output.pop("old_per_token_logps", None)  # the ratio of such updates is 1, not 1 up to rounding
+        if self.records:
+            self.scores = {"entropy": self._recorded_entropy(output["completion_ids"].size(1))}
+        return output
+
+    def generate(self, stock: Callable, prompts: list) -> tuple:
+        """TRL's `_generate`: keeps which tokens came out."""
+        output = stock(prompts)
+        self.prompt_ids, self.completion_ids, self.tool_masks = output[:3]
+        if not self.records:
+            return output
+        self._recorded = output[4]
+        return (*output[:4], None, *output[5:])
+
+    def generate_turn(self, stock: Callable, *args: Any, **kwargs: Any) -> tuple[list, list | None]:
+        """TRL's `_generate_single_turn`. TRL carries a value for each token, with vLLM its log-probability, through
+        its loop of tools; recorded entropies take that place."""
+        if not self.records:
+            return stock(*args, **kwargs)
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        with recording(model, self.trainer.temperature) as recorder:
+            ids, _ = stock(*args, **kwargs)
+        return ids, recorder.rows(ids)
+
+    def is_scoring_pass(self, model: Any) -> bool:
+        """Whether the next forward of `model` is the old policy's pass over the rollouts. A reference's comes later."""
+        return self.reads and self.scored and not self.scores and model is self.trainer.model
+
+    def attention_mask(self, attention_mask: Tensor, length: int) -> Tensor:
+        """The mask of the scoring pass. TRL hides completions from attention that the loss leaves out as truncated, but
+        entropies are wanted of these as well."""
+        if not self._sees_truncated:
+            return attention_mask
+        generated = self.generated_mask(length, attention_mask.device).to(attention_mask)
+        return torch.cat([attention_mask[:, :-length], generated], 1)
+
+    def keep_scores(self, logps: Tensor, entropy: Tensor, statistics: dict[str, Tensor], mask: Tensor) -> Tensor:
+        """Keeps what the scoring pass gave, all (B, T) -> the log-probabilities that TRL gets, 0 outside its `mask`."""
+        logps = logps.masked_fill(mask[:, -logps.size(1) :] == 0, 0) if self._sees_truncated else logps
+        self.scores = {"logps": logps, "entropy": entropy, **statistics}
+        return logps
+
+    @property
+    def _sees_truncated(self) -> bool:
+        return (self.wanted or self.trainer.log_completions) and self.trainer.mask_truncated_completions
+
+    def reward(self, stock: Callable, rows: list, prompts: list, completions: list, completion_ids: list) -> Tensor:
+        """TRL's `_calculate_rewards`: rewards see whole turns and the columns they ask for; methods then shape them."""
+        trainer = self.trainer
+        if trainer._changes_prompts:
+            prompts, completions = whole_turns(prompts, completions)
+        rows = self._with_columns(rows, trainer._rewards.columns)
+        rewards = stock(rows, prompts, completions, completion_ids)
+        if trainer.log_completions and self.scored:
+            self._log_entropies()
+        self.given_rewards = rewards
+        columns = {key: [row[key] for row in rows] for key in rows[0] if key not in GIVEN_APART}
+        columns |= {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
+        for method, index in trainer._rewards.shaped:
+            own = self.own_rows(rewards[:, index], len(prompts)).tolist()
+            shaped = self.ask(method, **{**columns, "rewards": own, "prompt_ids": self.prompt_ids})
+            shaped = rewards.new_tensor([math.nan if value is None else value for value in shaped])
+            rewards = rewards.clone()
+            rewards[:, index] = trainer._world.gather(shaped)
+        self.rewards = rewards
+        return rewards
+
+    def ask(self, method: Method, **columns: Any) -> list[float | None]:
+        """The rewards of a method. The dataset's columns may have any names, so what methods get beside them wins."""
+        old_entropy = self.entropy(self.length) if self.records or self.scores else None
+        rewards, logs = method.reward(**{**columns, "old_entropy": old_entropy})
+        self.logs |= {f"{method.name}/{key}": value for key, value in logs.items()}
+        return rewards
+
+    # What is known of the rollouts
+
+    @property
+    def length(self) -> int:
+        """T: how many tokens TRL pads the completions to."""
+        multiple = self.trainer.pad_to_multiple_of or 1
+        return math.ceil(max(map(len, self.completion_ids)) / multiple) * multiple
+
+    def generated_mask(self, length: int, device: torch.device, tools: bool = True) -> Tensor:
+        """(B, length) bool: the tokens of the completions, truncated ones too; without `tools` the policy's own only."""
+        mask = torch.zeros(len(self.completion_ids), length, dtype=torch.bool)
+        for row, tokens in enumerate(self.completion_ids):
+            own = [1] * len(tokens) if tools or self.tool_masks is None else self.tool_masks[row]
+            mask[row, : len(tokens)] = torch.tensor(own, dtype=torch.bool)
+        return mask.to(device)
+
+    def entropy(self, length: int) -> Tensor:
+        """(B, length) entropies of the old policy in nats, from the one source of the run."""
+        return self._recorded_entropy(length) if self.records else self.scores["entropy"][:, :length]
+
+    def _recorded_entropy(self, length: int) -> Tensor:
+        """(B, length) entropies that were recorded, 0 at padding and at the results of tools."""
+        entropy = torch.zeros(len(self._recorded), length)
+        for row, values in zip(entropy, self._recorded, strict=True):
+            row[: len(values)] = torch.tensor(values)
+        return entropy.to(self.trainer.accelerator.device)
+
+    def own_rewards(self, rows: int) -> Tensor:
+        """(rows,) weighted sums of the rewards of this process' completions; NaN if no function gave one."""
+        weights = self.trainer.reward_weights.to(self.rewards.device)
+        rewards = (self.rewards * weights).nansum(dim=1).masked_fill(self.rewards.isnan().all(dim=1), torch.nan)
+        return self.own_rows(rewards, rows)
+
+    def own_rows(self, values: Tensor, rows: int) -> Tensor:
+        """The `rows` completions of this process, among those of all."""
+        return values[self.trainer._world.rank * rows :][:rows]
+
+    def _with_columns(self, rows: list[dict[str, Any]], wanted: set[str]) -> list[dict[str, Any]]:
+        """Copies of the rows plus the requested `COLUMNS`. Raises `ValueError` if the dataset already has one."""
+        if not wanted:
+            return rows
+        if taken := [column for column in COLUMNS if column in wanted and column in rows[0]]:
+            raise ValueError(
+                f"A reward function takes `{taken[0]}`, which is also a column of the dataset: rename it."
+            )
+        lengths = [len(ids) for ids in self.completion_ids]
+        own = self.generated_mask(max(lengths), self.trainer.accelerator.device, tools=False)
+        found = {"token_mask": own.tolist()}
+        if "token_entropies" in wanted:
+            found["token_entropies"] = self.entropy(own.size(1)).float().masked_fill(~own, 0).tolist()
+        return [
+            {**row, **{column: found[column][index][:length] for column in wanted}}
+            for index, (row, length) in enumerate(zip(rows, lengths, strict=True))
+        ]
+
+    def _log_entropies(self) -> None:
+        """Adds the entropies of each completion, in nats, to TRL's table; `None` if the policy wrote no token of it."""
+        entropy = self.scores["entropy"]
+        own = self.generated_mask(entropy.size(1), entropy.device, tools=False)
+        written = [values[mask] for values, mask in zip(entropy.detach().float(), own, strict=True)]
+        for column, reduce in TABLE_COLUMNS.items():
+            if column not in self.trainer._pending_extra_logs:  # a reward function may log a column of this name
+                self.trainer._pending_extra_logs[column] = [reduce(v).item() if len(v) else None for v in written]

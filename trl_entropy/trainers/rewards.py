@@ -1,0 +1,64 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What reward functions may ask for, and the rewards that methods give or shape."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..methods import Method
+from ..settings import one_reward
+
+
+# What a reward function may name beside what TRL gives: one list per completion, one value per token of it.
+COLUMNS = ("token_entropies", "token_mask")
+
+
+def columns_taken(function: Any) -> set[str]:
+    """Those of `COLUMNS` that a reward function names among its parameters. A reward model names none."""
+    if isinstance(function, torch.nn.Module):
+        return set()
+    return set(COLUMNS) & inspect.signature(function).parameters.keys()
+
+
+class Rewards:
+    """The rewards of a trainer: those of the user's functions, and those of methods, which are added to them.
+
+    Args:
+        trainer: TRL's trainer, once it is built. Methods that give a reward join its lists of reward functions.
+        ask: called with a method and the columns of its completions, returns the rewards of the method.
+
+    Attributes:
+        columns: which of `COLUMNS` any function or method takes.
+        shaped: the methods that replace a reward, with the index of the function that gave it.
+    """
+
+    def __init__(self, trainer: Any, methods: list[Method], ask: Callable[..., list[float | None]]):
+        names = list(trainer.reward_func_names)
+        self.columns = set().union(*map(columns_taken, trainer.reward_funcs))
+        self.shaped: list[tuple[Method, int]] = []
+        for method in methods:
+            method.check_rewards(names)
+            if not method.overrides("reward"):
+                continue
+            self.columns |= columns_taken(method.reward)
+            if method.shapes_reward:
+                target = one_reward(method.shaped_reward, f"{method.name}_reward", names)
+                self.shaped.append((method, names.index(target)))
+            else:
+                add_reward(trainer, method, ask)
+
+
+def add_reward(trainer: Any, method: Method, ask: Callable[..., list[float | None]]) -> None:
+    """Gives `trainer` one reward function more. Its lists are replaced, not extended: those it holds are the user's."""
+
+    def reward(**columns: Any) -> list[float | None]:
+        return ask(method, **columns)
+
+    reward.__name__ = method.name
+    trainer.reward_funcs = [*trainer.reward_funcs, reward]
+    trainer.reward_func_names = [*trainer.reward_func_names, method.name]
+    trainer.reward_processing_classes = [*trainer.reward_processing_classes, None]
+    trainer.reward_weights = torch.cat([trainer.reward_weights, torch.ones(1)])
