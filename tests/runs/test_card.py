@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from support.tiny import TOGETHER, build_model
 from huggingface_hub import ModelCard
+from support.tiny import TOGETHER, build_model
 from transformers.trainer_utils import SchedulerType
 
 from trl_entropy import METHODS
+from trl_entropy.kappa.config import KappaTune
 from trl_entropy.runs import card, card_hooks, card_sources, provenance
 from trl_entropy.trainers.grpo_config import EntropyGRPOConfig
-from trl_entropy.kappa.config import KappaTune
 
 
 HISTORY = [

@@ -10,10 +10,10 @@ from accelerate.utils import is_peft_model
 from transformers import is_wandb_available
 from trl.trainer.utils import get_comet_experiment_url, get_config_model_id, get_trackio_space_url
 
-from .card import build_card, described, draw_curve, last_values, papers_of, points_of
-from .card_sources import base_of, hub_id, license_of
 from ..kappa.config import KappaTune
 from ..methods import Method
+from .card import build_card, described, draw_curve, last_values, papers_of, points_of
+from .card_sources import base_of, hub_id, license_of
 from .provenance import command_line
 
 
