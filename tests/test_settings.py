@@ -40,11 +40,19 @@ def test_defaults_and_fields_by_prefix():
 
 
 def test_text_table():
-    rows = [{"": "before", "pass@1": 0.1237, "seconds": None}, {"": "a method", "pass@1": 0.5}, {"": "x", "n": "12345"}]
+    rows = [
+        {"": "before", "pass@1": 0.1237, "seconds": None},
+        {"": "a method", "pass@1": 0.5},
+        {"": "x", "n": "12345"},
+    ]
     assert text_table(rows, {"pass@1": 3, "seconds": 0}, "-").splitlines() == [
         "          pass@1  seconds      n",
         "before     0.124        -      -",
         "a method   0.500        -      -",
         "x              -        -  12345",
     ]
-    assert text_table([{"run": "one", "note": "a b"}, {"run": "two"}]).splitlines() == ["run  note", "one   a b", "two"]
+    assert text_table([{"run": "one", "note": "a b"}, {"run": "two"}]).splitlines() == [
+        "run  note",
+        "one   a b",
+        "two",
+    ]

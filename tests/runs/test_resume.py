@@ -132,7 +132,7 @@ def test_last_whole_checkpoint(tmp_path, caplog):
     state, controller = STATE_FILE.removesuffix(".json"), CONTROLLER_FILE.removesuffix(".json")
     checkpoint(tmp_path, 3, trainer_state='{"global_step": 1')
     (tmp_path / "checkpoint-old").mkdir()
-    with pytest.raises(ValueError, match="has no whole checkpoint: checkpoint-3 was not written to its end."):
+    with pytest.raises(ValueError, match="has no complete checkpoint: checkpoint-3 is incomplete."):
         last_whole_checkpoint(str(tmp_path))
     controlled = checkpoint(tmp_path, 4, **{state: "{}", controller: "{}"})
     whole = checkpoint(tmp_path, 9)
