@@ -58,11 +58,11 @@ def last_whole_checkpoint(folder: str, controlled: bool = False) -> str | None:
         there = [name for name in (STATE_FILE, CONTROLLER_FILE) if (path / name).exists()]
         if all(is_json(path / name) for name in (*needed, *there)):
             if left_out:
-                logger.warning(f"Resuming from {path.name}: {', '.join(left_out)} is incomplete.")
+                logger.warning(f"Resuming from {path.name}, skipping incomplete checkpoints: {', '.join(left_out)}.")
             return str(path)
         left_out.append(path.name)
     if left_out:
-        raise ValueError(f"{folder!r} has no complete checkpoint: {', '.join(left_out)} is incomplete.")
+        raise ValueError(f"{folder!r} has no complete checkpoint. Incomplete: {', '.join(left_out)}.")
     return None
 
 
