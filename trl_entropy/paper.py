@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What to cite."""
+"""A paper to cite."""
 
 from dataclasses import dataclass
 

@@ -1,8 +1,10 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Reading the fields of a config: a value that fits, or one error that names field, value and what is accepted."""
+"""Reading config fields: a valid value, or one error that names the field, the value and what is accepted."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, Field, fields
+from difflib import get_close_matches
 from typing import Any
 
 
@@ -10,14 +12,20 @@ UNQUOTED = " YAML reads unquoted yes, no, on and off as true and false."
 
 
 def checked(config: Any, name: str, accepts: Callable[[Any], bool], accepted: str, switch: bool = False) -> Any:
-    """The field `name` of `config`, or a `ValueError` that says what it was and what is accepted.
+    """The value of the field `name` of `config`.
 
-    True and False, which Python takes for numbers, are values of a `switch` alone.
+    Args:
+        accepts: tells whether a value is valid.
+        accepted: describes valid values in the error message.
+        switch: whether the field is boolean. Other fields refuse true and false, which Python counts as numbers.
+
+    Raises:
+        `ValueError`: the value is not valid.
     """
     value = getattr(config, name)
     try:
         fits = (switch or not isinstance(value, bool)) and accepts(value)
-    except TypeError:  # a value of another type, such as a string where a number belongs
+    except TypeError:  # a value of the wrong type, such as a string instead of a number
         fits = False
     if not fits:
         hint = UNQUOTED if isinstance(value, bool) else ""
@@ -26,31 +34,60 @@ def checked(config: Any, name: str, accepts: Callable[[Any], bool], accepted: st
 
 
 def one_of(config: Any, name: str, *choices: str) -> str:
+    """The value of a field that takes one of `choices`."""
     return checked(config, name, lambda value: value in choices, "one of " + ", ".join(map(repr, choices)))
 
 
 def share(config: Any, name: str) -> float:
+    """The value of a field that takes a share above 0, at most 1."""
     return checked(config, name, lambda value: 0 < value <= 1, "a share in (0, 1]")
 
 
 def non_negative(config: Any, name: str) -> float:
+    """The value of a field that takes a finite number, 0 or above."""
     return checked(config, name, lambda value: 0 <= value < float("inf"), "a finite number >= 0")
 
 
 def flag(config: Any, name: str) -> bool:
+    """The value of a boolean field."""
     return checked(config, name, lambda value: value is True or value is False, "true or false", switch=True)
 
 
 def name_or_none(config: Any, name: str) -> str | None:
+    """The value of a field that takes the name of a reward function, or `None`."""
     accepted = "the name of a reward function, or none"
     return checked(config, name, lambda value: value is None or (isinstance(value, str) and value != ""), accepted)
 
 
 def one_reward(name: str | None, field_name: str, names: list[str]) -> str:
-    """`name`, or the only one of `names` where it is `None`. Raises `ValueError` for an unknown one or a choice."""
+    """`name`, or the only entry of `names` if `name` is `None`.
+
+    Raises:
+        `ValueError`: `name` is not in `names`, or it is `None` and `names` has several entries.
+    """
     if name is None and len(names) == 1:
         return names[0]
     if name not in names:
         known = ", ".join(map(repr, names))
         raise ValueError(f"`{field_name}` must be one of the reward functions {known}, got {name!r}.")
     return name
+
+
+def did_you_mean(name: Any, known: Iterable[str]) -> str:
+    """The end of an error message, " Did you mean 'x'?", for the closest known name; "" if none is close.
+
+    >>> did_you_mean("Clip-Cof", ["clip_cov", "kl_cov"])
+    " Did you mean 'clip_cov'?"
+    """
+    near = get_close_matches(str(name).lower().replace("-", "_"), known, n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def default_of(field: Field) -> Any:
+    """The default of a dataclass field, made by its factory if it has one; `MISSING` for a required field."""
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def fields_of(prefix: str, config: Any) -> list[Field]:
+    """The fields of a dataclass or an instance whose names start with `<prefix>_`, in their order."""
+    return [field for field in fields(config) if field.name.startswith(f"{prefix}_")]

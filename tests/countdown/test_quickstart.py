@@ -17,7 +17,6 @@ from trl_entropy.countdown.grpo import CACHES, RECIPE, RECIPES, build_parser, co
 from trl_entropy.countdown.model import WarmStart, load_warm_start
 from trl_entropy.countdown.report import COLUMNS, table
 from trl_entropy.countdown.task import TASKS
-from trl_entropy.estimates import running_mean
 from trl_entropy.report.runs import read_runs
 from trl_entropy.report.summary import named_methods
 
@@ -167,7 +166,3 @@ def test_bad_recipes_are_named(tmp_path):
     (tmp_path / "list.yaml").write_text("a: [")
     with pytest.raises(BadRecipe, match="is not valid YAML: while parsing a flow node"):
         read_recipe(tmp_path / "list.yaml", {})
-
-
-def test_running_mean():
-    assert running_mean([1.0, 3.0, 5.0, 1.0], width=2) == [1.0, 2.0, 4.0, 3.0]

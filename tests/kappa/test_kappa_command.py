@@ -91,7 +91,7 @@ def test_no_bar_hides_another(tmp_path, monkeypatch):
     "argv, message",
     [
         (["nothing/", "--top-p", "2"], "`top_p` must be a share of the parameters in (0, 1], got 2.0."),
-        (["./nothing"], "The model must be a folder or an id on the Hub, got './nothing', which is no folder."),
+        (["./nothing"], "The model must be a folder or an id on the Hub, got './nothing', which is not a folder."),
         (["{folder}", "--top-p", "0.01"], "`top_p`=0.01 selects nothing"),
         (["{folder}", "--order", "up"], "argument --order: invalid choice: 'up'"),
         ([], "the following arguments are required: MODEL"),
@@ -126,7 +126,7 @@ def test_weights_that_are_cut_short(tmp_path, capsys, length, options):
 
 
 @pytest.mark.parametrize("failure", [ImportError("Install\n\ngptqmodel."), RuntimeError("No GPU")])
-def test_quantised_weights_without_what_reads_them(tmp_path, capsys, monkeypatch, failure):
+def test_quantized_weights_without_what_reads_them(tmp_path, capsys, monkeypatch, failure):
     model = build_model()
     weights = {key: torch.ones(2, 2, dtype=torch.int32) if "proj" in key else weight for key, weight in model.state_dict().items()}  # fmt: skip
     model.save_pretrained(tmp_path, state_dict=weights)

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Models in memory and checkpoints: the same numbers, fingerprints that tell weights apart, a cache that is not trusted."""
+"""Models in memory and checkpoints: same numbers, fingerprints that tell weights apart, a cache that is checked."""
 
 import json
 import logging
@@ -9,14 +9,15 @@ import re
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from support.tiny import build_model
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+from xxhash import xxh3_128, xxh3_128_digest
 
 from trl_entropy.kappa import analysis, cache
 from trl_entropy.kappa.analysis import analyze
 from trl_entropy.kappa.cache import KappaCache, cache_key
-from trl_entropy.kappa.fingerprint import CHUNK, chunk_sums, device_sums
+from trl_entropy.kappa.fingerprint import add_tensor, file_fingerprint
 from trl_entropy.kappa.inventory import layers_of, read_weight
 from trl_entropy.kappa.selection import Selection
 from trl_entropy.kappa.sources import CheckpointSource, LiveSource, source_of
@@ -47,7 +48,7 @@ def kappas(source, **settings):
 
 @pytest.fixture
 def count(monkeypatch):
-    """How many weights are analysed."""
+    """How many weights are analyzed."""
     counted = []
     measured = analysis.measured
     monkeypatch.setattr(analysis, "measured", lambda *arguments: counted.append(1) or measured(*arguments))
@@ -110,13 +111,13 @@ def test_fused_experts_of_a_checkpoint_that_stores_them_apart(tmp_path):
     assert not any(name.endswith("mlp.gate") for name in found)  # the router
 
 
-def test_quantised_weights_are_restored_or_refused(monkeypatch):
+def test_quantized_weights_are_restored_or_refused(monkeypatch):
     model = build_model()
     (layer,) = [layer for layer in layers_of(model) if layer.name == "model.layers.0.mlp.up_proj"]
     module = model.model.layers[0].mlp.up_proj
     whole = module.weight.detach().clone()
     module.weight = torch.nn.Parameter((whole * 40).to(torch.int8), requires_grad=False)
-    with pytest.raises(ValueError, match="`model.layers.0.mlp.up_proj.weight` is quantised to torch.int8"):
+    with pytest.raises(ValueError, match="`model.layers.0.mlp.up_proj.weight` is quantized to torch.int8"):
         read_weight(model, layer)
     # What PEFT does with the formats that it knows
     monkeypatch.setattr("peft.utils.integrations.dequantize_module_weight", lambda module: module.weight.float() / 40)
@@ -140,7 +141,7 @@ def test_fingerprint_sees_every_byte(tmp_path):
 
 
 def test_key_of_a_cached_analysis(tmp_path, monkeypatch):
-    """Of all that decides which weights there are and how they are called."""
+    """It depends on all that decides which weights there are, and their names."""
     build_model().save_pretrained(tmp_path)
     stored, live = CheckpointSource(str(tmp_path)).fingerprint(), LiveSource(build_model()).fingerprint()
     key = cache_key(stored)
@@ -161,27 +162,49 @@ def test_key_of_a_cached_analysis(tmp_path, monkeypatch):
     assert len(keys) == 4
 
 
-def test_chunk_sums_by_hand():
-    data = np.arange(20, dtype=np.uint8)
-    words = [sum(int(byte) << 8 * place for place, byte in enumerate(data[start : start + 8])) for start in (0, 8, 16)]
-    total = sum((2 * place + 1) * word for place, word in enumerate(words)) % 2**64
-    assert chunk_sums(data) == total.to_bytes(8, "little")
+CHUNK = 1 << 12
 
 
-def test_chunk_sums_see_what_is_swapped():
+def tensor_hash(tensor):
+    digest = xxh3_128()
+    add_tensor(digest, tensor)
+    return digest.digest()
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    monkeypatch.setattr("trl_entropy.kappa.fingerprint.CHUNK", CHUNK)
+
+
+def test_fingerprint_sees_what_is_swapped(tmp_path, small_chunks):
     data = np.random.default_rng(0).integers(0, 256, 2 * CHUNK + 24, dtype=np.uint8)
+    save_file({"weight": data}, tmp_path / "a.safetensors")
     for one, other in ((0, 8), (0, CHUNK), (CHUNK, 2 * CHUNK + 8), (2 * CHUNK, 2 * CHUNK + 8)):
         swapped = data.copy()
         swapped[one : one + 8], swapped[other : other + 8] = data[other : other + 8], data[one : one + 8]
-        assert chunk_sums(swapped) != chunk_sums(data)
+        assert tensor_hash(torch.from_numpy(swapped)) != tensor_hash(torch.from_numpy(data))
+        save_file({"weight": swapped}, tmp_path / "b.safetensors")
+        assert file_fingerprint(tmp_path / "a.safetensors") != file_fingerprint(tmp_path / "b.safetensors")
 
 
 @pytest.mark.parametrize("size", [0, 24, CHUNK, 3 * CHUNK + 41])
-def test_accelerators_sum_as_the_processor_does(size, monkeypatch):
-    monkeypatch.setattr("trl_entropy.kappa.fingerprint.BLOCK", 2)
+def test_chunks_have_the_hash_of_the_whole(size, small_chunks):
+    """As tensors on an accelerator are copied."""
     data = np.random.default_rng(0).integers(0, 256, size + 3, dtype=np.uint8)
-    assert device_sums(torch.from_numpy(data[:size])) == chunk_sums(data[:size])
-    assert device_sums(torch.from_numpy(data)[3:]) == chunk_sums(data[3:])  # words that begin anywhere
+    assert tensor_hash(torch.from_numpy(data[:size])) == xxh3_128_digest(data[:size].tobytes())
+    assert tensor_hash(torch.from_numpy(data)[3:]) == xxh3_128_digest(data[3:].tobytes())  # at any offset
+    columns = torch.from_numpy(data[:size]).bfloat16().view(1, size).expand(2, size).T
+    assert tensor_hash(columns) == xxh3_128_digest(columns.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+
+
+def test_files_are_known_by_every_byte(tmp_path):
+    """Also an empty one, which cannot be mapped into memory."""
+    path = tmp_path / "modeling.py"
+    path.write_bytes(b"")
+    assert file_fingerprint(path) == xxh3_128(b"").hexdigest()
+    save_file({"weight": np.arange(5.0)}, tmp_path / "a.safetensors")
+    expected = xxh3_128((tmp_path / "a.safetensors").read_bytes()).hexdigest()
+    assert file_fingerprint(tmp_path / "a.safetensors") == expected
 
 
 def test_device_is_that_of_the_process(monkeypatch):
@@ -279,7 +302,7 @@ def test_broken_cache_is_reported_computed_again_and_mended(cache_folder, count,
     damage(path)
     with caplog.at_level(logging.WARNING):
         again = analyze(source, selection.candidate, kept, progress=False)
-    assert "are of no use and computed again" in caplog.text and len(count) == 28
+    assert "Ignoring the cached condition numbers in" in caplog.text and len(count) == 28
     assert [layer.kappas for layer in again] == [layer.kappas for layer in first]
     analyze(source, selection.candidate, kept, progress=False)
     assert len(count) == 28
@@ -299,12 +322,12 @@ def test_weights_that_cannot_be_read_come_from_the_checkpoint(tmp_path, caplog, 
     model.save_pretrained(tmp_path)
     with torch.device("meta"):
         empty = build_model()
-    with pytest.raises(ValueError, match="on the meta device, and it comes from no checkpoint"):
+    with pytest.raises(ValueError, match="on the meta device, and it was not loaded from a checkpoint"):
         source_of(empty)
     empty.config._name_or_path = str(tmp_path)
     with caplog.at_level(logging.WARNING):
         assert kappas(source_of(empty)) == kappas(LiveSource(model))
-    assert "on the meta device: the condition numbers are those of" in caplog.text
+    assert "on the meta device: computing the condition numbers of" in caplog.text
     arguments = []
     monkeypatch.setattr("trl_entropy.kappa.sources.CheckpointSource", lambda *given: arguments.append(given))
     empty.config._commit_hash = "abc"
@@ -315,7 +338,7 @@ def test_weights_that_cannot_be_read_come_from_the_checkpoint(tmp_path, caplog, 
     sharded = build_model()
     sharded.lm_head.weight.ds_id = 3  # as DeepSpeed marks what it has sharded
     sharded.config._name_or_path = ""
-    with pytest.raises(ValueError, match="sharded by DeepSpeed ZeRO-3, and it comes from no checkpoint"):
+    with pytest.raises(ValueError, match="sharded by DeepSpeed ZeRO-3, and it was not loaded from a checkpoint"):
         source_of(sharded)
 
 

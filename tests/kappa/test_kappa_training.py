@@ -327,7 +327,7 @@ def test_fused_experts_are_trained_whole_or_become_target_parameters(tmp_path):
     settings = dict(include=["experts"], num_modules=1, order="descending")
     (chosen,) = selected(build_moe(), **settings)
     assert chosen.name == chosen.parameter
-    with pytest.raises(ValueError, match="`lora_dropout` of `peft_config` must be 0 where fused experts are selected"):
+    with pytest.raises(ValueError, match="`lora_dropout` of `peft_config` must be 0 if fused experts are selected"):
         kappa_peft_config(build_moe(), LoraConfig(r=2, lora_dropout=0.05), **settings)
     peft_config = kappa_peft_config(build_moe(), LoraConfig(r=2), **settings)
     assert peft_config.target_parameters == [chosen.parameter] and not peft_config.target_modules
@@ -376,16 +376,17 @@ class Packed(torch.nn.Module):
         self.register_buffer("qweight_zeros", torch.zeros(2, 2, dtype=torch.int32))
 
 
-def test_weights_that_cannot_be_restored_are_counted(caplog):
+def test_weights_that_cannot_be_dequantized_are_counted(caplog):
     model = build_model()
     for layer in model.model.layers:
         layer.mlp.up_proj, layer.self_attn.k_proj = Packed(), Packed()
     with caplog.at_level(logging.WARNING):
         found = kappa_peft_config(model, LoraConfig(), num_modules=10)
     assert len(found.target_modules) == 10
-    (shown,) = [record.getMessage() for record in caplog.records if "restored" in record.getMessage()]
+    (shown,) = [record.getMessage() for record in caplog.records if "dequantized" in record.getMessage()]
     first = "model.layers.0.self_attn.k_proj"
-    assert f"4 modules are no candidates, since their weights are quantised and cannot be restored, first `{first}`" in shown  # fmt: skip
+    assert "4 modules are not candidates, because their weights are quantized and cannot be dequantized" in shown
+    assert f"the first being `{first}`" in shown
     with pytest.raises(
         ValueError, match="`include` asks with 'up_proj' for `model.layers.0.mlp.up_proj` of shape 2x2"
     ):
@@ -420,7 +421,7 @@ def test_weights_unfrozen_afterwards_are_refused(tmp_path):
     model = build_model()
     trainer = sft_trainer(tmp_path, model, [KappaTuneCallback()])
     model.lm_head.requires_grad_(True)
-    with pytest.raises(ValueError, match="not those that were selected; they differ in `lm_head.weight`"):
+    with pytest.raises(ValueError, match="not the selected ones; they differ in `lm_head.weight`"):
         trainer.train()
 
 

@@ -1,11 +1,14 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The report: its numbers are those of the runs, it needs nothing from outside, and what is wrong is one line."""
+"""The report: its numbers are those of the runs, it loads nothing from outside, and errors are one line."""
 
 import json
 import math
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -22,6 +25,7 @@ from trl_entropy.report.samples import pass_at_k_points, tip_scatter, token_logs
 from trl_entropy.report.summary import differing_settings, named_methods, summarize
 
 
+ROOT = Path(__file__).parents[2]
 ENTROPY = [1.0 - 0.05 * step for step in range(12)]
 REWARD = [1.2 - 0.3 * math.exp(entropy) for entropy in ENTROPY]
 
@@ -67,7 +71,7 @@ def panel_of(runs, title):
 
 
 class Page(HTMLParser):
-    """The parts of a page: start tags with their attributes, the cells of tables, the coloured tokens, the data."""
+    """The parts of a page: start tags with their attributes, the cells of tables, the colored tokens, the data."""
 
     def __init__(self, text):
         super().__init__()
@@ -185,13 +189,13 @@ def test_dollar_signs_are_no_formulas(tmp_path):
     assert draw_svg(panel, "panel").count(f">{name}<") == 2
 
 
-def test_each_run_has_a_colour_of_its_own():
+def test_each_run_has_a_color_of_its_own():
     assert len({color_of(run) for run in range(200)}) == 200
 
 
 def test_table_of_the_terminal(report):
     header, stock, method, where = report[1].splitlines()
-    assert header.split()[:3] == ["run", "methods", "steps"] and method.startswith("<b>method  clip_cov  12")
+    assert header.split()[:3] == ["run", "methods", "steps"] and method.startswith("<b>method  clip_cov     12")
     assert "1.000 to 0.450" in stock and where.startswith("page and picture: ")
 
 
@@ -300,7 +304,7 @@ def test_law_of_points_on_it(tmp_path):
 
 @pytest.mark.parametrize(("every", "pairs"), [(1, [(0.1, 1.0), (0.2, 2.0)]), (4, [(0.2, 1.0), (0.3, 2.0)])])
 def test_changes_are_paired(tmp_path, every, pairs):
-    """A line of one step has the prediction of its step and the realised change that the line before predicted."""
+    """A line of one step has the prediction of its step and the realized change that the line before predicted."""
     lines = [
         {"step": every, "entropy": 1.0, "entropy/predicted_change": 0.1},
         {"step": 2 * every, "entropy": 1.0, "entropy/predicted_change": 0.2, "entropy/realized_change": 1.0},
@@ -308,7 +312,7 @@ def test_changes_are_paired(tmp_path, every, pairs):
     ]
     runs = one_run(tmp_path / "run", lines)
     assert list(zip(*paired_changes(runs[0]), strict=True)) == pairs
-    assert panel_of(runs, "realised entropy change").series[0].y == [1.0, 2.0]
+    assert panel_of(runs, "realized entropy change").series[0].y == [1.0, 2.0]
 
 
 def test_tokens_of_a_distillation(tmp_path):
@@ -378,7 +382,7 @@ def test_an_older_state_stands_in_for_one_that_cannot_be_read(tmp_path, caplog, 
     for path, record in zip(broken, caplog.records, strict=True):
         message = record.getMessage()
         assert message.startswith(f"{path} must ") and message.count("\n") == 0
-        assert message.endswith(f" The run is shown as {tmp_path / 'checkpoint-5' / 'trainer_state.json'} has it.")
+        assert message.endswith(f" Showing the run from {tmp_path / 'checkpoint-5' / 'trainer_state.json'} instead.")
     (tmp_path / "checkpoint-5" / "trainer_state.json").write_text(text)
     with pytest.raises(ValueError, match=f"{re.escape(str(broken[0]))} must "):
         read_runs([tmp_path])
@@ -501,4 +505,19 @@ def test_matplotlib_is_asked_for(tmp_path, capsys, monkeypatch):
         cli.main(["report", str(tmp_path)])
     assert capsys.readouterr().err == (
         "trl-entropy report: error: it needs matplotlib: pip install 'trl-entropy[plots]'\n"
+    )
+
+
+def test_wrong_path_is_an_error_before_anything_slow_is_loaded(tmp_path):
+    code = f"""
+import sys
+from trl_entropy import cli
+try:
+    cli.main(["report", {str(tmp_path / "nothing")!r}])
+except SystemExit as end:
+    print(end.code, sorted({{"torch", "trl", "transformers", "pandas", "matplotlib"}} & {{*sys.modules}}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "2 []\n" and done.stderr.startswith(
+        "trl-entropy report: error: RUN must be the folder of a run"
     )

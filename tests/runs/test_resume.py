@@ -132,7 +132,7 @@ def test_last_whole_checkpoint(tmp_path, caplog):
     state, controller = STATE_FILE.removesuffix(".json"), CONTROLLER_FILE.removesuffix(".json")
     checkpoint(tmp_path, 3, trainer_state='{"global_step": 1')
     (tmp_path / "checkpoint-old").mkdir()
-    with pytest.raises(ValueError, match="has no whole checkpoint: checkpoint-3 was not written to its end."):
+    with pytest.raises(ValueError, match="has no complete checkpoint. Incomplete: checkpoint-3."):
         last_whole_checkpoint(str(tmp_path))
     controlled = checkpoint(tmp_path, 4, **{state: "{}", controller: "{}"})
     whole = checkpoint(tmp_path, 9)
@@ -142,7 +142,8 @@ def test_last_whole_checkpoint(tmp_path, caplog):
     checkpoint(tmp_path, 12, **{controller: ""})
     assert last_whole_checkpoint(str(tmp_path)) == whole
     (record,) = caplog.records
-    assert "from checkpoint-9: checkpoint-12, checkpoint-11, checkpoint-10 was not written" in record.getMessage()
+    incomplete = "checkpoint-12, checkpoint-11, checkpoint-10"
+    assert f"from checkpoint-9, skipping incomplete checkpoints: {incomplete}." in record.getMessage()
     assert last_whole_checkpoint(str(tmp_path), controlled=True) == controlled
     (tmp_path / "checkpoint-4" / CONTROLLER_FILE).unlink()  # the controller was turned on later
     assert last_whole_checkpoint(str(tmp_path), controlled=True) == whole

@@ -7,9 +7,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..kappa.analysis import analyze
-from ..kappa.cache import KappaCache
+from ..kappa.config import kappa_cache, knob_help
 from ..kappa.report import notes, plot, table, write_json
-from ..kappa.selection import ORDERS, TOP_P, Selection
+from ..kappa.selection import ORDERS, Selection
 from ..kappa.sources import CheckpointSource
 from .parser import CommandParser
 
@@ -20,19 +20,19 @@ logger = logging.getLogger(__name__)
 def build_parser() -> CommandParser:
     parser = CommandParser(prog="trl-entropy kappa", description="Rank the weights of a model by condition number.")
     parser.add_argument("model", metavar="MODEL", help="folder or id on the Hub, with weights in safetensors")
-    parser.add_argument("--revision", help="of the repository")
+    parser.add_argument("--revision", help="revision of the repository")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the checkpoint")
-    parser.add_argument("--top-p", type=float, help=f"share of the candidates' parameters to select ({TOP_P})")
-    parser.add_argument("--num-modules", type=int, help="number of modules to select, in place of a share")
-    parser.add_argument("--include", nargs="+", default=[], metavar="REGEX", help="candidates: names that match one")
-    parser.add_argument("--exclude", nargs="+", default=[], metavar="REGEX", help="names that match one are none")
-    parser.add_argument("--order", choices=ORDERS, default="ascending", help="of the ranking (%(default)s)")
+    parser.add_argument("--top-p", type=float, help=knob_help("top_p"))
+    parser.add_argument("--num-modules", type=int, help=knob_help("num_modules"))
+    parser.add_argument("--include", nargs="+", default=[], metavar="REGEX", help=knob_help("include"))
+    parser.add_argument("--exclude", nargs="+", default=[], metavar="REGEX", help=knob_help("exclude"))
+    parser.add_argument("--order", choices=ORDERS, default="ascending", help=knob_help("order"))
+    parser.add_argument("--experts", choices=("median", "mean"), default="median", help=knob_help("experts"))
+    parser.add_argument("--seed", type=int, default=0, help="seed of a random order (%(default)s)")
+    parser.add_argument("--cache", metavar="DIR", help=knob_help("cache"))
     parser.add_argument(
-        "--experts", choices=("median", "mean"), default="median", help="of fused experts (%(default)s)"
+        "--no-cache", action="store_true", help="neither read nor write cached results, as `--cache none`"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of a random order (%(default)s)")
-    parser.add_argument("--cache", type=Path, help="folder of cached results (below the cache of Hugging Face)")
-    parser.add_argument("--no-cache", action="store_true", help="neither read nor write cached results")
     parser.add_argument("--output", type=Path, metavar="DIR", help="writes kappa.json and kappa.png there")
     return parser
 
@@ -49,7 +49,7 @@ def run(argv: list[str]) -> int:
         source = CheckpointSource(options.model, options.revision, options.trust_remote_code)
         if options.output:
             options.output.mkdir(parents=True, exist_ok=True)
-        cache = None if options.no_cache else KappaCache(options.cache)
+        cache = None if options.no_cache else kappa_cache(options.cache)
         layers = analyze(source, selection.candidate, cache)
         chosen = [layer.name for layer in selection.select(layers)]
         print(table(layers, chosen, selection))  # noqa: T201 (the result of a command)

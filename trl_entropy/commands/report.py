@@ -15,9 +15,9 @@ SHOWN_COMPLETIONS = 3
 def build_parser() -> CommandParser:
     parser = CommandParser(
         prog="trl-entropy report",
-        description="Compares runs by what they logged, in a page and a picture. A run's folder must hold "
-        "trainer_state.json, itself or in a checkpoint. pass@k is there with `log_completions`, tokens coloured by their "
-        "entropy with `log_token_entropies`.",
+        description="Compares the logs of runs in a page and a picture. A run's folder must hold trainer_state.json, "
+        "itself or in a checkpoint. The report shows pass@k if the run had `log_completions`, and tokens colored by "
+        "entropy if it had `log_token_entropies`.",
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument("--output", type=Path, default=Path("report"), help="folder for the report (%(default)s)")
@@ -25,7 +25,7 @@ def build_parser() -> CommandParser:
         "--tokens",
         type=whole_number,
         metavar="N",
-        help=f"completions to colour of a run's first and last log ({SHOWN_COMPLETIONS}); also prints them here",
+        help=f"completions to show from each run's first and last log ({SHOWN_COMPLETIONS}); also prints them here",
     )
     return parser
 
@@ -43,15 +43,17 @@ def main(argv: list[str]) -> int:
 
 
 def write_report(folders: list[Path], output: Path, tokens: int | None) -> str:
-    """Writes page and picture into `output` -> a table of the runs. Raises `ValueError` for a run that cannot be read."""
+    """Writes page and picture to `output` -> a table of the runs. Raises `ValueError` if a run cannot be read."""
+    from ..report.runs import read_runs
+
+    runs = read_runs(folders)  # before the imports below, which take seconds: a wrong path is an error at once
     from ..report.drawing import draw_png
     from ..report.heat import heat_maps, print_heat_maps
     from ..report.page import render_page
     from ..report.panels import build_panels
-    from ..report.runs import read_runs
-    from ..report.summary import as_text, summarize
+    from ..report.summary import summarize
+    from ..tables import text_table
 
-    runs = read_runs(folders)
     panels = build_panels(runs)
     maps = heat_maps(runs, SHOWN_COMPLETIONS if tokens is None else tokens)
     labels = [run.label for run in runs]
@@ -62,4 +64,4 @@ def write_report(folders: list[Path], output: Path, tokens: int | None) -> str:
     draw_png(panels, labels, output / PICTURE)
     if tokens:
         print_heat_maps(maps, labels)
-    return f"{as_text(summarize(runs, panels))}\npage and picture: {output / PAGE}, {output / PICTURE}"
+    return f"{text_table(summarize(runs, panels))}\npage and picture: {output / PAGE}, {output / PICTURE}"

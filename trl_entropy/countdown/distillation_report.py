@@ -4,7 +4,7 @@
 
 from pathlib import Path
 
-from ..estimates import running_mean
+import pandas as pd
 
 
 # Columns of the table, with their digits
@@ -30,10 +30,14 @@ def plot(results: dict, path: Path) -> None:
     colors = {label: f"C{index}" for index, label in enumerate(results["history"])}
     for label, history in results["history"].items():
         steps = [point["step"] for point in history]
-        entropy.plot(steps, running_mean([point["entropy"] for point in history]), color=colors[label])
+        entropy.plot(
+            steps,
+            pd.Series([point["entropy"] for point in history]).rolling(7, min_periods=1).mean(),
+            color=colors[label],
+        )
         values = [divergence(point) for point in history]
         if None not in values:
-            distance.plot(steps, running_mean(values), color=colors[label])
+            distance.plot(steps, pd.Series(values).rolling(7, min_periods=1).mean(), color=colors[label])
     width = 0.8 / len(results["rows"])
     for offset, (label, scores) in enumerate(results["rows"].items()):
         positions = [group + width * offset - 0.4 for group in range(3)]

@@ -4,7 +4,7 @@
 
 from pathlib import Path
 
-from ..estimates import running_mean
+import pandas as pd
 
 
 # Columns of the table, with their digits
@@ -35,7 +35,7 @@ def plot(results: dict, path: Path) -> None:
         (line,) = entropy.plot(steps, [point["entropy"] for point in history], label=label)
         rewards = [point["reward"] for point in history]
         reward.plot(steps, rewards, color=line.get_color(), alpha=0.3)
-        reward.plot(steps, running_mean(rewards), color=line.get_color())
+        reward.plot(steps, pd.Series(rewards).rolling(7, min_periods=1).mean(), color=line.get_color())
     pitch = 0.81 / len(results["rows"])  # of the bars, which leave room between groups
     for offset, (label, scores) in enumerate(results["rows"].items()):
         color = "0.6" if label == "before" else f"C{offset - 1}"

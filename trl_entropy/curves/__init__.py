@@ -1,3 +1,3 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Laws fitted to what a run has logged."""
+"""Laws fitted to the logs of a run."""

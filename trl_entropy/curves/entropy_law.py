@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Callbacks: things that act on time, never on tokens."""
+"""The law between entropy and reward, and a callback that fits it during a run."""
 
 import math
 
@@ -13,9 +13,9 @@ logger = get_logger(__name__)
 
 
 def fit_entropy_law(entropies: list[float], rewards: list[float]) -> tuple[float, float, float]:
-    """Least squares of R = -a exp(H) + b over entropies (nats) and rewards -> a, b and the share of variance explained.
+    """Least-squares fit of R = -a exp(H) + b to entropies (nats) and rewards -> a, b and R².
 
-    The share is NaN where the rewards do not differ; all three are NaN where the entropies do not.
+    R² is NaN if all rewards are equal; all three are NaN if all entropies are equal.
     """
     heat, reward = np.exp(np.asarray(entropies, dtype=np.float64)), np.asarray(rewards, dtype=np.float64)
     if np.ptp(heat) <= 1e-9 * np.abs(heat).max(initial=0):
@@ -28,22 +28,22 @@ def fit_entropy_law(entropies: list[float], rewards: list[float]) -> tuple[float
 
 class EntropyLawCallback(TrainerCallback):
     r"""
-    Fits the law R = -a exp(H) + b to the entropies and rewards that a run logs, and watches the entropy.
+    Fits the law R = -a exp(H) + b to the logged entropies and rewards of a run, and watches the entropy.
 
-    Adds to each log line that has both: `entropy_law/a`, `entropy_law/b`, `entropy_law/ceiling` (the reward that the law
-    predicts at entropy 0, b - a), `entropy_law/r_squared`, and `entropy_law/collapsed` and `entropy_law/exploded`, 0 or 1.
-    A resumed run goes on from what the run before has logged. From
-    [The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models](https://huggingface.co/papers/2505.22617).
+    Adds to each log line that has both: `entropy_law/a`, `entropy_law/b`, `entropy_law/ceiling` (b - a, the reward
+    that the law predicts at entropy 0), `entropy_law/r_squared`, `entropy_law/collapsed` and `entropy_law/exploded`
+    (0 or 1). A resumed run continues from the log of the run before. The law is from [The Entropy Mechanism of
+    Reinforcement Learning for Reasoning Language Models](https://huggingface.co/papers/2505.22617).
 
     Args:
         min_points (`int`, *optional*, defaults to `10`):
             Log lines before the first fit, at least 3.
         collapse (`float`, *optional*, defaults to `0.1`):
-            Share of the first entropy below which it has collapsed, in [0, 1). 0: never.
+            Entropy has collapsed below this share of its first value, in [0, 1). 0: never.
         explosion (`float`, *optional*, defaults to `3.0`):
-            Multiple of the first entropy above which it has exploded, above 1. `math.inf`: never.
+            Entropy has exploded above this multiple of its first value, above 1. `math.inf`: never.
         stop (`bool`, *optional*, defaults to `False`):
-            Stop the run on collapse or explosion.
+            Whether to stop the run on collapse or explosion.
 
     Raises:
         `ValueError`: an argument is out of range.
@@ -55,7 +55,7 @@ class EntropyLawCallback(TrainerCallback):
     ```
     """
 
-    adds_to_logs = True  # so that the trainer puts it before the callbacks that report
+    adds_to_logs = True  # our trainers then call it before the callbacks that report logs
 
     def __init__(self, min_points: int = 10, collapse: float = 0.1, explosion: float = 3.0, stop: bool = False):
         if min_points < 3:
@@ -73,7 +73,7 @@ class EntropyLawCallback(TrainerCallback):
         self._warned: set[str] = set()
 
     def _take(self, logs: dict) -> bool:
-        """Takes the point of a log line of training, if it has one."""
+        """Adds the point of a log line of training; returns whether it has one."""
         entropy, reward = logs.get("entropy"), logs.get("reward")
         if entropy is None or reward is None or not math.isfinite(entropy) or not math.isfinite(reward):
             return False

@@ -1,13 +1,14 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""KappaTune: rank the weights of a model by condition number, and train those that have room.
+"""KappaTune: rank the weights of a model by condition number, and train those with spare capacity.
 
-The condition number κ(W) = σ_max / σ_min of a weight is computed once, before training. Weights with a low one use their
-directions evenly; those with a high one are said to be specialised, and are left as they are.
-[KappaTune](https://huggingface.co/papers/2506.16289).
+The condition number κ(W) = σ_max / σ_min of a weight is computed once, before training. A weight with a low condition
+number uses all its directions about equally, which is said to leave spare capacity. A high condition number marks a
+specialized weight, which stays as it is. [KappaTune](https://huggingface.co/papers/2506.16289).
 
-Departs from the paper's code: matrices without full rank are never chosen, embeddings and the output head are no candidates
-unless asked for, fused experts count by the median of their experts, and ties are broken by name.
+Departs from the paper's code: matrices without full rank are never selected, embeddings and the output head are
+candidates only on request, fused experts rank by the median of their experts, and ties are broken by name.
 
-`layers`, `selection`, `fingerprint`, `cache` and `report` import no torch, so that a cached table costs no time.
+`layers`, `selection`, `config`, `fingerprint`, `cache` and `report` must not import torch. Importing it takes seconds,
+and the command would no longer show a cached table at once.
 """

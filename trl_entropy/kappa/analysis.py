@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Analysis of a whole model: longest first, over processes and threads, and what is cached is not computed again."""
+"""Analysis of a whole model over processes and threads, slowest weights first. Cached results are reused."""
 
 import os
 import time
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-MAX_WORKERS = 16  # each holds a weight in float64 and its Gram matrix
+MAX_WORKERS = 16  # each holds one weight in float64 and its Gram matrix
 
 
 @dataclass(frozen=True)
 class Processes:
-    """What an analysis asks of the processes that share it; the default is one alone."""
+    """The processes that share an analysis, and their collectives. The default is a single process."""
 
     rank: int = 0
     count: int = 1
@@ -36,7 +36,7 @@ class Processes:
 
 
 def schedule(layers: Sequence[Layer], processes: int) -> list[list[Layer]]:
-    """Weights for each process: the costliest first, each to the process with least to do. The same everywhere."""
+    """Weights by process: the most expensive first, each to the process with the least work. Same on every process."""
     shares, loads = [[] for _ in range(processes)], [0] * processes
     for layer in sorted(layers, key=lambda layer: (-layer.cost, layer.parameter)):
         least = loads.index(min(loads))
@@ -46,7 +46,7 @@ def schedule(layers: Sequence[Layer], processes: int) -> list[list[Layer]]:
 
 
 def measured(layer: Layer, weight: "Tensor") -> tuple[Layer, np.ndarray]:
-    """A weight, (m, n) or (E, m, n) -> its row with numbers, and its singular values, (min(m, n),) or (E, min(m, n))."""
+    """A weight, (m, n) or (E, m, n) -> `layer` with results, and singular values, (min(m, n),) or (E, min(m, n))."""
     from .spectra import condition_number, singular_values
 
     begin = time.perf_counter()
@@ -66,7 +66,7 @@ def measured(layer: Layer, weight: "Tensor") -> tuple[Layer, np.ndarray]:
 
 
 def current_device() -> "torch.device":
-    """The device of this process, by number: in a thread of its own `cuda` alone would be the first of the machine."""
+    """The device of this process, with its index: in a new thread, plain `cuda` would mean the first GPU."""
     import torch
 
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
@@ -79,7 +79,7 @@ def available_cores() -> int:
 def compute(
     source: Source, layers: Sequence[Layer], local_processes: int = 1, progress: bool = True
 ) -> list[tuple[Layer, np.ndarray]]:
-    """Analyses weights in the order given, as many at a time as there are cores: one matrix keeps few of them busy."""
+    """Analyzes weights in the given order, one per core at a time, because a single matrix keeps few cores busy."""
     if not layers:
         return []
     import torch
@@ -115,14 +115,14 @@ def analyze(
     processes: Processes | None = None,
     progress: bool = True,
 ) -> list[Layer]:
-    """All weights of a model, with condition numbers for those that are wanted; the same list on every process.
+    """All weights of a model, with condition numbers for the wanted ones. Same list on every process.
 
     Args:
         source: where the weights come from.
-        wanted: which weights to analyse.
-        cache: where analyses are kept; `None`: nowhere.
-        processes: that share the work, each with the same source.
-        progress: show a bar.
+        wanted: whether to analyze a weight.
+        cache: where analyses are stored; `None` for nowhere.
+        processes: the processes that share the work, each with the same source.
+        progress: whether to show a progress bar.
     """
     processes = processes or Processes()
     main = processes.rank == 0

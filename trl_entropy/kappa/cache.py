@@ -1,8 +1,7 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The cache: all singular values of a checkpoint in safetensors, and a JSON file that says what they are."""
+"""The cache: all singular values of a checkpoint in safetensors, and a JSON file that describes them."""
 
-import hashlib
 import json
 import logging
 import os
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
+from xxhash import xxh3_128_hexdigest
 
 from .._version import __version__
 from .layers import Layer
@@ -20,7 +20,7 @@ from .layers import Layer
 
 logger = logging.getLogger(__name__)
 
-SCHEMA = 2
+SCHEMA = 3  # of the files and of their keys: raise it when either changes
 
 
 def default_folder() -> Path:
@@ -30,21 +30,21 @@ def default_folder() -> Path:
 
 
 def cache_key(fingerprint: str) -> str:
-    """Of a source's fingerprint with what else decides the names, shapes and kinds of its weights: the versions."""
+    """A hash of a source's fingerprint and of the versions, which also decide names, shapes and kinds of weights."""
     parts = [SCHEMA, __version__, version("transformers"), fingerprint]
-    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+    return xxh3_128_hexdigest(json.dumps(parts).encode())
 
 
 def digest(values: bytes, rows: list[dict[str, Any]]) -> str:
-    """Of all that a cached analysis says."""
-    return hashlib.blake2b(values + json.dumps(rows, sort_keys=True).encode(), digest_size=16).hexdigest()
+    """A checksum of a cached analysis: singular values and rows."""
+    return xxh3_128_hexdigest(values + json.dumps(rows, sort_keys=True).encode())
 
 
 class KappaCache:
-    """Analyses of models below one folder, each in `<key>.safetensors` and `<key>.json`, by `cache_key`.
+    """Analyses of models in one folder, each as `<key>.safetensors` and `<key>.json` with the key of `cache_key`.
 
     Args:
-        folder: made when something is written. Below the cache of Hugging Face by default.
+        folder: created on the first write. Defaults to a folder in the Hugging Face cache.
     """
 
     def __init__(self, folder: str | os.PathLike | None = None):
@@ -54,9 +54,9 @@ class KappaCache:
         return self.folder / f"{key}.json", self.folder / f"{key}.safetensors"
 
     def load(self, key: str) -> tuple[list[Layer], dict[str, np.ndarray]] | None:
-        """Every weight of the model, analysed or not, and the singular values of those that are; `None` if unknown.
+        """All weights of a model, and the singular values of the analyzed ones by name; `None` if it is not cached.
 
-        What cannot be read, or does not fit together, is reported and counts as unknown.
+        Files that cannot be read or do not match each other are reported and ignored.
         """
         described, stored = self._paths(key)
         if not described.exists():
@@ -64,19 +64,21 @@ class KappaCache:
         try:
             record, data = json.loads(described.read_text()), stored.read_bytes()
             if record["schema"] != SCHEMA or record["key"] != key:
-                raise ValueError(f"schema {record['schema']} of {record['key']}")
+                raise ValueError(f"schema {record['schema']}, key {record['key']}")
             if record["digest"] != digest(data, record["layers"]):
-                raise ValueError("the digest of the numbers is another")
+                raise ValueError("the digest does not match")
             values, layers = load(data), [Layer.from_json(entry) for entry in record["layers"]]
             if set(values) != {layer.parameter for layer in layers if layer.kappas}:
-                raise ValueError("the names of the singular values are others")
+                raise ValueError("the names of the singular values do not match")
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
-            logger.warning(f"The cached condition numbers in {described} are of no use and computed again: {error!r}.")
+            logger.warning(
+                f"Ignoring the cached condition numbers in {described} and computing them again: {error!r}."
+            )
             return None
         return layers, values
 
     def save(self, key: str, model: str, layers: list[Layer], values: dict[str, np.ndarray]) -> None:
-        """Writes both files, whole or not at all. Where that fails it is reported: a run does not need them."""
+        """Writes both files atomically. A failure is only reported, because a run does not need the cache."""
         described, stored = self._paths(key)
         data = save({name: np.ascontiguousarray(array, dtype=np.float32) for name, array in values.items()})
         rows = [layer.as_json() for layer in layers]

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""KappaTune as callbacks: freezing before the optimizer is made, and watching condition numbers while training."""
+"""KappaTune as callbacks: freezing weights before the optimizer is created, and tracking condition numbers."""
 
 import os
 import re
@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from .config import kappa_cache
+from .config import KNOBS, documented, kappa_cache
 from .inventory import why_unreadable
 from .layers import Layer
 from .report import write_json
@@ -22,24 +22,25 @@ from .spectra import condition_number, singular_values
 from .tuning import analyzed, freeze_all_but, trained_weight, why_untracked
 
 
-REPORT = "kappa.json"  # in the folder of the run
+REPORT = "kappa.json"  # in the output folder of the run
 WRAPPERS = re.compile(
     r"_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.|_orig_mod\.|^module\."
-)  # parts of names that training adds
+)  # parts of names that training wrappers add
 
 
 class KappaMonitor(TrainerCallback, ExportableState):
-    """Knows what was selected: writes it to the run's folder, refuses to resume with another, logs condition numbers.
+    """Writes the selection to the run's folder, refuses to resume with a different one, and logs condition numbers.
 
-    Arguments as of [`KappaTuneCallback`].
+    Takes the arguments of [`KappaTuneCallback`].
 
     Attributes:
         layers: all weights of the model, with condition numbers for the candidates.
-        chosen: those selected, first the one that comes first in the ranking.
-        checkpoint: folder or id on the Hub, revision, and whether to trust its code, to compute from; if unset, the model.
+        chosen: the selected weights, best in the ranking first.
+        checkpoint: checkpoint to analyze instead of the model, as (folder or id on the Hub, revision, whether to trust
+            its code).
     """
 
-    adds_to_logs = True  # so that the trainer puts it before the callbacks that report
+    adds_to_logs = True  # our trainers then call it before the callbacks that report logs
 
     def __init__(
         self,
@@ -64,23 +65,23 @@ class KappaMonitor(TrainerCallback, ExportableState):
 
     @property
     def selected(self) -> list[str]:
-        """Names of the selected modules, lowest condition number first; empty before the model was analysed."""
+        """Names of the selected modules, best in the ranking first; empty before the model is analyzed."""
         return [layer.name for layer in self.chosen]
 
     def analyze(self, model: PreTrainedModel | None = None, progress: bool = True) -> None:
-        """Fills `layers` and `chosen`."""
+        """Sets `layers` and `chosen`."""
         source = CheckpointSource(*self.checkpoint) if self.checkpoint else source_of(model)
         self.layers, self.chosen = analyzed(source, self.selection, kappa_cache(self.cache), progress)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the arguments, and the rows of the weights that were selected."""
+        """The state for checkpoints: the arguments and the selected weights."""
         settings = {key: value for key, value in vars(self.selection).items() if key != "prefix"}
         settings |= {"cache": self.cache, "track_steps": self.track_steps}
         return {"args": settings, "attributes": {"restored": self.restored}}
 
     @property
     def restored(self) -> list[dict[str, Any]]:
-        """The selected weights as a checkpoint keeps them."""
+        """The selected weights in the form that checkpoints store."""
         return [layer.as_json() for layer in self.chosen]
 
     @restored.setter
@@ -94,8 +95,8 @@ class KappaMonitor(TrainerCallback, ExportableState):
             parts = (("the checkpoint", saved - selected), ("this run", selected - saved))
             only = ", ".join(f"{min(names)!r} only in {where}" for where, names in parts if names)
             raise ValueError(
-                f"The checkpoint was trained on {len(saved)} selected modules, this run selects {len(selected)}: {only}. "
-                "Resume with the same model and the same fields of KappaTune."
+                f"The checkpoint was trained on {len(saved)} selected modules, this run selects {len(selected)}: "
+                f"{only}. Resume with the same model and the same KappaTune settings."
             )
         if self.track_steps is not None and (reason := why_unreadable(model) or why_untracked(model, self.chosen)):
             raise ValueError(f"Condition numbers cannot be tracked: the weights of the model are {reason}.")
@@ -106,7 +107,7 @@ class KappaMonitor(TrainerCallback, ExportableState):
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if self.track_steps is not None and state.global_step % self.track_steps == 0:
-            control.should_log = True  # on every process: they stand at their own step, and so do the run's last ones
+            control.should_log = True  # on every process, so that the numbers appear in a log line of this step
             if state.is_world_process_zero:
                 self._tracked = self.measure(model)
 
@@ -118,7 +119,7 @@ class KappaMonitor(TrainerCallback, ExportableState):
 
     @torch.no_grad()
     def measure(self, model: PreTrainedModel) -> dict[str, float]:
-        """The median and the largest condition number of the selected weights, and the median of each type."""
+        """Median and maximum of the condition numbers of the selected weights, and the median of each type."""
         found: dict[str, list[float]] = {}
         for layer in self.chosen:
             weight = trained_weight(model, layer)
@@ -132,40 +133,24 @@ class KappaMonitor(TrainerCallback, ExportableState):
 
 class KappaTuneCallback(KappaMonitor):
     r"""
-    Trains only the weights of low condition number, in any trainer of TRL or transformers: at construction of the trainer,
-    before the optimizer is made, all others are frozen. From [KappaTune](https://huggingface.co/papers/2506.16289).
+    Trains only the weights of low condition number, in any trainer of TRL or transformers. All other weights are
+    frozen when the trainer is created, before the optimizer is.
+    [KappaTune](https://huggingface.co/papers/2506.16289).
 
-    The evidence that this forgets less is mixed: measure it on your own task. What was selected is written to `kappa.json`
-    in the folder of the run. Condition numbers that are tracked stand in the trainer's log history under `kappa/`; a
-    trainer that is not of this package hands its log lines to `report_to` first, which then does not see them.
+    The evidence that this forgets less is mixed: measure it on your own task. The selection is written to `kappa.json`
+    in the output folder. Tracked condition numbers appear in the trainer's log history under `kappa/`. Trainers of
+    other packages send a log line to `report_to` before this callback adds to it, so trackers do not receive them.
 
-    For LoRA, whose targets must be known before the trainer is made, use [`kappa_peft_config`].
+    For LoRA, whose targets must be known before the trainer is created, use [`kappa_peft_config`].
 
     Args:
-        top_p (`float`, *optional*):
-            Share of the candidates' parameters to select, as many modules from the top of the ranking as fit. 0.2 where
-            `num_modules` is not given either.
-        num_modules (`int`, *optional*):
-            Number of modules to select, in place of a share.
-        include (`list[str]`, *optional*, defaults to `[]`):
-            Regular expressions: candidates are the modules in whose names one of them is found. Without any, all linear
-            layers and fused experts, but for the output head, routers, and towers for other modalities.
-        exclude (`list[str]`, *optional*, defaults to `[]`):
-            Regular expressions: modules in whose names one of them is found are no candidates.
-        order (`str`, *optional*, defaults to `"ascending"`):
-            `"ascending"` by condition number as in the paper, or, for ablations, `"descending"` or `"random"`.
-        experts (`str`, *optional*, defaults to `"median"`):
-            What stands for a stack of fused experts: the `"median"` or the `"mean"` of their condition numbers.
+        {knobs}
         seed (`int`, *optional*, defaults to `0`):
-            Of the random order.
-        cache (`str`, *optional*):
-            Folder of cached results, by default below the cache of Hugging Face; `"none"`: no cache.
-        track_steps (`int`, *optional*):
-            Log the condition numbers of the trained weights every so many optimizer steps, whatever `logging_steps` is.
+            Seed of the random order.
 
     Raises:
-        `ValueError`: an argument is out of range, the budget selects nothing, or the model has adapters or frozen weights
-            reached the optimizer.
+        `ValueError`: an argument is out of range, the budget selects nothing, the model has adapters, or frozen
+            weights reached the optimizer.
 
     Example:
 
@@ -181,14 +166,18 @@ class KappaTuneCallback(KappaMonitor):
     def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
         if not self.chosen:
             raise ValueError(
-                "`KappaTuneCallback` must be given to the trainer as one of its `callbacks`: `add_callback` comes too late."
+                "`KappaTuneCallback` must be given to the trainer as one of its `callbacks`: `add_callback` is too "
+                "late."
             )
         for group in optimizer.param_groups if optimizer is not None else []:
             if not all(parameter.requires_grad for parameter in group["params"]):
                 raise ValueError(
-                    "The `optimizers` given to the trainer must hold trained weights only: KappaTune froze some."
+                    "The `optimizers` given to the trainer must hold trained weights only, but KappaTune froze some."
                 )
         trained = {WRAPPERS.sub("", name) for name, parameter in model.named_parameters() if parameter.requires_grad}
         if other := sorted(trained ^ {layer.parameter for layer in self.chosen}):
-            raise ValueError(f"The weights to train are not those that were selected; they differ in `{other[0]}`.")
+            raise ValueError(f"The weights to train are not the selected ones; they differ in `{other[0]}`.")
         super().on_train_begin(args, state, control, model=model, **kwargs)
+
+
+documented(KappaTuneCallback, [name for name in KNOBS if name != "mode"])

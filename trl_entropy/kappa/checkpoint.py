@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The files of a checkpoint, in a folder or on the Hub: those that transformers would load."""
+"""The files of a checkpoint that transformers would load, from a folder or from the Hub."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ INDEX, SINGLE, CONFIG = "model.safetensors.index.json", "model.safetensors", "co
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files with the weights: the single one where there is one, as in transformers, or else those of the index."""
+    """The files with the weights: as in transformers, the single file if it exists, else the files of the index."""
     if (folder / SINGLE).exists():
         return [folder / SINGLE]
     index = folder / INDEX
@@ -20,15 +20,16 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def checkpoint_folder(model: str, revision: str | None = None, trust_remote_code: bool = False) -> Path:
-    """The folder of a model, downloaded where it is an id on the Hub: the config, code where trusted, and the weights.
+    """The folder of a model. A Hub model is downloaded first: config, weights, and code if it is trusted.
 
-    Raises `ValueError` where there is none.
+    Raises:
+        `ValueError`: `model` looks like a path, but no such folder exists.
     """
     folder = Path(model)
     if folder.is_dir():
         return folder
     if model.startswith(("/", ".", "~")):
-        raise ValueError(f"The model must be a folder or an id on the Hub, got {model!r}, which is no folder.")
+        raise ValueError(f"The model must be a folder or an id on the Hub, got {model!r}, which is not a folder.")
     from huggingface_hub import snapshot_download
 
     names = [CONFIG, "generation_config.json", INDEX, SINGLE, *(["*.py"] if trust_remote_code else [])]

@@ -1,27 +1,29 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The fields of KappaTune in a trainer's config."""
+"""The fields of KappaTune in a trainer's config. Each is described once, in its `help`; all else reads it there.
 
+This module must not import torch: `trl-entropy kappa` reads it, and should show a cached table at once.
+"""
+
+import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
-
-from accelerate.logging import get_logger
+from typing import Any, TypeVar
 
 from ..paper import Paper
-from ..settings import checked, one_of
+from ..settings import checked, default_of, one_of
 from .cache import KappaCache
 from .selection import Selection
 
 
-logger = get_logger(__name__)
-
 NO_CACHE = "none"
+Documented = TypeVar("Documented")
 
 
 class KappaTune:
     """Trains only the weights of low condition number.
 
-    What a model card says of `kappa_mode`: the prefix of its fields, and what to cite.
+    This is how model cards and `trl-entropy methods` know KappaTune: the prefix of its fields, and its paper.
     """
 
     name = "kappa"
@@ -40,29 +42,9 @@ class KappaTune:
 @dataclass
 class KappaConfig:
     r"""
-    Fields that train only the weights of low condition number. A mixin: it stands before TRL's config.
+    Fields that train only the weights of low condition number. A mixin: it comes before TRL's config.
 
-    kappa_mode (`str`, *optional*, defaults to `"none"`):
-        `"freeze"` trains the selected weights and freezes all others; `"lora"` makes them the targets of the trainer's
-        `peft_config`; `"none"` leaves the model as it is.
-    kappa_top_p (`float`, *optional*):
-        Share of the candidates' parameters to select, as many modules from the top of the ranking as fit. 0.2 where
-        `kappa_num_modules` is not given either.
-    kappa_num_modules (`int`, *optional*):
-        Number of modules to select, in place of a share.
-    kappa_include (`list[str]`, *optional*, defaults to `[]`):
-        Regular expressions: candidates are the modules in whose names one of them is found. Without any, all linear
-        layers and fused experts, but for the output head, routers, and towers for other modalities.
-    kappa_exclude (`list[str]`, *optional*, defaults to `[]`):
-        Regular expressions: modules in whose names one of them is found are no candidates.
-    kappa_order (`str`, *optional*, defaults to `"ascending"`):
-        `"ascending"` by condition number as in the paper, or, for ablations, `"descending"` or `"random"` (by `seed`).
-    kappa_experts (`str`, *optional*, defaults to `"median"`):
-        What stands for a stack of fused experts: the `"median"` or the `"mean"` of their condition numbers.
-    kappa_cache (`str`, *optional*):
-        Folder of cached results, by default below the cache of Hugging Face; `"none"`: no cache.
-    kappa_track_steps (`int`, *optional*):
-        Log the condition numbers of the trained weights every so many optimizer steps, whatever `logging_steps` is.
+    {knobs}
 
     Raises:
         `ValueError`: a field is out of range.
@@ -71,49 +53,55 @@ class KappaConfig:
     kappa_mode: str = field(
         default="none",
         metadata={
-            "help": "`freeze` trains the weights of low condition number and freezes all others; `lora` makes them the "
-            "targets of the LoRA config; `none` leaves the model as it is."
+            "help": "`freeze` trains the selected weights and freezes all others before the optimizer is created; "
+            "`lora` makes them the targets of your LoRA config (`use_peft: true`, or `peft_config` without targets); "
+            "`none` leaves the model as it is."
         },
     )
     kappa_top_p: float | None = field(
         default=None,
         metadata={
-            "help": "Share of the candidates' parameters to select, as many modules from the top of the ranking as "
-            "fit. 0.2 where `kappa_num_modules` is not given either."
+            "help": "Share of the candidates' parameters to select: as many modules from the top of the ranking as "
+            "fit. 0.2 if no number of modules is given either."
         },
     )
     kappa_num_modules: int | None = field(
-        default=None, metadata={"help": "Number of modules to select, in place of a share."}
+        default=None, metadata={"help": "Number of modules to select, instead of a share of the parameters."}
     )
     kappa_include: list[str] = field(
         default_factory=list,
-        metadata={"help": "Regular expressions: candidates are the modules in whose names one of them is found."},
+        metadata={
+            "help": "Regular expressions: only modules whose names match one are candidates. By default, candidates "
+            "are all linear layers and fused experts except the output head, routers, and towers for other modalities."
+        },
     )
     kappa_exclude: list[str] = field(
         default_factory=list,
-        metadata={"help": "Regular expressions: modules in whose names one of them is found are no candidates."},
+        metadata={"help": "Regular expressions: modules whose names match one are not candidates."},
     )
     kappa_order: str = field(
         default="ascending",
         metadata={
-            "help": "`ascending` by condition number as in the paper, or, for ablations, `descending` or `random`."
+            "help": "Order of the ranking: `ascending` by condition number as in the paper, or, for ablations, "
+            "`descending` or `random` (by the seed)."
         },
     )
     kappa_experts: str = field(
         default="median",
         metadata={
-            "help": "What stands for a stack of fused experts: the `median` or `mean` of their condition numbers."
+            "help": "Fused experts are selected together; they rank by the `median` or the `mean` of their condition "
+            "numbers."
         },
     )
     kappa_cache: str | None = field(
         default=None,
-        metadata={"help": "Folder of cached results, by default below the cache of Hugging Face; `none`: no cache."},
+        metadata={"help": "Folder of cached results; by default in the Hugging Face cache. `none`: no cache."},
     )
     kappa_track_steps: int | None = field(
         default=None,
         metadata={
-            "help": "Log the condition numbers of the trained weights every so many optimizer steps, whatever "
-            "`logging_steps` is."
+            "help": "Log the condition numbers of the trained weights every this many optimizer steps, independent of "
+            "`logging_steps`. Adapters must be LoRA, DoRA or LyCORIS."
         },
     )
 
@@ -130,21 +118,60 @@ class KappaConfig:
             self, "kappa_cache", lambda folder: folder is None or isinstance(folder, str), "a folder, 'none', or unset"
         )
         kappa_selection(self)
-
         if self.kappa_mode == "none":
-            for name in (one.name for one in fields(KappaConfig) if one.name != "kappa_mode"):
-                if getattr(self, name) != getattr(KappaConfig, name, []):  # a list has no default on the class
-                    logger.warning(
-                        f"`{name}` is set to {getattr(self, name)!r}, but `kappa_mode` is 'none': it does nothing."
-                    )
+            self._warn_of_idle_fields()
+
+    def _warn_of_idle_fields(self) -> None:
+        from accelerate.logging import get_logger  # not at the top: it imports torch
+
+        for one in fields(KappaConfig):
+            value = getattr(self, one.name)
+            if one.name != "kappa_mode" and value != default_of(one):
+                get_logger(__name__).warning(
+                    f"`{one.name}` is set to {value!r}, but `kappa_mode` is 'none': it does nothing."
+                )
+
+    @property
+    def tunings(self) -> list[type[KappaTune]]:
+        """What a model card cites besides the methods."""
+        return [] if self.kappa_mode == "none" else [KappaTune]
+
+
+KNOBS = {one.name.removeprefix("kappa_"): one for one in fields(KappaConfig)}
+SELECTION_KNOBS = ("top_p", "num_modules", "include", "exclude", "order", "experts")
+
+
+def knob_help(name: str) -> str:
+    """The help of the field `kappa_<name>`."""
+    return KNOBS[name].metadata["help"]
+
+
+def documented(thing: Documented, names: Sequence[str] = tuple(KNOBS), prefix: str = "") -> Documented:
+    """Replaces `{knobs}` in the docstring of a class or function by a description of each of `names`."""
+
+    def entry(name: str) -> str:
+        knob = KNOBS[name]
+        kind = knob.type.__name__ if knob.type in (str, int, float) else knob.type
+        head = f"{prefix}{name} (`{kind}`, *optional*, defaults to `{default_of(knob)!r}`):"
+        return "\n".join([head, *textwrap.wrap(knob_help(name), 110, initial_indent="    ", subsequent_indent="    ")])
+
+    if thing.__doc__:  # `python -OO` removes it
+        before, _, after = thing.__doc__.partition("{knobs}")
+        indent = before.rpartition("\n")[2]
+        entries = textwrap.indent("\n".join(map(entry, names)), indent).removeprefix(indent)
+        thing.__doc__ = before + entries + after
+    return thing
+
+
+documented(KappaConfig, prefix="kappa_")
 
 
 def kappa_selection(config: Any) -> Selection:
-    """What the fields of a config select. Raises `ValueError`."""
-    names = ("top_p", "num_modules", "include", "exclude", "order", "experts")
-    return Selection(**{name: getattr(config, f"kappa_{name}") for name in names}, seed=config.seed, prefix="kappa_")
+    """The selection that the fields of a config describe. Raises `ValueError`."""
+    settings = {name: getattr(config, f"kappa_{name}") for name in SELECTION_KNOBS}
+    return Selection(**settings, seed=config.seed, prefix="kappa_")
 
 
 def kappa_cache(folder: str | None) -> KappaCache | None:
-    """The cache that `kappa_cache` names."""
+    """The cache that the field `kappa_cache` names; `None` for "none"."""
     return None if folder == NO_CACHE else KappaCache(folder)

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The weights of a model in memory: which there are, and reading one of them."""
+"""The weights of a model in memory: listing them, and reading one of them."""
 
 import re
 
@@ -13,8 +13,8 @@ from transformers.pytorch_utils import Conv1D
 from .layers import EMBEDDING, EXPERTS, HEAD, LINEAR, ROUTER, TOWER, UNREADABLE, Layer
 
 
-# Parts of names by which models of transformers go.
-HEAD_NAME = re.compile(r"(^|\.)lm_heads?(\.|$)")  # where `get_output_embeddings` does not find it
+# Naming conventions of the models in transformers.
+HEAD_NAME = re.compile(r"(^|\.)lm_heads?(\.|$)")  # for heads that `get_output_embeddings` does not find
 ROUTER_NAME = re.compile(r"(^|\.)(\w*router\w*|gate|\w*expert_gate)(\.|$)")
 ROUTER_TYPE = re.compile(r"Router|Gating$")
 TOWER_NAME = re.compile(
@@ -25,7 +25,7 @@ TABLE_NAME = re.compile(r"embed|position")
 
 
 class Kinds:
-    """What the weights of a model are, by their names and by the modules around them."""
+    """Tells the kind of each weight of a model, from its name and from the modules around it."""
 
     def __init__(self, model: PreTrainedModel):
         self.head = model.get_output_embeddings()
@@ -33,7 +33,7 @@ class Kinds:
         self.routers = tuple(f"{name}." for name, module in model.named_modules() if _is_router(name, module))
 
     def of(self, name: str, module: nn.Module, default: str = LINEAR) -> str:
-        """That of the weights of a module: `default` where nothing tells otherwise."""
+        """The kind of the weights of a module; `default` if no rule applies."""
         if module is self.head or HEAD_NAME.search(name):
             return HEAD
         if isinstance(module, nn.Embedding):
@@ -48,7 +48,7 @@ def _is_router(name: str, module: nn.Module) -> bool:
 
 
 def _decoder_name(model: PreTrainedModel) -> str:
-    """What names of the language model begin with, where a model has other parts too; empty where it has none."""
+    """The prefix of the language model's names in a model that has other parts too; otherwise empty."""
     text = model.config.get_text_config(decoder=True)
     if text is model.config or model.config.is_encoder_decoder or text.is_encoder_decoder:
         return ""
@@ -57,7 +57,7 @@ def _decoder_name(model: PreTrainedModel) -> str:
 
 
 def _is_stack(name: str, module: nn.Module, parameter: Tensor) -> bool:
-    """Whether a parameter is a stack of matrices: no kernel of a convolution, no table of positions, no vectors."""
+    """Whether a parameter is a stack of matrices, as opposed to a convolution, a table of positions or vectors."""
     if (
         parameter.dim() != 3
         or isinstance(module, (nn.Conv1d, nn.ConvTranspose1d))
@@ -69,7 +69,7 @@ def _is_stack(name: str, module: nn.Module, parameter: Tensor) -> bool:
 
 
 def _shape(module: nn.Module, parameter: Tensor) -> tuple[int, ...]:
-    """That of the weight also where it is quantised and packed."""
+    """The shape of the weight before it was quantized and packed."""
     return (module.out_features, module.in_features) if isinstance(module, nn.Linear) else tuple(parameter.shape)
 
 
@@ -78,15 +78,15 @@ def _is_quantized(tensor: Tensor) -> bool:
 
 
 def _is_packed(key: str, tensor: Tensor) -> bool:
-    """Whether a buffer, or a parameter that is not called `weight`, holds a quantised weight: as with GPTQ, AWQ, HQQ."""
+    """Whether a buffer, or a parameter not called `weight`, holds a quantized weight, as with GPTQ, AWQ and HQQ."""
     called = "weight" in key or isinstance(tensor, nn.Parameter)
     return called and tensor.dim() == 2 and _is_quantized(tensor)
 
 
 def layers_of(model: PreTrainedModel) -> list[Layer]:
-    """Every matrix and every stack of fused experts of a model, which may be on the meta device. Tied ones once.
+    """All matrices and stacks of fused experts of a model, tied ones once. The model may be on the meta device.
 
-    Modules whose weights are packed as something else than a parameter `weight` come last, as `UNREADABLE`.
+    Modules whose weights are packed into anything but a parameter `weight` come last, as `UNREADABLE`.
     """
     kinds, seen, found, packed = Kinds(model), set(), [], {}
     for name, module in model.named_modules():
@@ -116,7 +116,7 @@ def layers_of(model: PreTrainedModel) -> list[Layer]:
 
 
 def read_weight(model: nn.Module, layer: Layer) -> Tensor:
-    """The weight, dequantised. Raises `ValueError` where it is quantised in a way that PEFT does not know to undo."""
+    """The weight, dequantized. Raises `ValueError` if PEFT cannot dequantize its format."""
     module = model.get_submodule(layer.parameter.rpartition(".")[0])
     weight = getattr(module, layer.parameter.rpartition(".")[2], None)
     if weight is not None and _is_quantized(weight):
@@ -124,16 +124,16 @@ def read_weight(model: nn.Module, layer: Layer) -> Tensor:
 
         weight = dequantize_module_weight(module)
     if weight is None or _is_quantized(weight):
-        form = "in a form of its own" if weight is None else f"to {weight.dtype}"
+        form = "in an unknown format" if weight is None else f"to {weight.dtype}"
         raise ValueError(
-            f"`{layer.parameter}` is quantised {form} and cannot be restored: compute the condition numbers on the "
-            "checkpoint that is not quantised."
+            f"`{layer.parameter}` is quantized {form} and cannot be dequantized: use a checkpoint that is not "
+            "quantized."
         )
     return weight.detach().reshape(layer.shape)
 
 
 def why_unreadable(model: nn.Module) -> str | None:
-    """What keeps this process from reading the weights of a model in memory, if something does."""
+    """Why this process cannot read the weights of a model in memory; `None` if it can."""
     from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enabled
 
     if is_deepspeed_zero3_enabled() or any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
@@ -142,6 +142,6 @@ def why_unreadable(model: nn.Module) -> str | None:
         return "sharded"
     if any(parameter.device == torch.device("meta") for parameter in model.parameters()):
         return "on the meta device"
-    if is_fsdp_enabled():  # transformers then fills the weights of one process only
+    if is_fsdp_enabled():  # transformers then loads the weights in one process only
         return "loaded for FSDP"
     return None

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What is known about one weight of a model: its place, its shape and its condition numbers."""
+"""One weight of a model: name, shape and condition numbers."""
 
 import math
 import re
@@ -9,28 +9,28 @@ from statistics import fmean, median
 from typing import Any
 
 
-LINEAR, EXPERTS = "linear", "experts"  # what is a candidate unless asked otherwise
+LINEAR, EXPERTS = "linear", "experts"  # candidates by default
 EMBEDDING, HEAD, ROUTER, TOWER = "embedding", "head", "router", "tower"
-UNREADABLE = "unreadable"  # quantised, in a form that no weight can be had from
+UNREADABLE = "unreadable"  # quantized in a format that cannot be dequantized here
 FULL_RANK, RANK_DEFICIENT, ZERO, NOT_FINITE = "full rank", "rank-deficient", "zero", "not finite"
-NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")  # the first is that of the decoder layer
-MAX_SIDE = 16384  # of the shorter side: its Gram matrix takes 2 GiB
+NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")  # the first match is the number of the decoder layer
+MAX_SIDE = 16384  # limit for the shorter side of a matrix, at which its Gram matrix takes 2 GiB
 
 
 @dataclass
 class Layer:
-    """One weight: a matrix, or a stack of them where experts are fused.
+    """One weight: a matrix, or a stack of matrices (fused experts).
 
     Attributes:
-        name: of the module; of the parameter where experts are fused.
+        name: name of the module; for fused experts, name of the parameter.
         parameter: name of the parameter.
         shape: (rows, columns), or (experts, rows, columns).
-        kind: one of the constants of this module.
-        states: for each matrix, what it is; empty before it is analysed.
-        kappas: for each matrix its condition number, infinite where it has not full rank.
-        sigma_max, sigma_min: for each matrix its largest and its smallest singular value.
-        method: what the singular values came from, `gram` or `svd`.
-        seconds: that it took.
+        kind: one of the constants above, from `LINEAR` to `UNREADABLE`.
+        states: one of the constants from `FULL_RANK` to `NOT_FINITE` per matrix; empty before the analysis.
+        kappas: condition number per matrix, infinite without full rank.
+        sigma_max, sigma_min: largest and smallest singular value per matrix.
+        method: how the singular values were computed, `gram` or `svd`.
+        seconds: time that the analysis took.
     """
 
     name: str
@@ -50,42 +50,42 @@ class Layer:
 
     @property
     def number(self) -> int | None:
-        """That of its decoder layer."""
+        """The number of its decoder layer."""
         found = NUMBER.search(self.name)
         return int(found[1]) if found else None
 
     @property
     def type(self) -> str:
-        """What it shares with those of other decoder layers: its name within the layer; of a tower, where this is."""
+        """The module name without layer numbers, such as `mlp.up_proj`; names in towers keep the path to the layer."""
         found = NUMBER.search(self.name)
         inside = self.name[found.end() + 1 :] if found and self.kind != TOWER else self.name
         return NUMBER.sub("", inside) or self.name
 
     @property
     def cost(self) -> int:
-        """Of the analysis, in operations up to a factor: the Gram matrix and its eigenvalues."""
+        """Operations of the analysis, up to a constant factor: Gram matrix and eigenvalues."""
         rows, columns = self.shape[-2:]
         short = min(rows, columns)
         return self.size * short + self.size // (rows * columns) * short**3
 
     @property
     def measurable(self) -> bool:
-        """Whether a condition number says something (a vector's is 1) and can be had."""
+        """Whether the condition number can be computed and means something (that of a vector is always 1)."""
         return self.kind != UNREADABLE and 1 < min(self.shape[-2:]) <= MAX_SIDE
 
     @property
     def state(self) -> str:
-        """That of the matrix, or of the first expert that has not full rank."""
+        """The state of the matrix; for fused experts, of the first expert without full rank."""
         return next((state for state in self.states if state != FULL_RANK), FULL_RANK if self.states else "")
 
     def kappa(self, experts: str = "median") -> float:
-        """The condition number; of fused experts their `median` or `mean`. NaN before the analysis."""
+        """The condition number; for fused experts, the `median` or `mean`. NaN before the analysis."""
         if not self.kappas:
             return math.nan
         return median(self.kappas) if experts == "median" else fmean(self.kappas)
 
     def as_json(self) -> dict[str, Any]:
-        """Finite numbers only: `null` in `kappas` is explained by `states`."""
+        """All attributes as JSON. Numbers that are not finite become `null`; `states` says why a kappa is missing."""
         known = dict(vars(self))
         for key in ("kappas", "sigma_max", "sigma_min"):
             known[key] = [value if math.isfinite(value) else None for value in known[key]]
@@ -93,11 +93,11 @@ class Layer:
 
     @classmethod
     def from_json(cls, known: dict[str, Any]) -> "Layer":
-        """The inverse of `as_json`. Raises `ValueError` or `TypeError` where it is none."""
+        """The inverse of `as_json`. Raises `ValueError` or `TypeError` for anything else."""
         layer = cls(**{**known, "shape": tuple(known["shape"])})
         numbers = [*layer.kappas, *layer.sigma_max, *layer.sigma_min]
         if not all(value is None or isinstance(value, float) for value in numbers):
-            raise ValueError(f"{layer.parameter} has {numbers}, which are no numbers.")
+            raise ValueError(f"{layer.parameter} has {numbers}, which are not all numbers.")
         layer.kappas = [math.inf if value is None else value for value in layer.kappas]
         for key in ("sigma_max", "sigma_min"):
             setattr(layer, key, [math.nan if value is None else value for value in getattr(layer, key)])

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What an analysis shows: a table, JSON, and bars by layer and type."""
+"""Results of an analysis: a table, JSON, and a bar chart by layer and type."""
 
 import json
 import math
@@ -9,30 +9,41 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from ..tables import text_table
 from .layers import FULL_RANK, UNREADABLE, Layer
 from .selection import Selection
 
 
 def table(layers: Sequence[Layer], chosen: Collection[str], selection: Selection) -> str:
-    """A line for each candidate, lowest condition number first, those that are never selected at the end."""
+    """One line per candidate, lowest condition number first; candidates without full rank come last."""
     rows = sorted(filter(selection.candidate, layers), key=lambda layer: (layer.kappa(selection.experts), layer.name))
-    cells = [("module", "shape", "kappa", "selected")]
-    for layer in rows:
-        kappa = layer.kappa(selection.experts)
-        shown = f"{kappa:.4g}" if math.isfinite(kappa) else layer.state
-        if math.isfinite(kappa) and layer.state != FULL_RANK:
-            shown += f" ({layer.states.count(layer.state)} of {len(layer.states)} {layer.state})"
-        cells.append((layer.name, "x".join(map(str, layer.shape)), shown, "yes" if layer.name in chosen else ""))
-    wide = [max(len(row[column]) for row in cells) for column in range(4)]
-    lines = [
-        f"{name:<{wide[0]}}  {shape:>{wide[1]}}  {kappa:>{wide[2]}}  {mark}".rstrip()
-        for name, shape, kappa, mark in cells
+    cells = [
+        {
+            "module": layer.name,
+            "shape": "x".join(map(str, layer.shape)),
+            "kappa": shown_kappa(layer, selection.experts),
+            "selected": "yes" if layer.name in chosen else "",
+        }
+        for layer in rows
     ]
-    return "\n".join([*lines, summary(layers, chosen, selection)])
+    return f"{text_table(cells)}\n{summary(layers, chosen, selection)}"
+
+
+def shown_kappa(layer: Layer, experts: str) -> str:
+    """The condition number as text, with a note on experts without full rank; the state if it is not finite."""
+    kappa = layer.kappa(experts)
+    if not math.isfinite(kappa):
+        return layer.state
+    bad = (
+        ""
+        if layer.state == FULL_RANK
+        else f" ({layer.states.count(layer.state)} of {len(layer.states)} {layer.state})"
+    )
+    return f"{kappa:.4g}{bad}"
 
 
 def summary(layers: Sequence[Layer], chosen: Collection[str], selection: Selection) -> str:
-    """One line: how many modules and parameters of the candidates are selected."""
+    """One line: how many of the candidate modules and parameters are selected."""
     candidates = [layer for layer in layers if selection.candidate(layer)]
     total = sum(layer.size for layer in candidates)
     used = sum(layer.size for layer in candidates if layer.name in chosen)
@@ -41,20 +52,20 @@ def summary(layers: Sequence[Layer], chosen: Collection[str], selection: Selecti
 
 
 def notes(layers: Sequence[Layer], chosen: Collection[str], selection: Selection) -> Iterator[str]:
-    """What a user should know of a selection: that fewer modules were there than asked for, and which do not count."""
+    """Warnings: fewer candidates than `num_modules`, and weights that cannot be read."""
     if selection.num_modules is not None and len(chosen) < selection.num_modules:
         asked = f"`{selection.prefix}num_modules`={selection.num_modules}"
         yield f"{asked} is more than there are: all {len(chosen)} candidates of full rank are selected."
     unreadable = [layer.name for layer in layers if layer.kind == UNREADABLE]
     if unreadable:
         yield (
-            f"{len(unreadable)} modules are no candidates, since their weights are quantised and cannot be restored, first "
-            f"`{unreadable[0]}`: compute the condition numbers on the checkpoint that is not quantised."
+            f"{len(unreadable)} modules are not candidates, because their weights are quantized and cannot be "
+            f"dequantized, the first being `{unreadable[0]}`: use a checkpoint that is not quantized."
         )
 
 
 def as_json(model: str, layers: Sequence[Layer], chosen: Collection[str], selection: Selection) -> dict[str, Any]:
-    """Finite numbers only: a `null` is explained by `states`."""
+    """The selection and all candidates as JSON. A `kappa` that is not finite becomes `null`; `states` says why."""
     rows = []
     for layer in filter(selection.candidate, layers):
         kappa = layer.kappa(selection.experts)
@@ -70,7 +81,7 @@ def write_json(path: str | Path, *arguments) -> None:
 
 
 def by_type(layers: Sequence[Layer]) -> dict[str, dict[int, list[Layer]]]:
-    """Weights by type and by the number of their decoder layer; several where experts are not fused."""
+    """Weights by type and number of the decoder layer. Experts that are not fused share an entry."""
     found: dict[str, dict[int, list[Layer]]] = {}
     for layer in layers:
         rows = found.setdefault(layer.type, {})
@@ -79,9 +90,9 @@ def by_type(layers: Sequence[Layer]) -> dict[str, dict[int, list[Layer]]]:
 
 
 def plot(path: str | Path, layers: Sequence[Layer], chosen: Collection[str], selection: Selection) -> None:
-    """Draws the condition numbers: a panel for each type, a bar for each decoder layer, the selected ones coloured.
+    """Draws the condition numbers: one panel per type, one bar per decoder layer, selected layers in color.
 
-    Experts that are not fused share a bar, the median of theirs, which is coloured where one is selected.
+    Experts that are not fused share a bar, which shows their median and is in color if one of them is selected.
     """
     from matplotlib.figure import Figure  # an extra of the package
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Which weights to train: candidates, their ranking, and a budget."""
+"""The choice of the weights to train: candidates, ranking, budget."""
 
 import math
 import random
@@ -12,24 +12,21 @@ from .layers import EXPERTS, LINEAR, MAX_SIDE, Layer
 
 
 ORDERS = ("ascending", "descending", "random")
-TOP_P = 0.2  # of the parameters, where no budget is given
+TOP_P = 0.2  # share of the parameters if no budget is given
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What to select. Raises `ValueError` that names field, value and what is accepted.
+    """A selection of weights.
 
     Args:
-        top_p: share of the candidates' parameters, in (0, 1]: as many weights from the top of the ranking as fit.
-            0.2 where `num_modules` is not given either.
-        num_modules: number of weights.
-        include: regular expressions; candidates are the weights in whose names one of them is found. Without any, all
-            linear layers and fused experts but for the output head, routers, and towers for other modalities.
-        exclude: regular expressions; weights in whose names one of them is found are no candidates.
-        order: `ascending` by condition number as in the paper, `descending`, or `random` for an ablation.
-        experts: of fused experts, the `median` or the `mean` counts.
-        seed: of the random order.
-        prefix: of the names of fields in error messages.
+        top_p, num_modules, include, exclude, order, experts: described by the fields `kappa_*` of
+            [`~trl_entropy.kappa.config.KappaConfig`]. Expressions match anywhere in a name.
+        seed: seed of the random order.
+        prefix: what the names of the fields start with in error messages.
+
+    Raises:
+        `ValueError`: an argument is out of range.
     """
 
     top_p: float | None = None
@@ -71,7 +68,7 @@ class Selection:
             raise ValueError(f"`{self.prefix}{name}` must be {accepted}, got {getattr(self, name)!r}.")
 
     def candidate(self, layer: Layer) -> bool:
-        """Whether a weight may be selected, as far as its name, its shape and its kind tell."""
+        """Whether a weight may be selected, judging by its name, shape and kind."""
         if not layer.measurable or any(re.search(pattern, layer.name) for pattern in self.exclude):
             return False
         if self.include:
@@ -79,30 +76,30 @@ class Selection:
         return layer.kind in (LINEAR, EXPERTS)
 
     def _check_include(self, layers: Sequence[Layer]) -> None:
-        """Raises `ValueError` where a pattern of `include` is only found in names of weights that cannot be selected."""
+        """Raises `ValueError` if a pattern of `include` matches only weights that have no condition number."""
         for pattern in self.include:
             found = [layer for layer in layers if re.search(pattern, layer.name)]
             if found and not any(layer.measurable for layer in found):
                 shape = "x".join(map(str, found[0].shape))
                 raise ValueError(
-                    f"`{self.prefix}include` asks with {pattern!r} for `{found[0].name}` of shape {shape}, which has no "
-                    f"condition number: neither vectors have one, nor quantised weights that cannot be restored, and it is "
-                    f"not computed where the shorter side is above {MAX_SIDE}."
+                    f"`{self.prefix}include` asks with {pattern!r} for `{found[0].name}` of shape {shape}, which has "
+                    "no condition number. It is not defined for vectors, and not computed for quantized weights that "
+                    f"cannot be dequantized or if the shorter side is above {MAX_SIDE}."
                 )
 
     def ranked(self, layers: Sequence[Layer]) -> list[Layer]:
-        """The candidates that have full rank, first those to train. The same for the same names and numbers."""
+        """The candidates of full rank, best first. Depends on names and condition numbers only, not on their order."""
         known = sorted(filter(self.candidate, layers), key=lambda layer: layer.name)
         known = [layer for layer in known if math.isfinite(layer.kappa(self.experts))]
         if self.order == "random":
             random.Random(self.seed).shuffle(known)
         else:
             sign = 1 if self.order == "ascending" else -1
-            known.sort(key=lambda layer: sign * layer.kappa(self.experts))  # stable: ties stay in the order of names
+            known.sort(key=lambda layer: sign * layer.kappa(self.experts))  # stable: ties stay sorted by name
         return known
 
     def select(self, layers: Sequence[Layer]) -> list[Layer]:
-        """The first of the ranking that the budget allows. Raises `ValueError` where it allows none."""
+        """As many weights from the top of the ranking as the budget allows. Raises `ValueError` if it allows none."""
         self._check_include(layers)
         ranked = self.ranked(layers)
         if not ranked:
@@ -121,6 +118,6 @@ class Selection:
         if not chosen:
             raise ValueError(
                 f"`{self.prefix}top_p`={top_p} selects nothing: {top_p:.4g} of {total} parameters is less than the "
-                f"{ranked[0].size} of `{ranked[0].name}`, which comes first."
+                f"{ranked[0].size} of `{ranked[0].name}`, the first in the ranking."
             )
         return chosen

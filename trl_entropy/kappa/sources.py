@@ -1,8 +1,7 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Where the weights of an analysis come from: a model in memory, or the safetensors of a checkpoint."""
+"""Sources of weights: a model in memory, or the safetensors of a checkpoint."""
 
-import hashlib
 import logging
 import os
 from functools import cached_property
@@ -10,8 +9,10 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Protocol
 
+from xxhash import xxh3_128
+
 from .checkpoint import CONFIG, checkpoint_folder, weight_files
-from .fingerprint import files_fingerprint, read_header, tensor_sums
+from .fingerprint import add_tensor, files_fingerprint, read_header
 from .layers import UNREADABLE, Layer
 
 
@@ -21,11 +22,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FLOATS = {"F64", "F32", "F16", "BF16"}  # what safetensors calls weights that are not quantised
+FLOATS = {"F64", "F32", "F16", "BF16"}  # the types in safetensors of weights that are not quantized
 
 
 class Source(Protocol):
-    """`name` for messages, the weights there are, one of them as a tensor, and what a cached analysis belongs to."""
+    """A name for messages, the list of weights, one weight as a tensor, and a fingerprint for the cache."""
 
     name: str
 
@@ -37,7 +38,7 @@ class Source(Protocol):
 
 
 class LiveSource:
-    """A model in memory, whose weights this process holds in full."""
+    """A model in memory. This process must hold all its weights, not only a shard."""
 
     def __init__(self, model: "PreTrainedModel"):
         self.model = model
@@ -54,30 +55,30 @@ class LiveSource:
         return read_weight(self.model, layer)
 
     def fingerprint(self) -> str:
-        """Of the names, kinds, shapes and types of all weights, and every byte of them."""
-        digest = hashlib.blake2b(digest_size=16)
+        """A hash of names, kinds, shapes and types of all weights, and of every byte of them."""
+        digest = xxh3_128()
         for layer in self.layers():
             if layer.kind == UNREADABLE:
                 continue
             weight = self.model.get_parameter(layer.parameter).detach()
             digest.update(f"{layer.parameter} {layer.kind} {tuple(weight.shape)} {weight.dtype}".encode())
-            digest.update(tensor_sums(weight))
+            add_tensor(digest, weight)
         return digest.hexdigest()
 
 
 class CheckpointSource:
-    """A folder, or a repository of the Hub, that holds a model in safetensors.
+    """A model in safetensors, in a folder or on the Hub.
 
-    Weights are read one at a time. Where the file stores them in another layout than the model has them in memory (as
-    with experts that are fused on loading, or quantised weights), the whole model is loaded to the CPU instead.
+    Weights are read one at a time. If a file stores them in a different layout than the model in memory (experts that
+    are fused on loading, quantized weights), the whole model is loaded to the CPU instead.
 
     Args:
         model: path of a folder, or id on the Hub.
-        revision: of the repository.
-        trust_remote_code: run code that comes with the checkpoint.
+        revision: revision of the repository.
+        trust_remote_code: whether to run code that comes with the checkpoint.
 
     Raises:
-        `ValueError`: the folder is missing, has no `config.json` or no safetensors.
+        `ValueError`: the folder does not exist, or it lacks `config.json` or safetensors.
     """
 
     def __init__(self, model: str, revision: str | None = None, trust_remote_code: bool = False):
@@ -92,7 +93,7 @@ class CheckpointSource:
 
     @cached_property
     def stored(self) -> dict[str, tuple[Path, tuple[int, ...], str]]:
-        """Of each tensor in the files: which file, its shape and its type."""
+        """File, shape and type of each tensor in the files."""
         found = {}
         for path in self.files:
             header, _ = read_header(path)
@@ -101,7 +102,7 @@ class CheckpointSource:
         return found
 
     def fingerprint(self) -> str:
-        """Of the weights, and of what decides how they are called: the config, and code that comes with them."""
+        """A hash of the weights and of what decides their names: the config, and trusted code in the checkpoint."""
         code = self.folder.glob("*.py") if self.trust_remote_code else ()
         return files_fingerprint([*self.files, self.folder / CONFIG, *code])
 
@@ -120,7 +121,7 @@ class CheckpointSource:
 
         config, architecture = self._architecture()
         with torch.device("meta"):
-            if hasattr(architecture, "from_config"):  # an auto class, for code that comes with the checkpoint
+            if hasattr(architecture, "from_config"):  # an auto class, which also runs trusted code in the checkpoint
                 return layers_of(architecture.from_config(config, trust_remote_code=self.trust_remote_code))
             return layers_of(architecture(config))
 
@@ -135,7 +136,7 @@ class CheckpointSource:
             return file.get_tensor(layer.parameter)
 
     def readable(self, layer: Layer) -> bool:
-        """Whether a file has the weight as the model has it in memory."""
+        """Whether a file stores the weight in the layout that the model has in memory."""
         _, shape, kind = self.stored.get(layer.parameter, (None, None, None))
         return shape == layer.shape and kind in FLOATS
 
@@ -145,35 +146,40 @@ class CheckpointSource:
 
         if is_deepspeed_zero3_enabled():
             raise ValueError(
-                f"The weights of {self.name!r} are stored in another layout than the model's, and with DeepSpeed ZeRO-3 "
-                f"no process can load it whole: run `trl-entropy kappa {self.name}` before, which fills the cache."
+                f"The weights of {self.name!r} are stored in a different layout than the model's, and with DeepSpeed "
+                f"ZeRO-3 no process can load the whole model. Fill the cache first: `trl-entropy kappa {self.name}`."
             )
-        logger.warning(f"The weights of {self.name} are stored in another layout than the model's: loading all of it.")
+        logger.warning(f"Loading all of {self.name}: its weights are stored in a different layout than the model's.")
         _, architecture = self._architecture()
         options = dict(dtype="auto", device_map={"": "cpu"}, trust_remote_code=self.trust_remote_code)
         try:
             return LiveSource(architecture.from_pretrained(self.folder, **options))
-        except (ImportError, RuntimeError) as error:  # what its quantisation needs is missing
+        except (ImportError, RuntimeError) as error:  # a package or device for its quantization is missing
             raise ValueError(f"The weights of {self.name} cannot be loaded: {error}") from error
 
 
 def source_of(model: "PreTrainedModel") -> Source:
-    """The model itself, or, where its weights cannot be read, the checkpoint that it was loaded from.
+    """The model itself or, if its weights cannot be read, the checkpoint that it was loaded from.
 
-    Raises `ValueError` where there is none, and where the model has adapters.
+    Raises:
+        `ValueError`: the model has adapters, or its weights cannot be read and it was not loaded from a checkpoint.
     """
     from accelerate.utils import is_peft_model
 
     from .inventory import why_unreadable
 
     if is_peft_model(model):
-        raise ValueError("KappaTune chooses among the weights of a model without adapters, got a PEFT model.")
+        raise ValueError("KappaTune selects among the weights of a model without adapters, got a PEFT model.")
     reason = why_unreadable(model)
     if reason is None:
         return LiveSource(model)
     path = getattr(model.config, "_name_or_path", "")
     if not path:
-        raise ValueError(f"The weights of the model are {reason}, and it comes from no checkpoint to read them from.")
-    logger.warning(f"The weights of the model are {reason}: the condition numbers are those of {os.fspath(path)}.")
-    trusted = type(model).__module__.startswith("transformers_modules")  # its code runs already
+        raise ValueError(
+            f"The weights of the model are {reason}, and it was not loaded from a checkpoint to read instead."
+        )
+    logger.warning(
+        f"The weights of the model are {reason}: computing the condition numbers of {os.fspath(path)} instead."
+    )
+    trusted = type(model).__module__.startswith("transformers_modules")  # its code is running already
     return CheckpointSource(path, getattr(model.config, "_commit_hash", None), trusted)

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Singular values of one matrix: eigenvalues of its Gram matrix in float64, singular values where those are too coarse."""
+"""Singular values of a matrix, from the eigenvalues of its Gram matrix in float64 or, if too coarse, from an SVD."""
 
 import math
 
@@ -11,15 +11,15 @@ from torch import Tensor
 from .layers import FULL_RANK, NOT_FINITE, RANK_DEFICIENT, ZERO
 
 
-# Squaring halves the digits: below this ratio of eigenvalues, κ > 1e5, those of the Gram matrix are not trusted.
+# Squaring halves the number of correct digits. Below this ratio of eigenvalues (κ > 1e5) an SVD is computed instead.
 COARSE = 1e-10
-LEAST = 1e-60  # of the largest element, and its inverse: beyond, a matrix is scaled, so that its squares are numbers
+LEAST = 1e-60  # if the largest element is below this, or above the inverse, squares would under- or overflow: rescale
 
 
 def gram_eigenvalues(matrix: Tensor) -> np.ndarray:
     """(m, n) float64 with m >= n -> (n,) eigenvalues of WᵀW, smallest first.
 
-    NumPy multiplies a matrix by its own transpose in half the operations; on an accelerator PyTorch does all.
+    On the CPU, NumPy needs half the operations, because it knows that the product is symmetric.
     """
     if matrix.device.type == "cpu":
         values = matrix.numpy()
@@ -28,9 +28,9 @@ def gram_eigenvalues(matrix: Tensor) -> np.ndarray:
 
 
 def singular_values(matrix: Tensor) -> tuple[np.ndarray, str]:
-    """(m, n) of any float type -> (min(m, n),) float64, largest first, and what they came from: `gram` or `svd`.
+    """(m, n) of any float type -> (min(m, n),) float64, largest first, and how they were computed: `gram` or `svd`.
 
-    NaN where the matrix is not finite.
+    All NaN if the matrix has an element that is not finite.
     """
     tall = matrix.detach().T if matrix.shape[0] < matrix.shape[1] else matrix.detach()
     peak = max(abs(extreme.item()) for extreme in tall.aminmax())
@@ -49,9 +49,9 @@ def singular_values(matrix: Tensor) -> tuple[np.ndarray, str]:
 
 
 def condition_number(values: np.ndarray, shape: tuple[int, int]) -> tuple[float, str]:
-    """Singular values (k,), largest first, of a matrix of `shape` -> κ = σ_max / σ_min, and what the matrix is.
+    """Singular values (k,), largest first, of a matrix of `shape` -> κ = σ_max / σ_min, and the state of the matrix.
 
-    Infinite where it has not full rank: σ_min within rounding of 0, max(m, n) ε σ_max, as in `numpy.linalg.matrix_rank`.
+    κ is infinite without full rank, which means σ_min <= max(m, n) ε σ_max, as in `numpy.linalg.matrix_rank`.
     """
     largest, smallest = float(values[0]), float(values[-1])
     if not math.isfinite(largest):

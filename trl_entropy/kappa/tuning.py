@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Applying a selection to a model: freezing the rest, LoRA targets, reading what is trained."""
+"""Applying a selection to a model: freezing the rest, setting LoRA targets, reading trained weights."""
 
 import copy
 import os
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from .analysis import Processes, analyze
 from .cache import KappaCache
-from .config import kappa_cache
+from .config import SELECTION_KNOBS, documented, kappa_cache
 from .inventory import read_weight
 from .layers import Layer
 from .report import notes, summary
@@ -30,7 +30,7 @@ logger = get_logger(__name__)
 
 
 def processes_of_run() -> Processes:
-    """The processes of this run, which share an analysis."""
+    """The processes of this run, to share an analysis."""
     state = PartialState()
     if state.num_processes == 1:
         return Processes()
@@ -46,27 +46,27 @@ def processes_of_run() -> Processes:
 def analyzed(
     source: Source, selection: Selection, cache: KappaCache | None, progress: bool = True
 ) -> tuple[list[Layer], list[Layer]]:
-    """All weights, and those selected; the same on every process of this run. Raises `ValueError` where none is."""
+    """All weights and the selected ones, same on every process. Raises `ValueError` if the selection is empty."""
     layers = analyze(source, selection.candidate, cache, processes_of_run(), progress)
     chosen = selection.select(layers)
     names = [layer.name for layer in chosen]
     for note in notes(layers, names, selection):
         logger.warning(note)
-    # Not a matter for concern, but one to be seen: this is the level that is shown by default.
+    # Nothing to worry about, but users should see it, and warnings are the lowest level shown by default.
     logger.warning(f"KappaTune selects {summary(layers, names, selection)}: {', '.join(names)}.")
     return layers, chosen
 
 
 def freeze_all_but(model: PreTrainedModel, chosen: Sequence[Layer]) -> None:
-    """Leaves nothing to train but the chosen weights. Raises `ValueError` where that cannot be."""
+    """Freezes all weights but the chosen ones. Raises `ValueError` if one of them does not exist or is quantized."""
     parameters = dict(model.named_parameters())
     names = {layer.parameter for layer in chosen}
     missing = sorted(names - parameters.keys())
     if missing:
-        raise ValueError(f"The model has no parameter `{missing[0]}`, which its checkpoint has.")
+        raise ValueError(f"The model has no parameter `{missing[0]}`, but its checkpoint has one.")
     for name in names:
         if not parameters[name].is_floating_point():
-            raise ValueError(f"`{name}` is quantised to {parameters[name].dtype} and cannot be trained: use LoRA.")
+            raise ValueError(f"`{name}` is quantized to {parameters[name].dtype} and cannot be trained: use LoRA.")
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in names)
 
@@ -74,22 +74,25 @@ def freeze_all_but(model: PreTrainedModel, chosen: Sequence[Layer]) -> None:
 def with_targets(peft_config: "PeftConfig", chosen: Sequence[Layer]) -> "PeftConfig":
     """A copy of a PEFT config with the chosen weights as its targets.
 
-    Raises `ValueError` where it has targets already, its method takes none, or it has dropout, which PEFT cannot apply to
-    fused experts.
+    Raises:
+        `ValueError`: the config has targets already, its method takes none, or it has dropout and fused experts are
+            chosen, to which PEFT cannot apply dropout.
     """
     fused = [layer for layer in chosen if layer.name == layer.parameter]
     if not hasattr(peft_config, "target_modules") or fused and not hasattr(peft_config, "target_parameters"):
-        raise ValueError(f"`peft_config` must be one of a method with targets, got {type(peft_config).__name__}.")
+        raise ValueError(
+            f"`peft_config` must be the config of a method with targets, got {type(peft_config).__name__}."
+        )
     for key in ("target_modules", "target_parameters"):
         if getattr(peft_config, key, None):
             raise ValueError(
-                f"`{key}` of `peft_config` must be unset where KappaTune selects the targets, got "
-                f"{getattr(peft_config, key)!r}. Restrict its candidates with `include` and `exclude`."
+                f"`{key}` of `peft_config` must be unset, because KappaTune selects the targets, got "
+                f"{getattr(peft_config, key)!r}. Restrict the candidates with `include` and `exclude`."
             )
     if fused and getattr(peft_config, "lora_dropout", 0):
         raise ValueError(
-            f"`lora_dropout` of `peft_config` must be 0 where fused experts are selected, here `{fused[0].name}`, got "
-            f"{peft_config.lora_dropout!r}. Leave them out with `exclude=['experts']` to keep it."
+            f"`lora_dropout` of `peft_config` must be 0 if fused experts are selected, here `{fused[0].name}`, got "
+            f"{peft_config.lora_dropout!r}. To keep dropout, exclude them: `exclude=['experts']`."
         )
     found = copy.deepcopy(peft_config)
     found.target_modules = {layer.name for layer in chosen if layer.name != layer.parameter}
@@ -108,16 +111,14 @@ def kappa_peft_config(
         model (`str` or [`~transformers.PreTrainedModel`]):
             The model, or the folder or id on the Hub that it will be loaded from.
         peft_config ([`~peft.PeftConfig`]):
-            Without targets.
-        cache (`str`, *optional*):
-            Folder of cached results, by default below the cache of Hugging Face; `"none"`: no cache.
-        selection:
-            The other arguments of [`KappaTuneCallback`]: `top_p`, `num_modules`, `include`, `exclude`, `order`, `experts`,
-            `seed`.
+            A config without targets.
+        {knobs}
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the random order.
 
     Raises:
-        `ValueError`: an argument is out of range, the budget selects nothing, the model has adapters, or `peft_config` has
-            targets, or dropout where fused experts are selected.
+        `ValueError`: an argument is out of range, the budget selects nothing, the model has adapters, `peft_config`
+            has targets, or it has dropout and fused experts are selected.
 
     Example:
 
@@ -131,8 +132,11 @@ def kappa_peft_config(
     return with_targets(peft_config, chosen)
 
 
+documented(kappa_peft_config, (*SELECTION_KNOBS, "cache"))
+
+
 def _adapters(model: "PeftModel", layer: Layer) -> Iterator[nn.Module]:
-    """The modules that PEFT has put around the one with this weight, from the outermost; at last the module itself."""
+    """The modules that PEFT wrapped around the module with this weight, outermost first; that module comes last."""
     owner, _, _ = layer.parameter.rpartition(".")
     module = model.get_base_model().get_submodule(owner)
     while hasattr(module, "base_layer"):
@@ -142,7 +146,7 @@ def _adapters(model: "PeftModel", layer: Layer) -> Iterator[nn.Module]:
 
 
 def why_untracked(model: "PreTrainedModel | PeftModel", chosen: Sequence[Layer]) -> str | None:
-    """What keeps `trained_weight` from these weights, if something does: adapters that it does not know to merge."""
+    """Why `trained_weight` cannot read these weights (adapters of an unknown kind); `None` if it can."""
     if not is_peft_model(model):
         return None
     from peft.tuners.lora import LoraLayer
@@ -163,7 +167,7 @@ def why_untracked(model: "PreTrainedModel | PeftModel", chosen: Sequence[Layer])
 
 
 def trained_weight(model: "PreTrainedModel | PeftModel", layer: Layer) -> Tensor:
-    """The weight as training has made it: with what adapters of LoRA, DoRA and LyCORIS make of it."""
+    """The current weight in training, with LoRA, DoRA and LyCORIS adapters merged."""
     if not is_peft_model(model):
         return read_weight(model, layer)
     key = layer.parameter.rpartition(".")[2]

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a trainer of this package does about `kappa_mode`: one change to the arguments of TRL's trainer."""
+"""How a trainer of this package applies `kappa_mode`: it changes the arguments of TRL's trainer."""
 
 import inspect
 from typing import Any
@@ -11,13 +11,13 @@ from .tuning import with_targets
 
 
 def with_kappa(trainer_class: type, *positional: Any, **keywords: Any) -> dict[str, Any]:
-    """The arguments of TRL's trainer, by name, with what `args.kappa_mode` asks for.
+    """The arguments of TRL's trainer by name, changed as `args.kappa_mode` says.
 
-    With `freeze` a callback that freezes the model once it is loaded; with `lora` a `peft_config` with targets. A model
-    that is given by name is analysed from its checkpoint, one in memory as it is.
+    `freeze` adds a callback that freezes weights once the model is loaded; `lora` adds targets to `peft_config`. A
+    model given by name is analyzed from its checkpoint, a model in memory as it is.
 
     Raises:
-        `ValueError`: `peft_config` is missing or one too many.
+        `ValueError`: `peft_config` is missing with `lora`, or given with `freeze`.
     """
     arguments = inspect.signature(trainer_class).bind(*positional, **keywords).arguments
     args, model, peft_config = arguments["args"], arguments["model"], arguments.get("peft_config")
@@ -38,7 +38,7 @@ def with_kappa(trainer_class: type, *positional: Any, **keywords: Any) -> dict[s
         cache=args.kappa_cache, track_steps=args.kappa_track_steps
     )
     monitor.selection, monitor.checkpoint = kappa_selection(args), checkpoint
-    if not freezes:  # the targets must be known before TRL's trainer applies them
+    if not freezes:  # TRL's trainer creates the adapters, so the targets must be known before
         monitor.analyze(model, not args.disable_tqdm)
         arguments["peft_config"] = with_targets(peft_config, monitor.chosen)
     arguments["callbacks"] = [*(arguments.get("callbacks") or []), monitor]

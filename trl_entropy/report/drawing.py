@@ -1,38 +1,38 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Panels drawn with matplotlib: all of them as one PNG, or each as SVG for the page."""
+"""Drawing panels with matplotlib: all in one PNG, or each as SVG for the page."""
 
 import colorsys
 import io
 import math
 from pathlib import Path
 
+import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..estimates import running_mean
 from .panels import Panel, Series
 
 
-# Dark enough for lines on white, and told apart by people who do not see all colours (Okabe and Ito).
+# Dark enough for lines on white, and distinguishable for color-blind readers (Okabe and Ito).
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#b8a900", "#5e3c99", "#000000")
 COLUMNS = 3
 PANEL_SIZE = (4.3, 2.9)  # inches
 LINES, DASHED = ("line", "second", "noisy", "noisy_second"), "--"
-# Points from which a line is drawn through its running mean, where it is known to be noisy and otherwise
+# From this many points on, a line gets its running mean: lines known to be noisy, and all others
 SHORTEST_NOISY, SHORTEST_CROWDED = 15, 200
-MANY_POINTS = 500  # from which they are drawn small
-MOST_POINTS = 2000  # that are drawn one by one in a page
-PLAIN_TEXT = {"text.parse_math": False}  # a dollar sign in the name of a run or metric is one
+MANY_POINTS = 500  # from this many on, points are drawn small
+MOST_POINTS = 2000  # above this many, the page holds points as a bitmap
+PLAIN_TEXT = {"text.parse_math": False}  # a dollar sign in the name of a run or metric starts no formula
 SVG_SETTINGS = {**PLAIN_TEXT, "svg.fonttype": "none", "font.family": "sans-serif"}
-GOLDEN = 0.618034  # of the circle of hues, from colour to colour: the next is always far from the last ones
+GOLDEN = 0.618034  # step on the circle of hues: each color is far from the ones before it
 
 
 def color_of(run: int) -> str:
-    """One of `COLORS`, and beyond them a colour that no other run has."""
+    """One of `COLORS`; later runs get further colors, each a different one."""
     beyond = run - len(COLORS)
     if beyond < 0:
         return COLORS[run]
@@ -40,6 +40,7 @@ def color_of(run: int) -> str:
 
 
 def draw_series(axes: Axes, item: Series) -> None:
+    """Draws one series as its `kind` says."""
     color, x, y = color_of(item.run), item.x, item.y
     if item.kind == "band":
         if item.upper == y:
@@ -61,16 +62,17 @@ def draw_series(axes: Axes, item: Series) -> None:
 
 
 def draw_line(axes: Axes, item: Series) -> None:
-    """A line over steps, through its running mean where it is noisy or crowded."""
+    """Draws a line over steps. A noisy or crowded one is pale, with its running mean on top."""
     color, x, y = color_of(item.run), item.x, item.y
     if len(y) >= (SHORTEST_NOISY if item.kind.startswith("noisy") else SHORTEST_CROWDED):
         axes.plot(x, y, color=color, alpha=0.2, linewidth=0.8)
-        y = running_mean(y, max(7, len(y) // 30))
+        y = pd.Series(y).rolling(max(7, len(y) // 30), min_periods=1).mean()
     style = DASHED if item.kind in ("second", "noisy_second") else "-"
     axes.plot(x, y, color=color, linestyle=style, marker="." if len(x) == 1 else "")
 
 
 def draw_panel(axes: Axes, panel: Panel) -> None:
+    """Draws all series of a panel, with its labels and a legend of line styles."""
     for item in panel.series:
         draw_series(axes, item)
     axes.set_title(panel.title, fontsize="medium")
@@ -92,7 +94,7 @@ def draw_panel(axes: Axes, panel: Panel) -> None:
 
 @rc_context(PLAIN_TEXT)
 def draw_png(panels: list[Panel], labels: list[str], path: Path) -> None:
-    """All panels in one picture, below the colours of the runs."""
+    """Draws all panels in one picture, below a legend of the runs' colors."""
     rows = math.ceil(len(panels) / COLUMNS)
     columns = min(COLUMNS, len(panels))
     figure = Figure(figsize=(PANEL_SIZE[0] * columns, PANEL_SIZE[1] * rows + 0.5), layout="constrained")
@@ -107,7 +109,7 @@ def draw_png(panels: list[Panel], labels: list[str], path: Path) -> None:
 
 
 def draw_svg(panel: Panel, name: str) -> str:
-    """One panel as an SVG element to stand in a page, whose identifiers do not clash with those of another `name`."""
+    """One panel as an SVG element for a page. Its identifiers do not clash with those of another `name`."""
     with rc_context({**SVG_SETTINGS, "svg.hashsalt": name}):
         figure = Figure(figsize=PANEL_SIZE, layout="constrained")
         draw_panel(figure.subplots(), panel)

@@ -1,13 +1,13 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Completions coloured by the entropy of their tokens, for the page and for the terminal."""
+"""Completions colored by token entropy, for the page and the terminal."""
 
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 from unicodedata import category
 
-from ..runs.token_log import finite
+from ..runs.files import finite
 from .runs import Run
 from .samples import token_logs
 
@@ -15,16 +15,16 @@ from .samples import token_logs
 if TYPE_CHECKING:
     from rich.text import Text
 
-HOTTEST = (217, 72, 1)  # on white: black text keeps a contrast of 5 to 1
-LOWEST_SCALE = 0.1  # nats: below it a whole completion is certain, and colours would show noise
+HOTTEST = (217, 72, 1)  # black text on it has a contrast of 5 to 1
+LOWEST_SCALE = 0.1  # nats; a finer scale would color noise in completions that are certain throughout
 SHOWN_TOKENS = 800
 UNPRINTABLE = "\ufffd"
-COLD = 0.03  # share of the scale below which a token of the terminal keeps its background
+COLD = 0.03  # below this share of the scale, tokens in the terminal keep the background color
 
 
 @dataclass(frozen=True)
 class HeatMap:
-    """A completion: `tokens` are the texts and entropies in nats (`None`: not counted) of those that are shown."""
+    """A completion. `tokens` are (text, entropy in nats) of the tokens shown; `None` outside the loss mask."""
 
     run: int
     step: int
@@ -35,13 +35,13 @@ class HeatMap:
 
     @property
     def mean(self) -> float:
-        """Mean entropy of the tokens shown, in nats."""
+        """Mean entropy of the tokens shown, in nats; 0 if none has one."""
         counted = [entropy for _, entropy in self.tokens if entropy is not None]
         return fmean(counted) if counted else 0.0
 
 
 def heat_maps(runs: list[Run], count: int) -> list[HeatMap]:
-    """Up to `count` completions of the first and of the last log of each run that kept tokens."""
+    """Up to `count` completions from the first and the last token log of each run."""
     return [
         heat_map(index, log["step"], record)
         for index, run in enumerate(runs)
@@ -51,11 +51,12 @@ def heat_maps(runs: list[Run], count: int) -> list[HeatMap]:
 
 
 def printable(text: str) -> str:
-    """Text without control characters, such as those that move the cursor of a terminal."""
+    """Text without control characters, which could move the cursor of a terminal."""
     return "".join(letter if letter in "\n\t" or category(letter) != "Cc" else UNPRINTABLE for letter in text)
 
 
 def heat_map(run: int, step: int, record: dict[str, Any]) -> HeatMap:
+    """An entry of a token log as a heat map."""
     tokens = [*zip(map(printable, record["tokens"]), map(finite, record["entropies"]), strict=True)]
     left_out = max(0, len(tokens) - SHOWN_TOKENS)
     prompt = printable(record.get("prompt", ""))
@@ -63,23 +64,23 @@ def heat_map(run: int, step: int, record: dict[str, Any]) -> HeatMap:
 
 
 def scale_of(maps: list[HeatMap]) -> float:
-    """The entropy that gets the hottest colour: one for all, so that colours can be compared."""
+    """The entropy of the hottest color. All completions share it, so their colors can be compared."""
     return max([LOWEST_SCALE, *(entropy for shown in maps for _, entropy in shown.tokens if entropy is not None)])
 
 
 def ticks(scale: float) -> list[float]:
-    """Entropies that explain the colours."""
+    """Entropies for the color scale."""
     return [scale * share / 4 for share in range(5)]
 
 
 def color_at(entropy: float, scale: float) -> str:
-    """White at 0 nats, the hottest colour from `scale` on."""
+    """White at 0 nats, the hottest color from `scale` on."""
     share = min(max(entropy / scale, 0.0), 1.0)
     return "#" + "".join(f"{round(255 + share * (part - 255)):02x}" for part in HOTTEST)
 
 
 def colored_text(shown: HeatMap, scale: float) -> "Text":
-    """A completion for the terminal."""
+    """A completion in color for the terminal. Needs rich."""
     from rich.text import Text
 
     text = Text(f"{shown.prompt} | ", style="dim")
@@ -93,7 +94,7 @@ def colored_text(shown: HeatMap, scale: float) -> "Text":
 
 
 def print_heat_maps(maps: list[HeatMap], labels: list[str]) -> None:
-    """Prints completions to the terminal. Needs rich."""
+    """Prints completions in color, with the color scale. Needs rich."""
     from rich.console import Console
     from rich.text import Text
 

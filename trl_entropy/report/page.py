@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The page: one file of HTML with its drawings and numbers inside, which loads nothing."""
+"""The page: one HTML file that contains all drawings and numbers and loads nothing else."""
 
 import json
 from dataclasses import asdict
@@ -22,17 +22,17 @@ TEMPLATES = Path(__file__).parents[1] / "templates"
 
 
 def as_script(data: Any) -> Markup:
-    """JSON that can stand in a script element: no text of it ends the element or opens a comment."""
+    """Data as JSON that is safe inside a script element: no text can end the element or open a comment."""
     return Markup(json.dumps(data).replace("<", "\\u003c"))
 
 
 def visible(token: str) -> str:
-    """A token with its line breaks to be seen."""
+    """A token with visible line breaks."""
     return token.replace("\n", "\u21b5\n")
 
 
 def render_page(runs: list[Run], panels: list[Panel], maps: list[HeatMap]) -> str:
-    """The whole page. Texts of runs (labels, prompts, tokens) are escaped."""
+    """The page as HTML. All texts of runs (labels, prompts, tokens) are escaped."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,

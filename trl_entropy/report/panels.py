@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a report shows, as numbers: panels of series, which picture and page draw alike."""
+"""The contents of a report as numbers: panels of series, for both the picture and the page."""
 
 import math
 import re
@@ -14,20 +14,20 @@ from .runs import Run
 from .samples import pass_at_k_points, tip_scatter
 
 
-GROUPS = (*METHODS, "tip", "kappa")  # of metrics that belong to a method
+GROUPS = (*METHODS, "tip", "kappa")  # prefixes of the methods' metrics
 PASS_AT_K = re.compile(r"(.*/)?(eval_)?pass@\d+$")
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line, cloud of points or band of a panel.
+    """One line, cloud of points or band in a panel.
 
     Attributes:
-        run: index of its run, which sets the colour.
-        x, y: its points; of a band the lower edge.
-        kind: how to draw it. `second` is a dashed line, where a run has two; `noisy` kinds are lines through the running
-            mean, with the line itself behind it.
-        label: what it is of its run, where a run has several.
+        run: index of its run, which sets the color.
+        x, y: coordinates of the points; for a band, of its lower edge.
+        kind: how to draw it. `second` is the dashed line of a run with two lines; `noisy` kinds are drawn pale, with
+            their running mean on top.
+        label: name of the series, if a run has several in the panel.
         upper: upper edge of a band.
     """
 
@@ -46,11 +46,11 @@ class Panel:
     """A pair of axes.
 
     Attributes:
-        title, x_label: what the axes show.
-        series: what is drawn.
-        notes: one line per fact that is not in the drawing, by run.
-        about: what a reader must know to read it.
-        from_zero: the axis of y starts at 0.
+        title, x_label: labels of the axes.
+        series: lines, points and bands to draw.
+        notes: one fact per run that the drawing does not show.
+        about: explanation for the reader.
+        from_zero: whether the y axis starts at 0.
     """
 
     title: str
@@ -62,7 +62,7 @@ class Panel:
 
 
 def build_panels(runs: list[Run]) -> list[Panel]:
-    """Every panel for which at least one of the runs has something to show."""
+    """Every panel for which at least one run has data."""
     candidates = [
         entropy_panel(runs),
         metric_panel(runs, "reward", "reward", kind="noisy"),
@@ -80,17 +80,18 @@ def build_panels(runs: list[Run]) -> list[Panel]:
 
 
 def method_metrics(runs: list[Run]) -> list[str]:
-    """The metrics of methods that any of the runs has logged, in the order of methods."""
+    """The methods' metrics that any run has logged, in the order of the methods."""
     keys = sorted(set().union(*(run.keys for run in runs)))
     return [key for group in GROUPS for key in keys if key.startswith(f"{group}/")]
 
 
 def metric_panel(runs: list[Run], title: str, key: str, kind: str = "line") -> Panel:
-    """One metric over steps, and its value in evaluations as points."""
+    """One metric over steps, with its values in evaluations as points."""
     return Panel(title, [*metric_series(runs, key, kind)])
 
 
 def metric_series(runs: list[Run], key: str, kind: str = "line") -> Iterator[Series]:
+    """A metric of each run in training and in evaluation."""
     for index, run in enumerate(runs):
         for name, how in ((key, kind), (f"eval_{key}", "evaluation")):
             x, y = run.series("step", name)
@@ -99,6 +100,7 @@ def metric_series(runs: list[Run], key: str, kind: str = "line") -> Iterator[Ser
 
 
 def entropy_panel(runs: list[Run]) -> Panel:
+    """Entropy over steps, with the targets of methods that have one."""
     series = []
     for index, run in enumerate(runs):
         target = run.target()
@@ -107,17 +109,17 @@ def entropy_panel(runs: list[Run]) -> Panel:
     series += metric_series(runs, "entropy")
     about = "Mean over completion tokens."
     if any(item.kind == "band" for item in series):
-        about += " Shaded, or dotted where it is one value: where a run was meant to be."
+        about += " Shaded (dotted if it is a single value): the target of a run."
     return Panel("token entropy (nats)", series, about=about, from_zero=True)
 
 
 def pass_at_k_panel(runs: list[Run]) -> Panel:
-    """From the tables of completions, else what was logged under such a name."""
+    """pass@k from the tables of completions or, without them, as logged."""
     series, sources = [], set()
     for index, run in enumerate(runs):
         found = pass_at_k_points(run)
         if found is not None:
-            sources.add(f"Of the completions trained on; right is what `{found[0]}` gives 1.")
+            sources.add(f"Of the completions trained on; right means that `{found[0]}` returned 1.")
             x = [point["step"] for point in found[1]]
             one, many = (key for key in found[1][0] if key != "step")
             for key, kind in ((many, "noisy"), (one, "noisy_second")):
@@ -130,11 +132,12 @@ def pass_at_k_panel(runs: list[Run]) -> Panel:
 
 
 def k_of(key: str) -> int:
+    """The k of a metric `...pass@k`."""
     return int(key.rpartition("@")[2])
 
 
 def law_panel(runs: list[Run]) -> Panel:
-    """Reward against entropy, and the law that fits a run."""
+    """Reward against entropy, with the law R = -a exp(H) + b fitted to each run."""
     series, notes = [], {}
     for index, run in enumerate(runs):
         entropies, rewards = run.series("entropy", "reward")
@@ -148,12 +151,12 @@ def law_panel(runs: list[Run]) -> Panel:
             series.append(Series(index, grid, [b - a * math.exp(entropy) for entropy in grid], "fit"))
             r_squared = f", R² = {explained:.2f}" if math.isfinite(explained) else ""
             notes[index] = f"a = {a:.3f}, b = {b:.3f}{r_squared}, at entropy 0: {b - a:.3f}"
-    about = "One point per log line; the line is the law R = -a exp(H) + b, fitted to them."
+    about = "One point per log line. The line is the fitted law R = -a exp(H) + b."
     return Panel("reward against entropy", series, "token entropy (nats)", about, notes)
 
 
 def forecast_panel(runs: list[Run]) -> Panel:
-    """Realised against predicted entropy change, of the same step where each step was logged."""
+    """Realized against predicted entropy change, paired by step if every step was logged."""
     series, notes = [], {}
     for index, run in enumerate(runs):
         predicted, realized = paired_changes(run)
@@ -162,15 +165,15 @@ def forecast_panel(runs: list[Run]) -> Panel:
             correlation = run.series("entropy/change_correlation")[0]
             if correlation:
                 notes[index] = f"correlation over all steps: {correlation[-1]:.2f}"
-    about = "First order, for a learning rate of 1; sign and correlation carry the meaning."
-    return Panel("realised entropy change (nats)", series, "predicted entropy change", about, notes)
+    about = "Predicted to first order for a learning rate of 1: look at sign and correlation, not at size."
+    return Panel("realized entropy change (nats)", series, "predicted entropy change", about, notes)
 
 
 def paired_changes(run: Run) -> tuple[list[float], list[float]]:
-    """Predicted and realised changes that belong together.
+    """Predicted and realized entropy changes in pairs.
 
-    A line of one step has the prediction of a step and the realised change up to it, which the line before predicted.
-    Lines of several steps have means, of which all terms but one belong together.
+    The log line of a step holds the prediction for this step, and the realized change that the line before predicted.
+    A line for several steps holds means over them; all terms of both means but one belong to the same steps.
     """
     steps, predicted = run.series("step", "entropy/predicted_change")
     before = dict(zip(steps, predicted, strict=True))
@@ -182,17 +185,18 @@ def paired_changes(run: Run) -> tuple[list[float], list[float]]:
 
 
 def advantage_panel(runs: list[Run]) -> Panel:
+    """Mean entropy of tokens by the sign of their advantage."""
     series = []
     for index, run in enumerate(runs):
         for sign, kind in (("positive", "line"), ("negative", "second")):
             x, y = run.series("step", f"entropy/{sign}_advantage_mean")
             if x:
-                series.append(Series(index, x, y, kind, "rewarded" if sign == "positive" else "punished"))
-    return Panel("entropy of rewarded and punished tokens (nats)", series, from_zero=True)
+                series.append(Series(index, x, y, kind, f"{sign} advantage"))
+    return Panel("entropy by sign of the advantage (nats)", series, from_zero=True)
 
 
 def tip_panel(runs: list[Run]) -> Panel:
-    """Entropy and divergence of tokens, by whether TIP kept them, and what parts its quadrants."""
+    """Entropy and divergence of tokens that TIP kept or dropped, with the borders of its quadrants."""
     series = []
     for index, run in enumerate(runs):
         found = tip_scatter(run)
@@ -207,5 +211,5 @@ def tip_panel(runs: list[Run]) -> Panel:
             far, uncertain = max(found["divergence"]), max(found["entropy"])
             series.append(Series(index, [entropy, entropy], [0.0, far], "threshold"))
             series.append(Series(index, [0.0, uncertain], [divergence, divergence], "threshold"))
-    about = "Tokens of a batch of TIP: filled points were kept; dotted, what parts the quadrants."
+    about = "Tokens of one batch. Filled: kept by TIP. Dotted lines: borders of the quadrants."
     return Panel("divergence from the teacher (nats)", series, "student entropy (nats)", about)

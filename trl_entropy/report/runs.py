@@ -1,6 +1,9 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Runs as their folders tell of them: what was logged, and with which settings."""
+"""Runs, read from their folders: logs and settings.
+
+This module must not import torch or TRL at the top: the command checks its paths with it before it loads them.
+"""
 
 import json
 import logging
@@ -8,19 +11,21 @@ import math
 from collections import Counter
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from ..methods import METHODS, Method
-from ..runs.token_log import SETTINGS_FILE
-from ..trainers.grpo_config import EntropyGRPOConfig
+from ..runs.files import SETTINGS_FILE
+
+
+if TYPE_CHECKING:
+    from ..methods import Method
 
 
 logger = logging.getLogger(__name__)
 
 STATE = "trainer_state.json"
-RECIPE = "recipe.yaml"  # which the quickstart writes
+RECIPE = "recipe.yaml"  # written by the quickstart
 
 
 @dataclass(frozen=True)
@@ -29,9 +34,9 @@ class Run:
 
     Attributes:
         label: its name in the report.
-        folder: where it lies.
-        lines: what it logged, line by line: finite numbers only, `step` among them.
-        settings: those that are known to differ from their defaults.
+        folder: its folder.
+        lines: its log lines, each with a `step`, reduced to finite numbers.
+        settings: settings that are known to differ from their defaults.
     """
 
     label: str
@@ -41,25 +46,32 @@ class Run:
 
     @property
     def steps(self) -> int:
+        """The last logged step."""
         return int(self.lines[-1]["step"])
 
     @property
     def keys(self) -> set[str]:
+        """All keys in its log lines."""
         return set().union(*self.lines)
 
     @property
-    def methods(self) -> list[type[Method]]:
-        """Those of its methods that this version knows."""
+    def methods(self) -> list[type["Method"]]:
+        """Its methods, except those that this version does not know."""
+        from ..methods import METHODS
+
         names = self.settings.get("methods") or []
         return [METHODS[name] for name in ([names] if isinstance(names, str) else names) if name in METHODS]
 
     def series(self, *keys: str) -> list[list[float]]:
-        """The values of each of `keys` over the lines that have all of them."""
+        """The values of each of `keys`, from the lines that have all of them."""
         lines = [line for line in self.lines if all(key in line for key in keys)]
         return [[line[key] for line in lines] for key in keys]
 
     def with_defaults(self) -> dict[str, Any]:
-        """The settings that were changed, and the plain defaults of all others but those of methods that it lacks."""
+        """The changed settings, and the defaults of all others but those of methods that it does not use."""
+        from ..methods import METHODS
+        from ..trainers.grpo_config import EntropyGRPOConfig
+
         idle = tuple(f"{name}_" for name in METHODS if METHODS[name] not in self.methods)
         active = tuple(f"{method.name}_" for method in self.methods)
         defaults = {item.name: item.default for item in fields(EntropyGRPOConfig) if item.default is not MISSING}
@@ -67,7 +79,7 @@ class Run:
         return {"methods": [], **kept, **self.settings}
 
     def target(self) -> tuple[list[float], list[float], list[float]] | None:
-        """Steps and the two ends of where entropy was meant to be, in nats; `None` without a target."""
+        """Steps, and the lower and upper end of the entropy target in nats; `None` without a target."""
         settings, found = self.with_defaults(), []
         for line in self.lines:
             ranges = [method.entropy_range(settings, line) for method in self.methods]
@@ -80,13 +92,13 @@ class Run:
 
 
 def read_runs(folders: list[Path]) -> list[Run]:
-    """The runs in these folders. Raises `ValueError` where one of them holds none that can be read."""
+    """The runs in these folders. Raises `ValueError` if a folder has no readable run."""
     lines, settings = [read_lines(folder) for folder in folders], [read_settings(folder) for folder in folders]
     return [Run(*parts) for parts in zip(labels_of(folders), folders, lines, settings, strict=True)]
 
 
 def labels_of(folders: list[Path]) -> list[str]:
-    """The names of the folders, with as many of their parents as tell them apart."""
+    """The names of the folders, with as many parent folders as it takes to tell them apart."""
     paths = [folder.resolve() for folder in folders]
     if len(set(paths)) < len(paths):
         raise ValueError(f"RUN must be given once each, got {Counter(paths).most_common(1)[0][0].name!r} twice.")
@@ -97,6 +109,7 @@ def labels_of(folders: list[Path]) -> list[str]:
 
 
 def read_json(path: Path) -> Any:
+    """The content of a JSON file. Raises `ValueError` if it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -104,7 +117,7 @@ def read_json(path: Path) -> Any:
 
 
 def find_states(folder: Path) -> list[tuple[float, Path]]:
-    """The trainer's states of a run with the steps they can be of: its own, then those of its checkpoints, last first."""
+    """(highest possible step, file) of a run's trainer states: its own, then its checkpoints', newest first."""
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise ValueError(f"RUN must be the folder of a run, got {str(folder)!r}, which {what}.")
@@ -119,7 +132,7 @@ def find_states(folder: Path) -> list[tuple[float, Path]]:
 
 
 def read_lines(folder: Path) -> list[dict[str, float]]:
-    """What a run logged, from its newest state that can be read: a resumed run may have left one older than a checkpoint."""
+    """The log lines of a run, from its newest readable state, which may be that of a checkpoint if it was resumed."""
     last, lines, source, errors = -1, [], None, []
     for bound, path in find_states(folder):
         if bound <= last:
@@ -134,12 +147,12 @@ def read_lines(folder: Path) -> list[dict[str, float]]:
     if source is None:
         raise errors[0]
     for error in errors:
-        logger.warning(f"{error} The run is shown as {source} has it.")
+        logger.warning(f"{error} Showing the run from {source} instead.")
     return lines
 
 
 def read_state(path: Path) -> tuple[int, list[dict[str, float]]]:
-    """The step of a trainer's state, and what was logged up to it. Raises `ValueError` where it is not whole."""
+    """The step of a trainer state, and the log lines up to it. Raises `ValueError` if the file is incomplete."""
     state = read_json(path)
     history = state.get("log_history") if isinstance(state, dict) else None
     if not isinstance(history, list) or not all(isinstance(line, dict) for line in history):
@@ -156,12 +169,12 @@ def read_state(path: Path) -> tuple[int, list[dict[str, float]]]:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """The settings that a run has written down; none where it has not."""
+    """The settings in a run's folder; empty without a file of settings."""
     path = next((folder / name for name in (SETTINGS_FILE, RECIPE) if (folder / name).exists()), None)
     if path is None:
         return {}
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))  # of which JSON is a part
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is valid YAML
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} must be JSON or YAML, but cannot be read: {error}.") from None
     if not isinstance(settings, dict):

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a run left besides its log: completions with their rewards, tokens with their entropies, selected tokens."""
+"""Files of a run besides its log: completions with rewards, tokens with entropies, tokens selected by TIP."""
 
 from collections import Counter
 from pathlib import Path
@@ -10,24 +10,25 @@ from typing import Any
 import pandas as pd
 
 from ..estimates import pass_at_k
-from ..runs.token_log import COMPLETIONS, TOKEN_FILE, number_of
+from ..runs.files import COMPLETIONS, TOKEN_FILE, number_of
 from .runs import Run, read_json
 
 
 def files_of(run: Run, pattern: str) -> list[Path]:
-    """The files of completions of the steps that the run has logged, in their order: others are of an earlier run."""
+    """The files of logged steps, in order. Files of other steps come from an earlier run and are left out."""
     logged = {line["step"] for line in run.lines}
     found = {path: number_of(path) for path in (run.folder / COMPLETIONS).glob(pattern)}
     return sorted((path for path, step in found.items() if step in logged), key=found.get)
 
 
 def pass_at_k_points(run: Run) -> tuple[str, list[dict[str, float]]] | None:
-    """The reward function by which completions are right, and pass@1 and pass@k of each log; `None` without any.
+    """The reward function that tells right completions, and pass@1 and pass@k at each log; `None` without data.
 
-    From the tables of `log_completions`: a completion is right where the first reward function that only ever gave 0
-    and 1 gave 1; k is the number of completions that most prompts had. Unbiased, mean over the prompts with k or more.
+    Computed from the tables of `log_completions`. A completion is right if the first reward function that only ever
+    returned 0 and 1 returned 1; k is the most common number of completions per prompt. The estimate is unbiased and a
+    mean over prompts with at least k completions.
     """
-    if run.settings and not run.settings.get("log_completions"):  # those that are there are of an earlier run
+    if run.settings and not run.settings.get("log_completions"):  # tables in the folder come from an earlier run
         return None
     tables = [table for table in map(read_table, files_of(run, "completions_*.parquet")) if len(table)]
     names = dict.fromkeys(key.split("/")[1] for line in run.lines for key in line if key.startswith("rewards/"))
@@ -48,25 +49,27 @@ def pass_at_k_points(run: Run) -> tuple[str, list[dict[str, float]]] | None:
 
 
 def gives_0_and_1(table: pd.DataFrame, name: str) -> bool:
+    """Whether a reward function returned nothing but 0 and 1."""
     return name in table and bool(table[name].dropna().isin((0, 1)).all())
 
 
 def right_by_prompt(table: pd.DataFrame, name: str) -> list[tuple[int, int]]:
-    """Scored completions of each prompt, and how many of them were right."""
+    """(scored completions, right completions) of each prompt."""
     scored = table[table[name].notna()]
     texts = scored["prompt"].map(lambda prompt: prompt if isinstance(prompt, str) else repr(list(prompt)))  # messages
     return [(len(values), int(values.sum())) for _, values in scored.groupby(texts)[name]]
 
 
 def read_table(path: Path) -> pd.DataFrame:
+    """A table of completions. Raises `ValueError` if the file is not Parquet."""
     try:
         return pd.read_parquet(path)
-    except (OSError, ValueError) as error:  # the second is the base of pyarrow's own
+    except (OSError, ValueError) as error:  # pyarrow's errors are subclasses of the latter
         raise ValueError(f"{path} must be a Parquet file, but cannot be read: {error}.") from None
 
 
 def token_logs(run: Run) -> list[dict[str, Any]]:
-    """The completions with entropies of the first and of the last log that have any."""
+    """The first and the last token log of a run."""
     paths = files_of(run, f"{TOKEN_FILE}*.json")
     logs = {path: read_json(path) for path in dict.fromkeys((*paths[:1], *paths[-1:]))}
     for path, log in logs.items():
@@ -75,20 +78,20 @@ def token_logs(run: Run) -> list[dict[str, Any]]:
 
 
 def check_token_log(path: Path, log: Any) -> None:
-    """Raises `ValueError` where a file is not what the trainer writes."""
+    """Raises `ValueError` if a file does not have the form that the trainer writes."""
     try:
         fits = isinstance(log["step"], int) and all(map(is_record, log["completions"]))
     except (KeyError, TypeError, AttributeError):
         fits = False
     if not fits:
         raise ValueError(
-            f"{path} must hold `step` and `completions` with as many `tokens` as `entropies`: texts, also as `prompt`, "
-            "and numbers or null, also as `advantage`."
+            f"{path} must hold `step` and `completions` with as many `tokens` as `entropies`: texts, also as "
+            "`prompt`, and numbers or null, also as `advantage`."
         )
 
 
 def is_record(record: dict[str, Any]) -> bool:
-    """Whether this is a completion of a token log."""
+    """Whether an entry of a token log is a completion."""
     texts, numbers = record["tokens"], record["entropies"]
     return (
         len(texts) == len(numbers)
@@ -98,9 +101,9 @@ def is_record(record: dict[str, Any]) -> bool:
 
 
 def tip_scatter(run: Run) -> dict[str, Any] | None:
-    """What a distillation has saved of the tokens of a batch: `entropy`, `divergence`, `kept`, and two thresholds.
+    """Tokens of a batch in distillation: `entropy`, `divergence`, `kept`, and two thresholds; `None` without a file.
 
-    See `trl_entropy.trainers.quadrants`, which writes it.
+    The module `trl_entropy.trainers.quadrants` writes the file.
     """
     path = run.folder / "tip_scatter.json"
     if not path.exists():
@@ -115,4 +118,4 @@ def tip_scatter(run: Run) -> dict[str, Any] | None:
         fits = False
     if not fits:
         raise ValueError(f"{path} must hold lists `entropy`, `divergence` and `kept` of the same length.")
-    return found if found.get("step", 0) <= run.steps else None  # else it is of an earlier run
+    return found if found.get("step", 0) <= run.steps else None  # otherwise an earlier run wrote it

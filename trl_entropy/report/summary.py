@@ -1,28 +1,28 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The table of a report: each run in a few numbers, and the settings in which the runs differ."""
+"""The tables of a report: a few numbers per run, and the settings in which the runs differ."""
 
 from statistics import fmean
 from typing import Any
 
-from ..runs.token_log import is_private
+from ..runs.files import is_private
 from .panels import GROUPS, Panel
 from .runs import Run
 
 
 UNKNOWN = "not known"
 LAST = {"reward": "reward", "length": "completions/mean_length", "loss": "loss"}
-PART = 10  # of the log lines, one in so many at each end is averaged
+PART = 10  # means are over this fraction (1 / PART) of the log lines at each end
 
 
 def ends(values: list[float]) -> tuple[float, float]:
-    """Means over the first and over the last tenth of the values."""
+    """Means over the first and the last tenth of the values."""
     size = max(1, len(values) // PART)
     return fmean(values[:size]), fmean(values[-size:])
 
 
 def summarize(runs: list[Run], panels: list[Panel]) -> list[dict[str, str]]:
-    """One row for each run: means over the last tenth of its log lines; of entropy, over the first tenth too."""
+    """One row per run: means over the last tenth of its log lines; for entropy, over the first tenth too."""
     passes = next((panel for panel in panels if panel.title == "pass@k"), None)
     law = next((panel for panel in panels if panel.title == "reward against entropy"), None)
     rows = []
@@ -45,8 +45,8 @@ def summarize(runs: list[Run], panels: list[Panel]) -> list[dict[str, str]]:
 
 
 def named_methods(run: Run) -> str:
-    """Its methods by its settings; where these name none, those that have logged something and are not switched off."""
-    off = ("tip",) if run.settings.get("tip_rule") == "none" else ()  # which logs the quadrants in any case
+    """The methods in the run's settings or, if they name none, the methods with metrics in the log."""
+    off = ("tip",) if run.settings.get("tip_rule") == "none" else ()  # it logs quadrants even if it is off
     names = [method.name for method in run.methods] or [
         group for group in GROUPS if group not in off and any(key.startswith(f"{group}/") for key in run.keys)
     ]
@@ -54,7 +54,7 @@ def named_methods(run: Run) -> str:
 
 
 def differing_settings(runs: list[Run]) -> dict[str, list[str]]:
-    """The settings in which runs differ, with the value of each run; nothing for a method that a run does without."""
+    """Settings in which runs differ, with each run's value; "" for settings of methods that a run does not use."""
     known = [run.with_defaults() for run in runs]
     names = sorted(name for name in set().union(*(run.settings for run in runs)) if not is_private(name))
     values = {
@@ -68,13 +68,5 @@ def differing_settings(runs: list[Run]) -> dict[str, list[str]]:
 
 
 def in_words(value: Any) -> str:
+    """The value of a setting as text; lists without brackets."""
     return (", ".join(map(str, value)) or "none") if isinstance(value, list) else str(value)
-
-
-def as_text(rows: list[dict[str, str]]) -> str:
-    """The rows in aligned columns."""
-    columns = list(rows[0])
-    widths = [max(len(column), *(len(row[column]) for row in rows)) for column in columns]
-    lines = [columns, *([row[column] for column in columns] for row in rows)]
-    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
-    return "\n".join("  ".join(line).rstrip() for line in padded)

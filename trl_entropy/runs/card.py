@@ -1,13 +1,12 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The model card: what was trained, how, with which result, and whom to cite. TRL's own is for one paper only."""
+"""The model card: model, training, results and citations. TRL's own card cites a single paper."""
 
 import math
 import os
 import platform
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING
 from importlib import metadata, resources
 from importlib.util import find_spec
 from numbers import Real
@@ -17,7 +16,9 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .._version import __version__
-from ..methods import Method, Paper
+from ..methods import Method
+from ..paper import Paper
+from ..settings import default_of, fields_of
 from .provenance import public_value
 
 
@@ -35,19 +36,19 @@ TRL_BIBTEX = """@software{vonwerra2020trl,
 
 
 def points_of(history: list[dict[str, Any]], key: str) -> list[tuple[int, float]]:
-    """Step and value of each finite value of `key` that was logged; a run that diverged has `None` among them."""
+    """(step, value) of each finite value of `key` in the logs; a run that diverged logs `None` too."""
     logged = [(line["step"], line[key]) for line in history if isinstance(line.get(key), (int, float))]
     return [point for point in logged if math.isfinite(point[1])]
 
 
 def last_values(history: list[dict[str, Any]], keys: Iterable[str]) -> dict[str, float]:
-    """The last finite value of each of `keys` that was logged."""
+    """The last finite value of each of `keys` in the logs, with six digits."""
     points = {key: points_of(history, key) for key in keys}
     return {key: float(f"{found[-1][1]:.6g}") for key, found in points.items() if found}
 
 
 def finite_results(results: dict[str, Any]) -> dict[str, float]:
-    """Results as plain numbers, without those that are not finite; a result may be a scalar of NumPy or PyTorch.
+    """Results as plain numbers, without those that are not finite. Scalars of NumPy and PyTorch are accepted.
 
     Raises:
         `ValueError`: a result is not a number.
@@ -58,7 +59,7 @@ def finite_results(results: dict[str, Any]) -> dict[str, float]:
     for name, value in results.items():
         try:
             number = value.item() if hasattr(value, "item") else value
-        except (ValueError, RuntimeError):  # an array of several
+        except (ValueError, RuntimeError):  # an array of several elements
             number = None
         if isinstance(number, bool) or not isinstance(number, Real):
             shown = " ".join(repr(value).split())
@@ -69,7 +70,7 @@ def finite_results(results: dict[str, Any]) -> dict[str, float]:
 
 
 def eval_results(metrics: dict[str, dict[str, float]], dataset: str | None) -> list[EvalResult]:
-    """Metrics by split of the dataset -> entries of the card's `model-index`."""
+    """Metrics by dataset split -> entries of the card's `model-index`."""
     return [
         EvalResult(
             task_type="text-generation",
@@ -86,18 +87,18 @@ def eval_results(metrics: dict[str, dict[str, float]], dataset: str | None) -> l
 
 
 def backticks(text: str, least: int) -> str:
-    """At least so many backticks, and more than stand side by side in `text`: they can enclose it."""
+    """A fence of at least `least` backticks, longer than any run of them in `text`."""
     return "`" * max(least, 1 + max(map(len, re.findall("`+", text)), default=0))
 
 
 def fenced(text: str, language: str) -> str:
-    """Text as a block of code in Markdown."""
+    """Text as a Markdown code block."""
     fence = backticks(text, 3)
     return f"{fence}{language}\n{text}\n{fence}"
 
 
 def cell(value: Any) -> str:
-    """A value as code in a cell of a Markdown table; a text that could not be seen there is quoted and escaped."""
+    """A value as code in a cell of a Markdown table; text with invisible characters is quoted and escaped."""
     value = public_value(value)
     seen = not isinstance(value, str) or (value and value == value.strip() and value.isprintable())
     text = (str(value) if seen else repr(value)).replace("|", r"\|")
@@ -106,26 +107,24 @@ def cell(value: Any) -> str:
 
 
 def changed_fields(method: Method, config: Any) -> list[tuple[str, str, str]]:
-    """Name, value and default of each field of a method that is not at its default."""
+    """(name, value, default) of each field of a method that differs from its default."""
     others = tuple(f"{name}_" for name in getattr(config, "methods", ()) if name.startswith(f"{method.name}_"))
     rows = []
-    for name, field in type(config).__dataclass_fields__.items():
-        if name.startswith(f"{method.name}_") and not (others and name.startswith(others)):
-            value = getattr(config, name)
-            default = field.default if field.default_factory is MISSING else field.default_factory()
-            if value != default:
-                rows.append((name, cell(value), cell(default)))
+    for field in fields_of(method.name, config):
+        value, default = getattr(config, field.name), default_of(field)
+        if value != default and not field.name.startswith(others):
+            rows.append((field.name, cell(value), cell(default)))
     return rows
 
 
 def described(method: Method, config: Any) -> dict[str, Any]:
-    """A method as the template shows it."""
+    """A method as the template needs it."""
     paper = method.paper
     return {"name": method.name, "title": paper.title, "url": paper.url, "changed": changed_fields(method, config)}
 
 
 def papers_of(trainer_paper: dict[str, str], methods: list[Method]) -> list[Paper]:
-    """The trainer's paper, if it has one, and those of the methods, each once."""
+    """The papers of the trainer (if it has one) and of the methods, each once."""
     papers = [method.paper for method in methods]
     if trainer_paper:
         papers.insert(0, Paper(trainer_paper["id"], trainer_paper["title"], trainer_paper["citation"].strip()))
@@ -133,21 +132,22 @@ def papers_of(trainer_paper: dict[str, str], methods: list[Method]) -> list[Pape
 
 
 def versions() -> dict[str, str]:
+    """Versions of this package, the main libraries and Python, by name."""
     found = {"trl-entropy": __version__}
     found |= {name: metadata.version(package) for name, package in PACKAGES.items()}
     return found | {"Python": platform.python_version()}
 
 
 def draw_curve(history: list[dict[str, Any]], folder: str) -> str | None:
-    """Draws entropy, and reward if there is one, over optimizer steps -> file name, or `None`.
+    """Draws entropy, and reward if it was logged, over optimizer steps -> file name.
 
-    There is no image before the first log, and none without matplotlib.
+    Returns `None` if no entropy was logged or matplotlib is not installed.
     """
     points = {key: points_of(history, key) for key in ("entropy", "reward")}
     shown = {key: values for key, values in points.items() if values}
     if "entropy" not in shown or find_spec("matplotlib") is None:
         return None
-    from matplotlib.figure import Figure  # an extra of the package
+    from matplotlib.figure import Figure  # an optional dependency
 
     figure = Figure(figsize=(4.6 * len(shown), 2.9), layout="constrained")
     titles = {"entropy": "token entropy (nats)", "reward": "reward"}
@@ -175,7 +175,7 @@ def build_card(
     command: str | None,
     **shown: Any,
 ) -> ModelCard:
-    """The card from its facts; `metrics` are by split, as in `SPLITS`, and `shown` is for the template alone."""
+    """The card from its facts. `metrics` are by split, as in `SPLITS`; `shown` goes to the template only."""
     metrics = {split: finite_results(values) for split, values in metrics.items()}
     data = ModelCardData(
         model_name=model_name,

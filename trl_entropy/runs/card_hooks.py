@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The model card of a trainer: what it knows of its run, and what it is told."""
+"""The model card of a trainer: facts that it knows about its run, and facts that it is given."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,6 @@ from accelerate.utils import is_peft_model
 from transformers import is_wandb_available
 from trl.trainer.utils import get_comet_experiment_url, get_config_model_id, get_trackio_space_url
 
-from ..kappa.config import KappaTune
 from ..methods import Method
 from .card import build_card, described, draw_curve, last_values, papers_of, points_of
 from .card_sources import base_of, hub_id, license_of
@@ -18,7 +17,7 @@ from .provenance import command_line
 
 
 def wandb_url() -> str | None:
-    """Where the W&B run of this process can be seen; `None` in offline mode."""
+    """The URL of this process's W&B run; `None` if there is no run or it is offline."""
     if not is_wandb_available():
         return None
     import wandb
@@ -27,13 +26,16 @@ def wandb_url() -> str | None:
 
 
 class CardHooks:
-    """The part of a trainer that writes model cards. Mixed in before TRL's trainer.
+    """The part of a trainer that writes model cards. A mixin: it comes before TRL's trainer.
+
+    Reads from `args`: the fields of the methods, `given_settings` (the settings that were given), and `tunings` (what
+    chose the weights to train, cited besides the methods).
 
     Attributes:
-        methods: cited in the card; `args` has their fields, and as `given_settings` what was set.
-        card_metrics: keys of the log whose last values the card shows, of training and of evaluation.
-        card_facts: what no trainer knows by itself, for cards written while training: `dataset_name`, `license`,
-            `results`, as `create_model_card` takes them, and `recipe`, settings that stand before those of `args`.
+        methods: methods to cite.
+        card_metrics: keys of the log. The card shows their last values in training and in evaluation.
+        card_facts: facts that no trainer knows by itself, for cards written during training: `dataset_name`, `license`
+            and `results`, as in `create_model_card`, and `recipe`, settings to show before those of `args`.
     """
 
     methods: list[Method] = []
@@ -49,20 +51,20 @@ class CardHooks:
         results: dict[str, float] | None = None,
     ) -> None:
         """
-        Writes the model card, `README.md`, and with matplotlib the curve of the entropy to `output_dir`.
+        Writes the model card, `README.md`, to `output_dir`, and a plot of the entropy if matplotlib is installed.
 
         Args:
             model_name (`str`, *optional*):
-                Name of the model. Defaults to that of the repository or folder.
+                Name of the model. Defaults to the name of the repository or folder.
             dataset_name (`str`, *optional*):
                 Dataset on the Hub that the model was trained on. A local path is left out.
             tags (`str` or `list[str]`, *optional*):
-                Tags, beside those of the trainer and the names of its methods.
+                Tags to add to those of the trainer and the names of its methods.
             license (`str`, *optional*):
-                Licence of the model. Defaults to the one that the card of the base model names.
+                License of the model. Defaults to the license in the base model's card.
             results (`dict[str, float]`, *optional*):
-                Evaluation results to show beside the last metrics of training: numbers, also scalars of NumPy or
-                PyTorch. Those that are not finite are left out.
+                Evaluation results to show next to the last metrics of training. Values are numbers; scalars of NumPy
+                and PyTorch are accepted. Values that are not finite are left out.
 
         Raises:
             `ValueError`: a result is not a number.
@@ -75,7 +77,7 @@ class CardHooks:
         dataset_name = hub_id(facts.get("dataset_name"))
         license = facts.get("license")
         repository = self.hub_model_id or self.args.hub_model_id
-        base_model = base_of(source) if source and source == repository else source  # trained further where it lies
+        base_model = base_of(source) if source and source == repository else source  # trained further in place
         history = self.state.log_history
         entropies = [value for _, value in points_of(history, "entropy")]
         tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
@@ -84,7 +86,6 @@ class CardHooks:
             "Trackio": get_trackio_space_url(),
             "Comet": get_comet_experiment_url(),
         }
-        tuning = [KappaTune] if self.args.kappa_mode != "none" else []
         identity = {"model_name_or_path": source, "dataset_name": dataset_name}
         card = build_card(
             model_name=model_name or Path(repository or self.args.output_dir).name,
@@ -103,9 +104,9 @@ class CardHooks:
             | facts.get("recipe", {})
             | self.args.given_settings,
             trainer_name=self._name,
-            papers=papers_of(self._paper, [*self.methods, *tuning]),
+            papers=papers_of(self._paper, [*self.methods, *self.args.tunings]),
             methods=[described(method, self.args) for method in self.methods],
-            tuning=[described(method, self.args) for method in tuning],
+            tuning=[described(method, self.args) for method in self.args.tunings],
             conversational=getattr(tokenizer, "chat_template", None) is not None,
             curve=draw_curve(history, self.args.output_dir),
             entropy=(entropies[0], entropies[-1]) if entropies else None,
@@ -117,10 +118,10 @@ class CardHooks:
         card.save(os.path.join(self.args.output_dir, "README.md"))
 
     def _card_tags(self, tags: str | list[str] | None) -> list[str]:
-        """The tags of the trainer, then those given, then those of where it ran; each once."""
+        """The tags of the trainer, the given ones, and those of the platform; each once."""
         found = [*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])]
         found += ["hf_jobs"] if "JOB_ID" in os.environ else []
         url = get_trackio_space_url()
-        if url is not None:  # the Hub embeds the space that this tag names
+        if url is not None:  # the Hub embeds the Space that this tag names
             found = [*(tag for tag in found if not tag.startswith("trackio:")), f"trackio:{url}"]
         return list(dict.fromkeys(found))

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What model cards take from the Hub: licence and base of the model that was trained further."""
+"""Facts for model cards from the Hub: license and base model of the model that was trained."""
 
 import os
 from functools import lru_cache
@@ -14,7 +14,7 @@ LICENSE_KEYS = ("license", "license_name", "license_link")
 
 
 def hub_id(name: str | None) -> str | None:
-    """`name` where it can be that of a repository of the Hub; `None` for a folder, a file and nothing."""
+    """`name` if it can be a repository on the Hub; `None` for an existing path, an invalid name, "" and `None`."""
     try:
         validate_repo_id(name)
     except HFValidationError:
@@ -24,7 +24,7 @@ def hub_id(name: str | None) -> str | None:
 
 @lru_cache
 def metadata_of(model: str) -> CardData:
-    """The metadata of the card of a model on the Hub; none where card or Hub cannot be read."""
+    """The metadata of a model card on the Hub; empty if the card or the Hub cannot be read."""
     try:
         return ModelCard.load(model, ignore_metadata_errors=True).data
     except (OSError, ValueError):
@@ -32,13 +32,13 @@ def metadata_of(model: str) -> CardData:
 
 
 def license_of(model: str) -> dict[str, str]:
-    """The licence keys of the card of a model on the Hub."""
+    """The license keys of a model card on the Hub."""
     data = metadata_of(model)
     return {key: data[key] for key in LICENSE_KEYS if data.get(key)}
 
 
 def base_of(model: str) -> str | None:
-    """The base model that the card of a model on the Hub names, if it is one and not the model itself."""
+    """The base model that a model card on the Hub names; `None` if there are several, or it is the model itself."""
     found = metadata_of(model).get("base_model")
     found = found[0] if isinstance(found, list) and len(found) == 1 else found
     return hub_id(found) if isinstance(found, str) and found != model else None

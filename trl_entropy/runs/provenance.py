@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""How a run was made, fit to be published: its command and settings, without secrets and without paths of the machine."""
+"""The command and the settings of a run in publishable form: without secrets and absolute paths."""
 
 import dataclasses
 import os
@@ -10,28 +10,31 @@ import sys
 from enum import Enum
 from typing import Any
 
+from ..settings import default_of
 
-LAUNCHED = "TRL_ENTROPY_LAUNCHED"  # variable in which the launcher leaves the command for the processes it starts
+
+LAUNCHED = "TRL_ENTROPY_LAUNCHED"  # environment variable that passes the command to processes that were launched
 REMOVED = "<removed>"
 SECRET_NAME = re.compile(r"(token|api_?key|password|secret)$", re.IGNORECASE)
-TEXT_TOKENS = ("eos_token", "pad_token", "bos_token")  # settings named like secrets that are none
-PARSED = ((None, ""), (False, "no"))  # what the parser of the command line makes of such defaults
+TEXT_TOKENS = ("eos_token", "pad_token", "bos_token")  # named like secrets, but harmless
+PARSED = ((None, ""), (False, "no"))  # (parsed value, default): argparse turns these defaults into other values
 SECRET_VALUE = re.compile(r"\b(hf_|sk-|wandb_v\d_)[\w-]{12,}|(?<=://)[^\s/@]+(?=@)")
 
 
 def is_secret(name: str) -> bool:
+    """Whether a setting or a flag holds a secret, judging by its name."""
     name = name.lstrip("-").replace("-", "_")
     return bool(SECRET_NAME.search(name)) and name not in TEXT_TOKENS
 
 
 def public_text(text: str) -> str:
-    """A setting or word of a command, with credentials taken out and an absolute path made relative or cut short.
+    """A setting or a word of a command, without credentials; an absolute path becomes relative or is shortened.
 
     >>> public_text("https://me:word@host/x"), public_text("/home/me/models/base")
     ('https://<removed>@host/x', '/path/to/base')
     """
     text = SECRET_VALUE.sub(REMOVED, text)
-    # A single name after the slash may be something else, such as the switch `/no_think` of a system prompt.
+    # A single name after the slash may not be a path, such as the switch `/no_think` of a system prompt.
     if not os.path.isabs(text) or not (text.rstrip("/").count(os.sep) > 1 or os.path.exists(text)):
         return text
     inside = os.path.relpath(text)
@@ -39,7 +42,7 @@ def public_text(text: str) -> str:
 
 
 def public_value(value: Any) -> Any:
-    """A value of a setting in types of YAML, without what is secret or private in it."""
+    """The value of a setting in YAML types, without secrets and absolute paths."""
     if isinstance(value, Enum):
         value = value.value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -52,12 +55,10 @@ def public_value(value: Any) -> Any:
 
 
 def given_settings(config: Any) -> dict[str, Any]:
-    """The fields of a dataclass that differ from their defaults. Call it before `__post_init__` derives values."""
+    """The fields of a dataclass that differ from their defaults. Call it before `__post_init__` changes values."""
     given = {}
     for item in dataclasses.fields(config):
-        factory = item.default_factory
-        default = item.default if factory is dataclasses.MISSING else factory()
-        value = getattr(config, item.name)
+        default, value = default_of(item), getattr(config, item.name)
         same = value == default or (value, default) in PARSED
         if item.init and not same and not is_secret(item.name):
             given[item.name] = public_value(value)
@@ -65,7 +66,7 @@ def given_settings(config: Any) -> dict[str, Any]:
 
 
 def public_words(words: list[str]) -> list[str]:
-    """The words of a command, without what is secret or private in them."""
+    """The words of a command, without secrets and absolute paths."""
     shown = []
     for index, word in enumerate(words):
         flag, equals, value = word.partition("=")
@@ -79,7 +80,7 @@ def public_words(words: list[str]) -> list[str]:
 
 
 def command_line() -> str | None:
-    """The command that started this run, or `None` where there was none, as in a notebook."""
+    """The command that started this run; `None` if no command did, as in a notebook."""
     if LAUNCHED in os.environ:
         return shlex.join(public_words(shlex.split(os.environ[LAUNCHED])))
     main = sys.modules["__main__"]
@@ -92,5 +93,5 @@ def command_line() -> str | None:
     elif sys.argv[0].endswith(".py"):
         words = ["python", sys.argv[0]]
     else:
-        words = [os.path.basename(sys.argv[0])]  # a command that was installed
+        words = [os.path.basename(sys.argv[0])]  # an installed command
     return shlex.join(public_words(words + sys.argv[1:]))

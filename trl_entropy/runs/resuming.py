@@ -1,13 +1,13 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What resuming needs beyond transformers: the last checkpoint that is whole, and the order of the data.
+"""Resuming beyond transformers: from the last complete checkpoint, and with the right order of prompts.
 
-`resume_from_checkpoint=True` after a kill in the middle of a save: transformers takes the folder of the highest number for the last checkpoint, whatever is in it. A checkpoint is written
-in the order weights, state of methods, optimizer, random states, `trainer_state.json`, and, by TRL with
-`use_adaptive_entropy`, the state of its controller.
+With `resume_from_checkpoint=True`, transformers takes the highest-numbered folder as the last checkpoint, even if a
+kill left it half-written. A checkpoint is written in this order: weights, state of methods, optimizer, random states,
+`trainer_state.json`, and with `use_adaptive_entropy` the state of TRL's controller.
 
-TRL's sampler draws a permutation of the data for each epoch, from a generator that no checkpoint holds: in a later epoch
-than the first, a resumed run would see the prompts in the order of the first.
+TRL's sampler draws a permutation of the data for each epoch, from a generator that checkpoints do not store. Without
+this module, a run resumed in a later epoch would see the prompts in the order of the first epoch.
 """
 
 import json
@@ -26,11 +26,11 @@ from .states import STATE_FILE
 
 logger = get_logger(__name__)
 
-CONTROLLER_FILE = "entropy_ctrl_state.json"  # TRL's
+CONTROLLER_FILE = "entropy_ctrl_state.json"  # the name that TRL uses
 
 
 def is_json(path: Path) -> bool:
-    """Whether the file exists and was written to its end."""
+    """Whether the file exists and holds a whole JSON object."""
     try:
         return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
     except (OSError, ValueError):
@@ -38,13 +38,15 @@ def is_json(path: Path) -> bool:
 
 
 def last_whole_checkpoint(folder: str, controlled: bool = False) -> str | None:
-    """The checkpoint of the highest number in `folder` that was written to its end; `None` where there is no folder of one.
+    """The highest-numbered complete checkpoint in `folder`; `None` if `folder` has no checkpoints.
 
-    `controlled`: of a run with `use_adaptive_entropy`, whose checkpoints hold the state of its controller unless none
-    of them does, as where it was turned on later.
+    Args:
+        folder: output folder of a run.
+        controlled: whether the run has `use_adaptive_entropy`. A checkpoint must then hold the state of the
+            controller, unless none does because the controller was turned on later.
 
     Raises:
-        `ValueError`: there are checkpoints, but none is whole.
+        `ValueError`: there are checkpoints, but none is complete.
     """
     found = [path for path in Path(folder).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     found = sorted(filter(Path.is_dir, found), key=lambda path: int(path.name.split("-")[1]), reverse=True)
@@ -56,16 +58,16 @@ def last_whole_checkpoint(folder: str, controlled: bool = False) -> str | None:
         there = [name for name in (STATE_FILE, CONTROLLER_FILE) if (path / name).exists()]
         if all(is_json(path / name) for name in (*needed, *there)):
             if left_out:
-                logger.warning(f"Resuming from {path.name}: {', '.join(left_out)} was not written to its end.")
+                logger.warning(f"Resuming from {path.name}, skipping incomplete checkpoints: {', '.join(left_out)}.")
             return str(path)
         left_out.append(path.name)
     if left_out:
-        raise ValueError(f"{folder!r} has no whole checkpoint: {', '.join(left_out)} was not written to its end.")
+        raise ValueError(f"{folder!r} has no complete checkpoint. Incomplete: {', '.join(left_out)}.")
     return None
 
 
 class ResumesWhole:
-    """The part of a trainer that resumes from the last whole checkpoint, in its order. Mixed in before TRL's trainer."""
+    """The part of a trainer that resumes as described above. A mixin: it comes before TRL's trainer."""
 
     _train_sampler: Sampler | None = None
 

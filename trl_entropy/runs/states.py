@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The state of methods and controllers, one JSON file beside the weights of each checkpoint and of what is pushed."""
+"""State of methods and controllers: one JSON file next to the weights, in each checkpoint and in each push."""
 
 import json
 import os
@@ -14,9 +14,10 @@ STATE_FILE = "entropy_methods_state.json"
 
 
 def save_states(folder: str, parts: dict[str, Any], replace: bool = False) -> None:
-    """Writes the `state_dict` of each part under its name; where there is no part, only over the file of another run.
+    """Writes the `state_dict` of each part under its name.
 
-    Such a file may lie in `folder`, or where `replace` says so in the repository to which it is pushed.
+    With no parts, writes only to overwrite a file that an earlier run left in `folder`, or (`replace`) in the Hub
+    repository.
     """
     path = os.path.join(folder, STATE_FILE)
     if parts or replace or os.path.exists(path):
@@ -25,7 +26,7 @@ def save_states(folder: str, parts: dict[str, Any], replace: bool = False) -> No
 
 
 def load_states(folder: str, parts: dict[str, Any]) -> None:
-    """Restores the parts that the file knows: others, which joined on resume, stay at their start."""
+    """Restores the parts that have a state in the file. Others, added when resuming, keep their initial state."""
     path = os.path.join(folder, STATE_FILE)
     if not os.path.exists(path):
         return
@@ -36,7 +37,7 @@ def load_states(folder: str, parts: dict[str, Any]) -> None:
 
 
 class SavesStates:
-    """The part of a trainer that saves `_stateful`, parts by name, beside its weights. Mixed in before TRL's trainer."""
+    """The part of a trainer that saves `_stateful`, parts by name. A mixin: it comes before TRL's trainer."""
 
     @property
     def _stateful(self) -> dict[str, Any]:
@@ -44,10 +45,10 @@ class SavesStates:
 
     @cached_property
     def _states_on_hub(self) -> bool:
-        """Whether the repository that this run pushes to has a file of states, of an earlier run unless this one has parts."""
+        """Whether the Hub repository already holds a state file. If this run has no parts, it is an earlier run's."""
         try:
             hf_hub_download(self.hub_model_id, STATE_FILE, revision=self.args.hub_revision, token=self.args.hub_token)
-        except (OSError, ValueError):  # no such file or repository, or no Hub
+        except (OSError, ValueError):  # no such file or repository, or the Hub cannot be reached
             return False
         return True
 
@@ -61,7 +62,7 @@ class SavesStates:
             self._save_states(output_dir or self.args.output_dir)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        # What is pushed at a save is `output_dir`, to which the weights of the checkpoint are copied.
+        # A push at a save uploads `output_dir`, to which transformers copies the weights of the checkpoint.
         if self.args.should_save:
             self._save_states(self.args.output_dir)
         super()._push_from_checkpoint(checkpoint_folder)

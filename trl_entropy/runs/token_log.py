@@ -1,24 +1,24 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a run leaves for `trl-entropy report` besides its log: its settings, and tokens with their entropies.
+"""Files that a run leaves for `trl-entropy report` besides its log: settings, and tokens with their entropies.
 
-`run_settings.json`, written when training starts: a mapping of the settings that differ from their defaults, without
-paths and names of repositories.
+`run_settings.json` is written when training starts. It maps settings that differ from their defaults to their values,
+without paths and names of repositories.
 
-`completions/token_entropies_{step:05d}.json`, one per log where `log_token_entropies` is above 0:
+`completions/token_entropies_{step:05d}.json` is written at each log if `log_token_entropies` is above 0:
 
-    {"step": 4, "completions": [{"prompt": "2 + 2?", "advantage": 0.7, "tokens": [" 4", "."], "entropies": [0.1, null]}]}
+    {"step": 4, "completions": [
+        {"prompt": "2 + 2?", "advantage": 0.7, "tokens": [" 4", "."], "entropies": [0.1, null]}]}
 
-with entropies in nats of the policy that was trained at that moment, at the sampling temperature; `null` at tokens that
-the loss leaves out, such as the answers of tools, and for any number that is not finite. The texts of the tokens join to
-the text of the completion. When a training starts, files of later steps are removed: they are of an earlier run.
+Entropies are in nats, of the policy in training at that step, at the sampling temperature. They are `null` at tokens
+outside the loss mask, such as tool results; numbers that are not finite are `null` too. The token texts concatenate to
+the completion. Starting a run deletes token logs of later steps that an earlier run left in the same folder.
 """
 
 import json
-import math
 import os
 from collections.abc import Callable
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -27,59 +27,45 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainingArguments
 
 from ..methods.pieces import token_texts
+from ..settings import default_of
 from ..tokens import TokenBatch
+from .files import COMPLETIONS, SETTINGS_FILE, TOKEN_FILE, finite, is_private, number_of
 
 
-SETTINGS_FILE = "run_settings.json"
-COMPLETIONS, TOKEN_FILE = "completions", "token_entropies_"  # folder, and how the names of files in it begin
-# Of the fields of transformers, those that say how a run learns.
+# The fields of transformers that say how a run learns.
 LEARNING_FIELDS = (
     *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "optim", "max_steps"),
     *("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "seed", "logging_steps"),
 )
-PRIVATE_WORDS = {"path", "name", "repo", "url", "host", "port", "dir", "hub", "kwargs", "funcs"}
-
-
-def is_private(name: str) -> bool:
-    """Whether a setting names a place, and says nothing of how a run learns."""
-    return not PRIVATE_WORDS.isdisjoint(name.split("_"))
 
 
 def is_plain(value: Any) -> bool:
+    """Whether a value is a number, a text or a truth value, or a list of them."""
     items = value if isinstance(value, list) else [value]
     return all(isinstance(item, bool | int | float | str) for item in items)
 
 
 def changed_settings(args: TrainingArguments) -> dict[str, Any]:
-    """The settings by which a run learns that differ from their defaults and are plain values."""
+    """The settings that say how a run learns, are plain values and differ from their defaults."""
     left_out = {field.name for field in fields(TrainingArguments)} - set(LEARNING_FIELDS)
     found = {}
     for field in fields(args):
-        default = field.default_factory() if field.default_factory is not MISSING else field.default
         value = getattr(args, field.name)
         value = value.value if isinstance(value, Enum) else value
-        if value != default and is_plain(value) and field.name not in left_out and not is_private(field.name):
+        if (
+            value != default_of(field)
+            and is_plain(value)
+            and field.name not in left_out
+            and not is_private(field.name)
+        ):
             found[field.name] = value
     return found
 
 
-def number_of(path: Path) -> int | None:
-    """The step at the end of a file's name, `None` where there is none."""
-    number = path.stem.rpartition("_")[2]
-    return int(number) if number.isdecimal() else None
-
-
-def finite(value: float | None, digits: int | None = None) -> float | None:
-    """The value, rounded where `digits` are given; `None` for what is not finite, which JSON does not have."""
-    if value is None or not math.isfinite(value):
-        return None
-    return value if digits is None else round(value, digits)
-
-
 class SettingsCallback(TrainerCallback):
-    """Writes the settings of a run into its folder when training starts, so that a run that ends early has them too.
+    """Writes the settings of a run into its folder when training starts, so a run that ends early has them too.
 
-    Token logs of later steps, left there by an earlier run, are removed.
+    Deletes token logs of later steps that an earlier run left there.
     """
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -106,7 +92,7 @@ class TokenLog:
         self.rows: list[dict[str, Tensor]] = []
 
     def keep(self, batch: dict[str, Any], tokens: TokenBatch) -> None:
-        """Keeps the first sequences of a forward of training, and those of forwards before up to the number asked."""
+        """Keeps the latest `count` sequences, taking the first ones of each forward in training."""
         if not self.count or not tokens.training:
             return
         kept = {key: batch[key] for key in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")}
@@ -127,6 +113,7 @@ class TokenLog:
             json.dump({"step": step, "completions": found}, file)
 
     def _as_record(self, row: dict[str, Tensor]) -> dict[str, Any]:
+        """One kept sequence as an entry of `completions`."""
         valid = row["completion_mask"].bool()
         counted, entropies = row["mask"][valid].tolist(), row["entropy"][valid].tolist()
         prompt = row["prompt_ids"][row["prompt_mask"].bool()].tolist()
