@@ -7,10 +7,10 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 .PHONY: quickstart quickstart-distillation test test-all compatibility quality style clean
 
 quickstart: $(VENV)/.installed
-	$(BIN)/python -m trl_entropy.quickstart
+	$(BIN)/trl-entropy quickstart
 
 quickstart-distillation: $(VENV)/.installed
-	$(BIN)/python -m trl_entropy.distillation_quickstart
+	$(BIN)/trl-entropy quickstart-distillation
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"

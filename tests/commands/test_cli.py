@@ -319,7 +319,7 @@ def test_unknown_key_is_named_with_its_nearest(run, started):
         (["--xyzzy"], "Unknown flag `--xyzzy`."),
         (["stray"], "Unexpected argument 'stray'."),
         (["--max_steps", "many"], "argument --max_steps/--max-steps: invalid int value: 'many'"),
-        (["--config", "b.yaml"], "`--config` must be given once, with the path of a YAML file."),
+        (["--config", "b.yaml"], "`--config` must be given once, with a YAML file or the name of a recipe."),
     ],
 )
 def test_bad_flag_is_named(run, flags, message, started):

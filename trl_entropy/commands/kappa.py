@@ -1,9 +1,8 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""`trl-entropy kappa MODEL`: the condition numbers of a model, and what a budget selects."""
+"""`trl-entropy kappa MODEL`: ranks the weights of a model by condition number and shows which a budget selects."""
 
 import logging
-from importlib.util import find_spec
 from pathlib import Path
 
 from ..kappa.analysis import analyze
@@ -20,29 +19,28 @@ logger = logging.getLogger(__name__)
 def build_parser() -> CommandParser:
     parser = CommandParser(prog="trl-entropy kappa", description="Rank the weights of a model by condition number.")
     parser.add_argument("model", metavar="MODEL", help="folder or id on the Hub, with weights in safetensors")
-    parser.add_argument("--revision", help="of the repository")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the checkpoint")
-    parser.add_argument("--top-p", type=float, help=f"share of the candidates' parameters to select ({TOP_P})")
-    parser.add_argument("--num-modules", type=int, help="number of modules to select, in place of a share")
-    parser.add_argument("--include", nargs="+", default=[], metavar="REGEX", help="candidates: names that match one")
-    parser.add_argument("--exclude", nargs="+", default=[], metavar="REGEX", help="names that match one are none")
-    parser.add_argument("--order", choices=ORDERS, default="ascending", help="of the ranking (%(default)s)")
+    parser.add_argument("--revision", help="revision of the repository")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code from the checkpoint")
+    parser.add_argument("--top-p", type=float, help=f"ratio of the candidates' parameters to select ({TOP_P})")
+    parser.add_argument("--num-modules", type=int, help="number of modules to select, instead of a ratio")
     parser.add_argument(
-        "--experts", choices=("median", "mean"), default="median", help="of fused experts (%(default)s)"
+        "--include", nargs="+", default=[], metavar="REGEX", help="consider only modules whose name matches"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of a random order (%(default)s)")
-    parser.add_argument("--cache", type=Path, help="folder of cached results (below the cache of Hugging Face)")
-    parser.add_argument("--no-cache", action="store_true", help="neither read nor write cached results")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="writes kappa.json and kappa.png there")
+    parser.add_argument("--exclude", nargs="+", default=[], metavar="REGEX", help="exclude modules whose name matches")
+    parser.add_argument("--order", choices=ORDERS, default="ascending", help="order of the ranking (%(default)s)")
+    experts = "how to combine the condition numbers of fused experts (%(default)s)"
+    parser.add_argument("--experts", choices=("median", "mean"), default="median", help=experts)
+    parser.add_argument("--seed", type=int, default=0, help="seed of a random order (%(default)s)")
+    parser.add_argument("--cache", type=Path, help="folder for cached results (in Hugging Face's cache)")
+    parser.add_argument("--no-cache", action="store_true", help="do not read or write cached results")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write kappa.json and kappa.png into this folder")
     return parser
 
 
-def run(argv: list[str]) -> int:
-    """Prints the table, writes what is asked for, and returns the exit status."""
+def main(argv: list[str]) -> int:
+    """Prints the table, writes the files that `--output` asks for, and returns the exit status."""
     parser = build_parser()
     options = parser.parse_args(argv)
-    if options.output and find_spec("matplotlib") is None:
-        parser.error("`--output` draws a plot, which needs matplotlib: pip install 'trl-entropy[plots]'")
     with parser.reporting():
         names = ("top_p", "num_modules", "include", "exclude", "order", "experts", "seed")
         selection = Selection(**{name: getattr(options, name) for name in names})

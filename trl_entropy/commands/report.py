@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The command `trl-entropy report`."""
+"""`trl-entropy report`: compares runs in a page and a picture."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,9 +15,9 @@ SHOWN_COMPLETIONS = 3
 def build_parser() -> CommandParser:
     parser = CommandParser(
         prog="trl-entropy report",
-        description="Compares runs by what they logged, in a page and a picture. A run's folder must hold "
-        "trainer_state.json, itself or in a checkpoint. pass@k is there with `log_completions`, tokens coloured by their "
-        "entropy with `log_token_entropies`.",
+        description="Compares runs in a page and a picture made from their logs. The folder of a run, or a checkpoint "
+        "in it, must hold trainer_state.json. pass@k needs `log_completions`; tokens colored by entropy need "
+        "`log_token_entropies`.",
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument("--output", type=Path, default=Path("report"), help="folder for the report (%(default)s)")
@@ -25,25 +25,34 @@ def build_parser() -> CommandParser:
         "--tokens",
         type=whole_number,
         metavar="N",
-        help=f"completions to colour of a run's first and last log ({SHOWN_COMPLETIONS}); also prints them here",
+        help=f"completions to show, colored by entropy, from the first and the last log of each run; "
+        f"also prints them in the terminal ({SHOWN_COMPLETIONS} in the page)",
     )
     return parser
 
 
 def main(argv: list[str]) -> int:
+    """Writes the report, prints the table of the runs, and returns the exit status."""
     parser = build_parser()
     arguments = parser.parse_args(argv)
-    needed = {"matplotlib": "plots", **({"rich": "rich"} if arguments.tokens else {})}
-    for package, extra in needed.items():
-        if find_spec(package) is None:
-            parser.error(f"it needs {package}: pip install 'trl-entropy[{extra}]'")
+    if arguments.tokens and find_spec("rich") is None:
+        parser.error("--tokens needs rich: pip install 'trl-entropy[rich]'")
     with parser.reporting():
         print(write_report(arguments.runs, arguments.output, arguments.tokens))  # noqa: T201 (the result of a command)
     return 0
 
 
 def write_report(folders: list[Path], output: Path, tokens: int | None) -> str:
-    """Writes page and picture into `output` -> a table of the runs. Raises `ValueError` for a run that cannot be read."""
+    """Writes page and picture into `output` and returns a table of the runs.
+
+    Args:
+        folders: folders of the runs.
+        output: folder for page and picture.
+        tokens: completions to show per log. Above 0, also prints them in the terminal.
+
+    Raises:
+        `ValueError`: a run cannot be read.
+    """
     from ..report.drawing import draw_png
     from ..report.heat import heat_maps, print_heat_maps
     from ..report.page import render_page
