@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What the commands `grpo` and `distillation` share: launching, data, saving. They follow TRL's scripts."""
+"""Shared by the commands `grpo` and `distillation`: launching, loading data, saving. They follow TRL's scripts."""
 
 import os
 from collections.abc import Callable
