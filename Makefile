@@ -1,4 +1,4 @@
-# Every target makes the environment it needs. `make PYTHON=python3.12 test` picks the interpreter.
+# Every target creates the environment that it needs. `make PYTHON=python3.12 test` chooses the interpreter.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -7,10 +7,10 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 .PHONY: quickstart quickstart-distillation test test-all compatibility quality style clean
 
 quickstart: $(VENV)/.installed
-	$(BIN)/python -m trl_entropy.quickstart
+	$(BIN)/trl-entropy quickstart
 
 quickstart-distillation: $(VENV)/.installed
-	$(BIN)/python -m trl_entropy.distillation_quickstart
+	$(BIN)/trl-entropy quickstart-distillation
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
@@ -29,8 +29,8 @@ style: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# torch comes first and alone, so that the pinned build is the one that everything else finds installed.
-$(VENV)/.installed: pyproject.toml constraints.txt
+# torch is installed first, so that everything else finds the pinned build.
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch
 	$(PIP) --editable '.[test,quality]'

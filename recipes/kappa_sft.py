@@ -1,10 +1,10 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Continual training on new text, on the weights of low condition number alone: TRL's SFT script with `kappa_mode`.
+"""Continual training on new text with KappaTune, on weights of low condition number only: TRL's SFT script.
 
-    accelerate launch recipes/kappa_sft.py --config recipes/kappa_sft.yaml
+    accelerate launch recipes/kappa_sft.py --config kappa_sft
 
-Any option of `SFTConfig`, `ModelConfig` and `ScriptArguments` can be given, and the fields `kappa_*`.
+It takes the options of `SFTConfig`, `ModelConfig` and `ScriptArguments`, and the fields `kappa_*`.
 """
 
 import sys
@@ -21,7 +21,7 @@ from trl_entropy.kappa.wiring import with_kappa
 
 @dataclass
 class KappaSFTConfig(KappaConfig, SFTConfig):
-    """TRL's config with the fields of KappaTune in front."""
+    """TRL's config with the fields of KappaTune."""
 
 
 KINDS = (ScriptArguments, KappaSFTConfig, ModelConfig)

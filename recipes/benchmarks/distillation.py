@@ -1,16 +1,16 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Time of distillation on a share of the tokens, against stock TRL: all in one run, interleaved, median of several.
+"""Time of distillation on a ratio of the tokens against stock TRL: one run, interleaved rounds, medians.
 
     python recipes/benchmarks/distillation.py
     python recipes/benchmarks/distillation.py --preset gpu    # 0.6 B student, 1.7 B teacher, 151,936 words, bf16
 
-Two tables. The first is of the heads alone: forward and backward of the divergence, from hidden states. The second is
-of a whole step: both backbones, the heads, backward and optimizer, on the same batch of random tokens; generation is
-not part of it. `--rule entropy` lets the teacher's head run on the kept tokens only, where that is less work.
+Prints two tables. The first times the heads only: forward and backward of the divergence, from hidden states. The
+second times a whole step on the same batch of random tokens: both backbones, the heads, backward and optimizer, but
+not generation. With `--rule entropy` the teacher's head runs only on the kept tokens if that is less work.
 
-With large vocabularies glibc returns memory at each step and faults it in again. Set `MALLOC_MMAP_MAX_=0
-MALLOC_TRIM_THRESHOLD_=100000000000` before the command to leave that out of both sides.
+With large vocabularies glibc returns memory at each step and faults it in again. To exclude this from both sides, set
+`MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000` before the command.
 """
 
 import argparse
@@ -118,7 +118,7 @@ def step(trainer, batch: dict[str, torch.Tensor]) -> Callable[[], None]:
 
 
 def heads(options: argparse.Namespace, ratio: float | None) -> Callable[[], None]:
-    """Forward and backward of the divergence on `rows * length` tokens; of TRL's kernel without a ratio."""
+    """Forward and backward of the divergence on `rows * length` tokens. Without a ratio, of TRL's kernel."""
     generator = torch.Generator(options.device).manual_seed(0)
     count, dtype = options.rows * options.length, getattr(torch, options.dtype)
 
@@ -149,12 +149,12 @@ def measure(options: argparse.Namespace, variants: dict[str, Callable[[], None]]
     seconds = {name: [] for name in variants}
     for round_index in range(options.rounds + 2):
         names = list(variants)
-        random.Random(round_index).shuffle(names)  # whoever comes first in a round has no advantage
+        random.Random(round_index).shuffle(names)  # so that no variant always comes first
         for name in names:
             run = variants[name]
             started = now(options.device)
             run()
-            if round_index >= 2:  # the first two warm up
+            if round_index >= 2:  # the first two rounds warm up
                 seconds[name].append(now(options.device) - started)
     lines = ["| | median ms | ratio to stock (median of rounds) |", "|---|---:|---:|"]
     for name, values in seconds.items():
@@ -164,7 +164,7 @@ def measure(options: argparse.Namespace, variants: dict[str, Callable[[], None]]
 
 
 def now(device: str) -> float:
-    """Seconds; on a CPU those of this process, which other processes disturb least."""
+    """Time in seconds. On a CPU it is processor time, which other processes disturb least."""
     if device == "cuda":
         torch.cuda.synchronize()
         return time.perf_counter()

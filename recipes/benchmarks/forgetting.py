@@ -1,15 +1,15 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a model forgets while it learns a second task: all weights, LoRA, KappaTune, and as many random weights.
+"""How much a model forgets when it learns a second task: all weights, LoRA, KappaTune, or random weights.
 
     python recipes/benchmarks/forgetting.py
 
-The model is the warm start of the quickstart, which knows Countdown with four numbers up to 9. It is trained with TRL's
-`SFTTrainer` on a second task in the same words: four numbers up to 12, one of them above 9, added and subtracted. Each
-arm is trained with several learning rates on the first seed, and with the one that is best on the new task on the others.
-A run that was cut off goes on from its results, `forgetting.json`. KappaTune and the random choice, another for each seed,
-train the same number of parameters to the last one; LoRA's rank is the largest with no more.
-Accuracy is pass@1 on held-out prompts at temperature 1.
+The model is the quickstart's warm start, which knows Countdown with four numbers up to 9. TRL's `SFTTrainer` trains it
+on a second task in the same words: add and subtract four numbers up to 12, one of them above 9. Each arm tries several
+learning rates on the first seed; the other seeds use the one that is best on the new task. An interrupted run
+continues from its results, `forgetting.json`. KappaTune and the random selection, which differs between seeds, train
+exactly the same number of parameters; LoRA has the largest rank with no more. Accuracy is pass@1 on held-out prompts
+at temperature 1.
 """
 
 import argparse
@@ -39,7 +39,7 @@ ARMS = ("all", "lora", "kappa", "random")
 
 
 def second_task() -> dict[Prompt, list[str]]:
-    """Every prompt of the second task, with its right answers."""
+    """Every prompt of the second task with its right answers."""
     found = {}
     for numbers in itertools.combinations(NUMBERS, NUMBERS_PER_PROMPT):
         for target in TOTALS:
@@ -50,7 +50,7 @@ def second_task() -> dict[Prompt, list[str]]:
 
 
 def training_data(task: dict[Prompt, list[str]], rows: int, seed: int) -> datasets.Dataset:
-    """Prompts that are not held out, each with one of its right answers; both drawn by `seed`."""
+    """Training prompts, each with one of its right answers. `seed` draws both."""
     draw, known = random.Random(seed), [prompt for prompt in task if not prompt.held_out]
     drawn = draw.choices(known, k=rows)
     completions = [f" {chain(draw.choice(task[prompt]))}" for prompt in drawn]
@@ -58,7 +58,7 @@ def training_data(task: dict[Prompt, list[str]], rows: int, seed: int) -> datase
 
 
 def random_names(layers, budget: int, seed: int) -> list[str]:
-    """Names of weights drawn until they have exactly `budget` parameters; a draw that goes beyond is drawn again."""
+    """Names of random weights with exactly `budget` parameters in total. A draw that exceeds it is repeated."""
     draw, layers = random.Random(seed), sorted(layers, key=lambda layer: layer.name)
     while True:
         rest, names = budget, []
@@ -75,7 +75,7 @@ def lora_rank(layers, budget: int) -> int:
 
 
 def train(arm: str, path: Path, data: datasets.Dataset, rate: float, seed: int, options) -> dict[str, float]:
-    """One run -> accuracy on both tasks, entropy on the old one, and how many parameters were trained."""
+    """Makes one run. Returns accuracy on both tasks, entropy on the old one, and the number of trained parameters."""
     model, tokenizer = load_warm_start(path)
     selection = Selection(top_p=options.top_p)
     layers = analyze(LiveSource(model), selection.candidate, progress=False)
@@ -135,7 +135,7 @@ def best_rate(runs: list[dict], arm: str, seed: int) -> float:
 
 
 def table(start: dict[str, float], runs: list[dict], first_seed: int) -> str:
-    """A line for each arm: mean over seeds, lowest and highest in brackets."""
+    """One line per arm: mean over seeds, lowest and highest in brackets."""
     lines = [f"{'':10}{'rate':>8}{'trained':>10}{'new task':>24}{'old task':>24}"]
     lines.append(f"{'before':10}{'':>8}{'':>10}{start['new']:>24.3f}{start['old']:>24.3f}")
     for arm in dict.fromkeys(run["arm"] for run in runs):
@@ -157,7 +157,7 @@ def main():
     for name, default in dict(steps=120, batch=64, samples=4, prompts=300).items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument(
-        "--top-p", type=float, default=0.3, help="share of the linear layers' parameters (%(default)s)"
+        "--top-p", type=float, default=0.3, help="ratio of the linear layers' parameters (%(default)s)"
     )
     parser.add_argument("--cache", type=Path, default=Path(".cache/countdown"), help="warm start (%(default)s)")
     parser.add_argument("--output", type=Path, default=Path("runs/forgetting.json"))

@@ -5,10 +5,10 @@
     python recipes/benchmarks/head.py                      # a CPU, within a minute
     python recipes/benchmarks/head.py --preset gpu         # 8192 tokens, 151,936 words, bf16, hidden 1536 and 3584
 
-All variants run in turn in every round, so that a slow spell of the machine hits all of them; the table has medians
-over the rounds, and their ratios to TRL's head. Only the nucleus entropy depends on the data: most tokens are drawn
-near-certain, as in training with verifiable rewards, and a share `--open-share` has several likely continuations. The
-more mass these leave to the bulk of the vocabulary (`--bulk`), the more work is the nucleus.
+All variants run in every round, so that a slow phase of the machine affects all of them. The table shows medians over
+the rounds, and their ratios to TRL's head. Only the nucleus entropy depends on the data: most tokens are near-certain,
+as in training with verifiable rewards, and a ratio `--open-share` of them has several likely continuations. The more
+probability these leave to the bulk of the vocabulary (`--bulk`), the more work the nucleus takes.
 """
 
 import argparse
@@ -41,7 +41,7 @@ STATISTICS = {
 
 @dataclass
 class Variant:
-    """A head to measure: `forward` gives the per-token tensors whose sum, weighted, is differentiated."""
+    """A head to measure. `forward` returns per-token tensors, whose weighted sum is differentiated."""
 
     name: str
     forward: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
@@ -50,12 +50,12 @@ class Variant:
 
 
 class PeakMemory(TorchDispatchMode):
-    """Bytes of all tensors alive at the worst moment, on a device that does not count them itself."""
+    """Peak memory of all tensors in bytes, on a device that does not count it itself."""
 
     def __init__(self):
         super().__init__()
         self.alive = self.peak = 0
-        self._seen = weakref.WeakSet()  # of storages
+        self._seen = weakref.WeakSet()  # storages
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
@@ -95,8 +95,9 @@ def variants() -> list[Variant]:
 def example(args: argparse.Namespace, width: int) -> tuple[Tensor, ...]:
     """Hidden states (N, H), weight (V, H), labels (N,), and an order of the rows (N,).
 
-    Logits have spread 2 over the vocabulary. A few words are raised above that bulk: one to probability 0.99 for
-    most tokens, `CHOICES` of geometrically falling probability for the open ones, which leave the bulk `--bulk` mass.
+    Logits have standard deviation 2 over the vocabulary. For most tokens one word is raised to probability 0.99. For
+    the open tokens `CHOICES` words of geometrically falling probability are raised, which leave `--bulk` to all
+    others.
     """
     dtype, options = getattr(torch, args.dtype), {"device": args.device, "generator": torch.Generator(args.device)}
     options["generator"].manual_seed(0)
@@ -117,7 +118,7 @@ def example(args: argparse.Namespace, width: int) -> tuple[Tensor, ...]:
 
 
 def run(variant: Variant, data: tuple[Tensor, ...], grads: Tensor) -> tuple[float, float]:
-    """Seconds of one forward, and of one backward of the log-probabilities (0 where it is not measured)."""
+    """Seconds of one forward, and of one backward of the log-probabilities (0 if not measured)."""
     hidden, weight, targets, order = data
     hidden.grad = weight.grad = None
     live = torch.zeros_like(grads)
@@ -139,7 +140,7 @@ def now(tensor: Tensor) -> float:
 
 
 def peak_bytes(variant: Variant, data: tuple[Tensor, ...], grads: Tensor) -> int:
-    """Peak memory of forward and backward, beyond that of the inputs."""
+    """Peak memory of forward and backward, without that of the inputs."""
     data[0].grad = data[1].grad = None
     if data[0].device.type == "cuda":
         before = torch.cuda.memory_allocated()
@@ -155,7 +156,7 @@ def measure(args: argparse.Namespace, width: int) -> list[str]:
     data = example(args, width)
     grads = torch.randn(args.tokens, device=args.device)
     heads = variants()
-    peaks = {head.name: peak_bytes(head, data, grads) for head in heads}  # also the warm-up
+    peaks = {head.name: peak_bytes(head, data, grads) for head in heads}  # this is also the warm-up
     times = {head.name: [] for head in heads}
     for _ in range(args.rounds):
         for head in heads:

@@ -1,15 +1,15 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Time to the condition numbers of a model: ours, PEFT's selector, and the full decomposition of the paper's code.
+"""Time to compute the condition numbers of a model: ours, PEFT's selector, and the paper's full decomposition.
 
     python recipes/benchmarks/kappa.py              # decoder layers of Qwen3-0.6B's shapes, random weights, all cores
     python recipes/benchmarks/kappa.py --threads 1  # one thread each
 
-The model is built and saved below a temporary folder. Each round takes one decoder layer and runs all three on it, so that a
-slow spell of the machine hits all of them; the ratios are medians over the rounds. Where other programs want the same
-cores compare processor seconds with one thread: a decomposition that runs on several waits for the slowest of them. The
-full decomposition runs on `--full` rounds only. Then the command's own path is timed: the whole model, read from its file,
-without a cache and with one; and the command as a process of its own, once the cache is filled.
+The model is built and saved in a temporary folder. Each round runs all three on one decoder layer, so that a slow
+phase of the machine affects all of them; ratios are medians over the rounds. If other programs use the same cores,
+compare processor seconds with one thread, because a decomposition on several threads waits for the slowest. The full
+decomposition runs only in the first `--full` rounds. Then the command's path is timed: the whole model, read from its
+file, without and with a cache, and the command as its own process with a filled cache.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from trl_entropy.kappa.sources import CheckpointSource, LiveSource
 def build_model(options) -> Qwen3ForCausalLM:
     torch.manual_seed(0)
     config = Qwen3Config(
-        vocab_size=options.vocabulary,  # above PEFT's limit of 16384, so that the output head is no candidate there either
+        vocab_size=options.vocabulary,  # above 16384, so that PEFT also excludes the output head
         hidden_size=options.hidden,
         intermediate_size=3 * options.hidden,
         num_hidden_layers=options.layers,
@@ -49,7 +49,7 @@ def build_model(options) -> Qwen3ForCausalLM:
 
 
 def timed(function) -> tuple[float, float, object]:
-    """Wall seconds, processor seconds, result."""
+    """Wall seconds, processor seconds, and the result of a call."""
     wall, processor = time.perf_counter(), time.process_time()
     result = function()
     return time.perf_counter() - wall, time.process_time() - processor, result
@@ -85,7 +85,8 @@ def rounds(model, options) -> None:
     times, errors = {"ours": [], "PEFT": [], "full": []}, []
     for index in range(options.layers):
         module = model.model.layers[index]
-        kinds = {"ours": lambda: own_numbers(model, index), "PEFT": lambda: peft_numbers(module)}  # noqa: B023 (called at once)
+        ours, theirs = lambda: own_numbers(model, index), lambda: peft_numbers(module)  # noqa: B023 (called at once)
+        kinds = {"ours": ours, "PEFT": theirs}
         if index < options.full:
             kinds["full"] = lambda: full_decomposition(module)  # noqa: B023
         results = {}
@@ -134,7 +135,7 @@ def main():
     options = parser.parse_args()
     logging.disable_progress_bar()
     model = build_model(options)
-    if options.threads:  # of both sides; ours otherwise takes the cores as it finds them, and PEFT's torch's default
+    if options.threads:  # on both sides; by default ours uses the free cores, and PEFT torch's number
         analysis.available_cores = lambda: options.threads
         torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder, threadpool_limits(options.threads or None):

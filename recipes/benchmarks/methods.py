@@ -2,14 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every method against stock GRPO on the quickstart's task: equal updates, three strengths each, several seeds.
 
-    python recipes/benchmarks/methods.py                     # about 200 runs of half a minute; go on by the same command
-    python recipes/benchmarks/methods.py --worker 0 --workers 2 & python recipes/benchmarks/methods.py --worker 1 --workers 2
-    python recipes/benchmarks/methods.py --timing 5          # step times: all methods in turn, five rounds
-    python recipes/benchmarks/methods.py --report            # tables and plot of what is there
+    python recipes/benchmarks/methods.py                         # about 200 runs of half a minute; repeat to continue
+    python recipes/benchmarks/methods.py --worker 0 --workers 2  # half of the runs; `--worker 1` makes the others
+    python recipes/benchmarks/methods.py --timing 5              # step times: all methods, five rounds
+    python recipes/benchmarks/methods.py --report                # tables and plot of the finished runs
 
-What is compared stands in `methods.yaml`. Seeds come first, so that an unfinished comparison is a fair one with fewer
-seeds. Each run is a file below `--output`; a run whose settings have changed since is made again, and left out of the
-report. The report also writes the scores of all runs into one file; without runs, it reads that of docs/comparison.md,
+`methods.yaml` lists the runs. All methods run on one seed before the next, so that an unfinished comparison is fair,
+with fewer seeds. Each run is a file in `--output`. If its settings have changed, it is left out of the report and made
+again. The report also writes all scores into one file. Without runs it reads the scores of docs/comparison.md,
 `methods.json`.
 """
 
@@ -22,19 +22,20 @@ import torch
 import yaml
 from methods_report import SCORES, Scores, collect, fingerprint, plot, read_scores, run_file, table, write_scores
 
-from trl_entropy.countdown import grpo as quickstart
-from trl_entropy.countdown.common import read_recipe, silence_libraries
+from trl_entropy.commands import quickstart
+from trl_entropy.commands.quickstart_common import read_recipe, silence_libraries
 from trl_entropy.countdown.evaluation import evaluate
+from trl_entropy.countdown.grpo import train
 from trl_entropy.countdown.model import load_warm_start, warm_start
 from trl_entropy.countdown.task import prompts
 
 
 HERE = Path(__file__).parent
-SCORES_FILE = HERE / "methods.json"  # of the runs of docs/comparison.md
+SCORES_FILE = HERE / "methods.json"  # of the runs in docs/comparison.md
 
 
-def read_arms(path: Path, recipe: Path) -> dict[str, dict]:
-    """Settings of each line of the comparison by its name, `method/strength`; `stock` is the first."""
+def read_arms(path: Path, recipe: str | Path) -> dict[str, dict]:
+    """The settings of each line of the comparison by its name, `method/strength`. The first is `stock`."""
     plan = yaml.safe_load(path.read_text())
     base = read_recipe(recipe, plan["base"])
     arms = {"stock": {**base, "methods": []}}
@@ -48,7 +49,7 @@ def read_arms(path: Path, recipe: Path) -> dict[str, dict]:
 def train_arm(name: str, settings: dict, seed: int, model: Path, folder: Path) -> dict:
     settings = {**settings, "seed": seed, "model_name_or_path": str(model), "dataset_name": str(model.parent / "data")}
     config = quickstart.config_for(settings, settings["methods"], folder)
-    scores, history = quickstart.train(name, model, config)
+    scores, history = train(name, model, config)
     last = history[-max(1, len(history) // 10) :]
     scores["length"] = fmean(point["completions/mean_length"] for point in last)
     return {"settings": settings, "scores": scores, "history": history}
@@ -64,13 +65,13 @@ def run_all(options, arms: dict[str, dict], model: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
         part.write_text(json.dumps(result))
-        part.rename(path)  # whole or not at all
+        part.rename(path)  # so that the file is complete if it exists
         scores = " ".join(f"{key} {result['scores'][key]:.3f}" for key in SCORES[:4])
         print(f"{position + 1}/{len(todo)} {name} seed {seed}: {scores}", flush=True)
 
 
 def measure(options, arms: dict[str, dict], model: Path) -> None:
-    """Seconds of a training step at each entry's middle strength over stock's in the same round."""
+    """Time of a training step at each entry's middle strength, relative to stock's in the same round."""
     chosen = {name: settings for name, settings in arms.items() if name == "stock" or name.endswith("/2")}
     ratios = {name: [] for name in chosen}
     for _ in range(options.timing):
@@ -80,7 +81,7 @@ def measure(options, arms: dict[str, dict], model: Path) -> None:
                 {**settings, "max_steps": 40}, settings["methods"], options.output / "timing"
             )
             config.eval_strategy = "no"
-            seconds[name] = quickstart.train(name, model, config)[0]["seconds"]
+            seconds[name] = train(name, model, config)[0]["seconds"]
         for name in chosen:
             ratios[name].append(seconds[name] / seconds["stock"])
     found = {name.partition("/")[0]: median(values) for name, values in ratios.items()}
@@ -89,7 +90,7 @@ def measure(options, arms: dict[str, dict], model: Path) -> None:
 
 
 def report(scores: Scores, arms: dict[str, dict], output: Path) -> None:
-    """Prints and writes both tables, and draws the plot where there is more than stock."""
+    """Prints and writes both tables, and draws the plot unless stock is the only run."""
     if scores.left_out:
         print(f"{scores.left_out} runs of other settings than those of methods.yaml today are left out.")
     if not scores.runs:
@@ -110,15 +111,15 @@ def report(scores: Scores, arms: dict[str, dict], output: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--only", nargs="+", help="entries to run, of those in methods.yaml; stock is always one")
+    parser.add_argument("--only", nargs="+", help="entries of methods.yaml to run; stock always runs")
     parser.add_argument("--worker", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=1, help="split the runs between so many processes")
-    parser.add_argument("--threads", type=int, default=1, help="of torch, per process")
-    parser.add_argument("--timing", type=int, metavar="ROUNDS", help="measure step times and do nothing else")
-    parser.add_argument("--report", action="store_true", help="table and plot of the finished runs, and nothing else")
-    parser.add_argument("--scores", type=Path, metavar="FILE", help="report on a file of scores, and nothing else")
+    parser.add_argument("--workers", type=int, default=1, help="processes between which the runs are split")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch per process")
+    parser.add_argument("--timing", type=int, metavar="ROUNDS", help="only measure step times")
+    parser.add_argument("--report", action="store_true", help="only make tables and plot of the finished runs")
+    parser.add_argument("--scores", type=Path, metavar="FILE", help="only report on a file of scores")
     parser.add_argument("--output", type=Path, default=Path("runs/methods"))
-    parser.add_argument("--cache", type=Path, default=Path(".cache/countdown"), help="warm start")
+    parser.add_argument("--cache", type=Path, default=Path(".cache/countdown"), help="folder of the warm start")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     silence_libraries()

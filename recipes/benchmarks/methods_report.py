@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What `methods.py` beside this file makes of finished runs: a file of scores, two tables, a plot."""
+"""Report of `methods.py` on finished runs: a file of scores, two tables, and a plot."""
 
 import hashlib
 import json
@@ -11,9 +11,9 @@ from statistics import fmean, stdev
 
 
 SCORES = ("entropy", "pass@1", "pass@8", "pass@16", "distinct", "coverage", "length")
-SPREAD = ("entropy", "pass@1", "pass@16", "coverage")  # those with their interval in the table
-DIGITS = {"distinct": 2, "length": 1}  # 3 for the others
-# Settings of a run that say where it is and what it logs, not what it trains
+SPREAD = ("entropy", "pass@1", "pass@16", "coverage")  # shown with their interval
+DIGITS = {"distinct": 2, "length": 1}  # the others have 3
+# Settings of a run that do not affect training: where it is, and what it logs
 APART = ("seed", "model_name_or_path", "dataset_name", "output_dir", "report_to", "save_strategy")
 
 
@@ -28,7 +28,7 @@ class Scores:
 
 
 def fingerprint(settings: dict) -> str:
-    """The same for settings that train the same, but for the seed."""
+    """A hash of the settings that affect training, without the seed."""
     kept = {key: value for key, value in settings.items() if key not in APART and not key.startswith("log")}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -38,7 +38,7 @@ def run_file(output: Path, arm: str, seed: int) -> Path:
 
 
 def collect(output: Path, arms: dict[str, dict], seeds: list[int], before: dict[str, float]) -> Scores:
-    """The finished runs of each arm at its settings of today."""
+    """The finished runs of each arm with its current settings."""
     runs, left_out = {}, 0
     for arm, settings in arms.items():
         paths = {seed: run_file(output, arm, seed) for seed in seeds}
@@ -63,7 +63,7 @@ def write_scores(scores: Scores, arms: dict[str, dict], path: Path) -> None:
 
 
 def read_scores(path: Path, arms: dict[str, dict], seeds: list[int]) -> Scores:
-    """The inverse, for runs at the settings of today."""
+    """Reads the file of `write_scores`, and keeps the runs with current settings."""
     found, runs, left_out = json.loads(path.read_text()), {}, 0
     for arm in filter(found["runs"].get, arms):
         rows = {
@@ -80,7 +80,7 @@ def read_scores(path: Path, arms: dict[str, dict], seeds: list[int]) -> Scores:
 
 
 def student(freedom: int) -> float:
-    """97.5 % quantile of Student's t: where its two-sided probability, in closed form, is 0.95."""
+    """97.5 % quantile of Student's t distribution, from the closed form of its two-sided probability."""
 
     def within(t: float) -> float:
         angle = math.atan(t / math.sqrt(freedom))
@@ -99,7 +99,7 @@ def student(freedom: int) -> float:
 
 
 def interval(values: list[float]) -> tuple[float, float]:
-    """Mean and half-width of its 95 % interval over seeds; the latter is NaN for one."""
+    """Mean over seeds and half-width of its 95 % interval, which is NaN for one seed."""
     if len(values) < 2:
         return fmean(values), math.nan
     return fmean(values), student(len(values) - 1) * stdev(values) / math.sqrt(len(values))
@@ -114,9 +114,9 @@ def cell(values: list[float], key: str, paired: bool = False) -> str:
 
 
 def table(scores: Scores, arms: dict[str, dict], paired: bool = False) -> str:
-    """Markdown: a line per arm, means over seeds, ± the half-width of the 95 % interval.
+    """A table in Markdown: one line per arm, means over seeds ± half-width of the 95 % interval.
 
-    `paired`: of the differences to stock with the same seed.
+    With `paired`, of the differences to stock with the same seed.
     """
     columns = SPREAD if paired else SCORES
     head = ["", "setting", *columns, *([] if paired else ["step time"]), "seeds"]
@@ -143,7 +143,7 @@ def table(scores: Scores, arms: dict[str, dict], paired: bool = False) -> str:
 
 
 def varied(name: str, arms: dict[str, dict]) -> str:
-    """What tells a strength from the others of its entry."""
+    """The settings in which a strength differs from the others of its entry."""
     entry, _, strength = name.partition("/")
     siblings = [settings for other, settings in arms.items() if other.startswith(f"{entry}/")]
     changed = [key for key, value in arms[name].items() if any(other.get(key) != value for other in siblings)]
@@ -152,7 +152,7 @@ def varied(name: str, arms: dict[str, dict]) -> str:
 
 
 def plot(scores: Scores, path: Path) -> None:
-    """The front of each entry: pass@1 against pass@16, a line through its strengths, with 95 % intervals."""
+    """Draws pass@1 against pass@16 for each entry: a line through its strengths, with 95 % intervals."""
     from matplotlib.figure import Figure
 
     found, before = {name: list(rows.values()) for name, rows in scores.runs.items()}, scores.before

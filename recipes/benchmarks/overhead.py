@@ -1,16 +1,16 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Step time with each method on, against stock TRL: all in one run, interleaved, median of several.
+"""Step time with each method against stock TRL: one run, interleaved rounds, medians.
 
     python recipes/benchmarks/overhead.py
     python recipes/benchmarks/overhead.py --vocabulary 32768 --quantile 0.2 --only "no method"
 
-A step is loss, backward and optimizer on the same batch of random tokens; generation is not part of it. `--quantile` sets
-TRL's `top_entropy_quantile` on both sides: tokens below it have no gradient, and the fused head skips their backward.
-`--head stock` leaves TRL's head in place, so that what is left is the cost of the methods alone.
+A step is loss, backward and optimizer on the same batch of random tokens, without generation. `--quantile` sets TRL's
+`top_entropy_quantile` on both sides: tokens below it have no gradient, and the fused head skips their backward.
+`--head stock` keeps TRL's head, so that only the methods' own cost remains.
 
-With large vocabularies glibc returns memory at each step and faults it in again, which costs TRL's head most. For the
-head itself set `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000` before the command.
+With large vocabularies glibc returns memory at each step and faults it in again, which costs TRL's head most. To
+compare the heads without this, set `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000` before the command.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl_entropy import METHODS, EntropyGRPOConfig, EntropyGRPOTrainer
 
 
-# Fields that a method cannot do without. A second rollout would need generation, which this does not time.
+# Fields that a method requires. A second rollout would need generation, which is not timed here.
 REQUIRED = {"aepo": {"aepo_target_entropy": 0.5, "aepo_mode": "reweight"}}
 
 
@@ -92,7 +92,7 @@ def random_batch(options):
 
 
 def with_old_policy(batch, trainer):
-    """The batch as a policy made it that is one small step away: ratios near 1, few tokens clipped."""
+    """The batch with an old policy one small step away: ratios near 1, few tokens clipped."""
     ids, mask = (torch.cat([batch[f"prompt_{kind}"], batch[f"completion_{kind}"]], 1) for kind in ("ids", "mask"))
     length = batch["completion_ids"].size(1)
     with torch.no_grad():
@@ -119,7 +119,7 @@ def main():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--quantile", type=float, default=1.0)
     parser.add_argument("--head", choices=["fused", "stock"], default="fused")
-    parser.add_argument("--only", nargs="+", help="rows of the table beside stock (all)")
+    parser.add_argument("--only", nargs="+", help="rows of the table, in addition to stock (all)")
     options = parser.parse_args()
     batch = random_batch(options)
     with tempfile.TemporaryDirectory() as folder:
@@ -133,7 +133,7 @@ def main():
         for round_index in range(options.rounds + 2):
             for name, trainer in trainers.items():
                 elapsed = step_seconds(trainer, batch)
-                if round_index >= 2:  # the first two warm up
+                if round_index >= 2:  # the first two rounds warm up
                     seconds[name].append(elapsed)
     print(f"{'':20}{'median ms':>10}{'ratio to stock (median of rounds)':>36}")
     for name, values in seconds.items():

@@ -1,13 +1,13 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Memory that a distillation loss over full logits keeps for its backward, with TIP against stock TRL.
+"""Memory that a distillation loss on full logits keeps for its backward, with TIP and with stock TRL.
 
     python recipes/benchmarks/saved_tensors.py
 
-Counts the bytes of the tensors that autograd saves in one `compute_loss` of each of TRL's experimental trainers, in its
-divergence alone and with the model in front of it, on random tokens. The logits of both models, which the trainers hold
-while they compute the loss, are for every token and not in these numbers; they are in the third, the bytes of all tensors
-alive at the worst moment of `compute_loss` and its backward beyond models and batch.
+Counts the bytes of the tensors that autograd saves in one `compute_loss` of each of TRL's experimental trainers, on
+random tokens: first in the divergence only, then with the model. Both exclude the logits of the two models, which the
+trainers keep for every token until the loss is computed. The third number includes them: peak memory of all tensors
+during `compute_loss` and its backward, without models and batch.
 """
 
 import argparse
@@ -97,7 +97,7 @@ def random_batch(name, options):
 
 
 def saved_bytes(trainer, name, batch) -> tuple[int, int]:
-    """Bytes saved in the divergence, and in the whole of `compute_loss` without the parameters."""
+    """Bytes saved in the divergence, and in all of `compute_loss` without the parameters."""
     parameters = {parameter.untyped_storage().data_ptr() for parameter in trainer.model.parameters()}
     divergence, everything = {}, {}
 
@@ -120,12 +120,12 @@ def saved_bytes(trainer, name, batch) -> tuple[int, int]:
     trainer.model.train()
     with counting(everything):
         loss = trainer.compute_loss(trainer.model, batch)
-    loss.backward()  # while it can run, nothing that was counted has been freed and its address used again
+    loss.backward()  # if it runs, no counted tensor was freed and its address reused
     return sum(divergence.values()), sum(everything.values())
 
 
 def peak_bytes(trainer, batch) -> int:
-    """Bytes alive at the worst moment of loss and backward, gradients among them."""
+    """Peak memory of loss and backward in bytes, including gradients."""
     trainer.model.train()
     trainer.model.zero_grad()
     with PeakMemory() as memory:

@@ -16,8 +16,7 @@ import torch
 import yaml
 from datasets import Dataset
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM
 
 from trl_entropy import METHODS, cli
 from trl_entropy.commands import launch
@@ -32,10 +31,6 @@ SHARED = ROOT.parent / "shared" / "data"
 BY_DEFAULT = ("clip_cov", "aepo", "pear")  # one that acts on advantages, one with rollouts of its own, one on rewards
 SCALED_DOWN = [name if name in BY_DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason="real problem sets lie beside the repository, not in it")
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 # What `probe_rewards.py`, in the folder of the run, holds: a reward function of the user's own.
 PROBE = """
 import os
@@ -46,36 +41,6 @@ def even(completions, **kwargs):
         file.write("x")
     return [float(len(completion[0]["content"]) % 2) for completion in completions]
 """
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory):
-    """A folder with a model of two layers and a byte-level tokenizer with a chat template."""
-    folder = tmp_path_factory.mktemp("tiny")
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    special = ["<pad>", "<|im_start|>", "<|im_end|>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-    )
-    backend.train_from_iterator(["Solve the following problem. Answer: 18"], trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<|im_end|>")
-    tokenizer.chat_template = CHAT_TEMPLATE
-    tokenizer.save_pretrained(folder)
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=8192,
-        pad_token_id=0,
-        eos_token_id=2,
-    )
-    torch.manual_seed(0)  # so that the rewards of the few completions sampled differ in every run of the tests
-    Qwen2ForCausalLM(config).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
@@ -319,7 +284,7 @@ def test_unknown_key_is_named_with_its_nearest(run, started):
         (["--xyzzy"], "Unknown flag `--xyzzy`."),
         (["stray"], "Unexpected argument 'stray'."),
         (["--max_steps", "many"], "argument --max_steps/--max-steps: invalid int value: 'many'"),
-        (["--config", "b.yaml"], "`--config` must be given once, with the path of a YAML file."),
+        (["--config", "b.yaml"], "`--config` must be given once, with a YAML file or the name of a recipe."),
     ],
 )
 def test_bad_flag_is_named(run, flags, message, started):

@@ -2,8 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands that tell what there is: methods with every field, versions and hardware."""
 
+import subprocess
+import sys
 from dataclasses import fields
+from importlib import import_module
 from importlib.metadata import version
+from inspect import signature
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +20,9 @@ from trl_entropy.commands.methods import LISTED, STAGES, default, describe, stag
 from trl_entropy.kappa.config import KappaConfig
 from trl_entropy.methods import Method, MethodsConfig
 from trl_entropy.methods.tip import TipConfig
+
+
+ROOT = Path(__file__).parents[2]
 
 
 def words(text):
@@ -80,7 +88,23 @@ def test_env(capsys):
     assert installed("no-such-package-here") == "not installed"
 
 
-@pytest.mark.parametrize("command", ["env", "methods", "report"])
+def test_version_from_either_entry(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"trl-entropy {trl_entropy.__version__}\n"
+    command = [sys.executable, "-X", "importtime", "-m", "trl_entropy", "--version"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == f"trl-entropy {trl_entropy.__version__}\n" and "torch" not in done.stderr
+
+
+def test_every_command_has_a_module():
+    modules = {name: import_module(f"trl_entropy.commands.{name.replace('-', '_')}") for name in cli.COMMANDS}
+    for name, command in cli.COMMANDS.items():
+        assert command.help.endswith(".")
+        assert ("launch" in signature(modules[name].main).parameters) is command.trains
+
+
+@pytest.mark.parametrize("command", ["env", "methods", "report", "quickstart", "quickstart-distillation"])
 def test_help_and_unknown_flags(command, capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main([command, "--help"])

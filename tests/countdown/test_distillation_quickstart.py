@@ -11,12 +11,14 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from trl_entropy.countdown import distillation as distillation_quickstart
-from trl_entropy.countdown.common import read_recipe
-from trl_entropy.countdown.distillation import RECIPE, Selection, build_parser, config_for, main, run, selection
-from trl_entropy.countdown.distillation_report import COLUMNS, divergence
+from trl_entropy.commands import quickstart_distillation
+from trl_entropy.commands.quickstart_common import read_recipe
+from trl_entropy.commands.quickstart_distillation import RECIPE, build_parser, config_for, main, run, selection
+from trl_entropy.countdown import distillation
+from trl_entropy.countdown.distillation import Selection
 from trl_entropy.countdown.model import WarmStart, load_warm_start
-from trl_entropy.countdown.report import table
+from trl_entropy.countdown.report import DISTILLATION_COLUMNS as COLUMNS
+from trl_entropy.countdown.report import divergence, table
 from trl_entropy.countdown.task import countdown_dataset, prompts
 from trl_entropy.methods.tip import Tip
 from trl_entropy.report.runs import read_runs
@@ -38,8 +40,9 @@ def quick(tmp_path_factory):
     words += ["--set", "per_device_train_batch_size=8", "--set", "logging_steps=1"]
     arguments = build_parser().parse_args(words)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distillation_quickstart, "prompts", lambda held_out: prompts(held_out)[:12])
-        patch.setattr(distillation_quickstart, "countdown_dataset", lambda **part: countdown_dataset(**part).take(12))
+        for module in (quickstart_distillation, distillation):
+            patch.setattr(module, "prompts", lambda held_out: prompts(held_out)[:12])
+        patch.setattr(distillation, "countdown_dataset", lambda **part: countdown_dataset(**part).take(12))
         return arguments, run(arguments, STARTS)
 
 

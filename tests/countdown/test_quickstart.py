@@ -12,8 +12,8 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from trl_entropy.countdown.common import BadRecipe, read_recipe
-from trl_entropy.countdown.grpo import CACHES, RECIPE, RECIPES, build_parser, config_for, main, run
+from trl_entropy.commands.quickstart import CACHES, RECIPE, RECIPES, build_parser, config_for, main, run
+from trl_entropy.commands.quickstart_common import BadRecipe, read_recipe
 from trl_entropy.countdown.model import WarmStart, load_warm_start
 from trl_entropy.countdown.report import COLUMNS, table
 from trl_entropy.countdown.task import TASKS
@@ -71,7 +71,7 @@ def test_the_method_ran_in_its_run_alone(quick):
 
 @pytest.mark.slow
 def test_a_task_with_attempts_and_several_methods(tmp_path):
-    words = ["--task=attempts", "--method", "pear", "canon", "--steps=4", f"--output={tmp_path / 'out'}"]
+    words = ["--task=attempts", "--compare", "pear", "canon", "--steps=4", f"--output={tmp_path / 'out'}"]
     words += [f"--cache={tmp_path / 'cache'}", "--set", "canon_metric=length", "--set", "canon_alpha=0.9"]
     arguments = build_parser().parse_args([*words, "--set", "per_device_train_batch_size=16"])
     results = run(arguments, replace(TINY, steps=5, task=TASKS["attempts"]))
@@ -138,7 +138,8 @@ def test_each_model_has_a_card(quick):
         (["--set", "clip_cov_share=1"], "Unknown key `clip_cov_share` in "),
         (["--steps", "3"], "max_steps=3 logs nothing: give at least logging_steps=4"),
         (["--set", "learning_rate"], "'learning_rate' is not name=value"),
-        (["--method", "clip_cow"], "invalid choice: 'clip_cow'"),
+        (["--compare", "clip_cow"], "invalid choice: 'clip_cow'"),
+        (["--method", "clip_cov"], "trl-entropy quickstart: error: --method is now --compare\n"),
         (["--set", "a=["], r"argument --set: 'a=\[' is not name=value with a value in YAML: while parsing"),
         (["--set", "methods={a: b}"], "error: methods={'a': 'b'}: the quickstart compares stock GRPO with one method"),
         (["--set", "methods=3"], "error: methods=3: the quickstart compares"),
@@ -149,6 +150,7 @@ def test_each_model_has_a_card(quick):
             "`reward_weights` in .* must be a list, each entry a number, got {'a': 'b'}",
         ),
         (["--config", "nothing.yaml"], "error: config='nothing.yaml' does not exist"),
+        (["--config", "quickstrat"], "no recipe has this name. Did you mean 'quickstart'"),
     ],
 )
 def test_bad_settings_end_the_command(words, message, tmp_path, capsys):

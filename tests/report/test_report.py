@@ -499,12 +499,12 @@ def test_what_is_wrong_is_one_line(tmp_path, capsys, how, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_matplotlib_is_asked_for(tmp_path, capsys, monkeypatch):
+def test_rich_is_asked_for(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("trl_entropy.commands.report.find_spec", lambda package: None)
     with pytest.raises(SystemExit, match="2"):
-        cli.main(["report", str(tmp_path)])
-    assert capsys.readouterr().err == (
-        "trl-entropy report: error: it needs matplotlib: pip install 'trl-entropy[plots]'\n"
+        cli.main(["report", str(tmp_path), "--tokens", "1"])
+    assert (
+        capsys.readouterr().err == "trl-entropy report: error: --tokens needs rich: pip install 'trl-entropy[rich]'\n"
     )
 
 

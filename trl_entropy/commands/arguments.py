@@ -1,9 +1,9 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Arguments of the training commands: TRL's parser, made to refuse what it does not know.
+"""Arguments of the training commands: TRL's parser, but unknown keys and values of a wrong type are errors.
 
-TRL's scripts drop keys that they do not know, so that a misspelt one silently trains something else, and take values
-of a YAML file without a look at their type.
+TRL's scripts ignore unknown keys, so a misspelt one silently trains something else, and they do not check the types of
+values in a YAML file.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from trl import TrlParser
 from ..settings import UNQUOTED
 from .launch import LAUNCHED, LaunchOptions
 from .parser import OneLineErrors
+from .recipes import recipe_path
 
 
 logger = get_logger(__name__)
@@ -34,32 +35,40 @@ def nearest(name: Any, known: Iterable[str], prefix: str = "") -> str:
 
 
 def kinds_of(hint: Any) -> set[Any]:
-    """The types that a type hint is a union of, without their parameters."""
+    """The members of a type hint's union (or the hint itself), without type parameters."""
     members = [hint] if get_origin(hint) in (list, dict) or not get_args(hint) else get_args(hint)
     return {get_origin(member) or member for member in members}
 
 
 class StrictParser(OneLineErrors, TrlParser):
-    """`TrlParser` for which an unknown key or flag, or a value of a wrong type, is an error of one line and status 2.
+    """`TrlParser` for which an unknown key or flag, or a value of a wrong type, is an error (one line, status 2).
 
-    The options of `accelerate launch` are known keys of the YAML file; as flags they are for the launcher to take.
+    In the YAML file the options of `accelerate launch` are known keys. As flags, the launcher takes them.
+
+    Args:
+        dataclass_types: dataclasses that hold the arguments.
+        prog: the command, for messages.
     """
 
     def __init__(self, dataclass_types: Iterable[type], prog: str):
         super().__init__(dataclass_types, prog=prog, allow_abbrev=False)
         self.hints = {name: hint for kind in self.dataclass_types for name, hint in get_type_hints(kind).items()}
-        # The first of a name: the second is the switch `--no_<name>`, which takes no value.
+        # A boolean has two actions of one name. Keep the first: the second is the switch `--no_<name>`.
         self.fields = {action.dest: action for action in reversed(self._actions) if action.dest in self.hints}
         self.launch_options = LaunchOptions({flag for action in self._actions for flag in action.option_strings})
-        self.epilog = "The options of `accelerate launch` and `accelerate_config` are accepted too."
+        self.epilog = (
+            "--config FILE reads settings from a YAML file, or from one of our recipes by name: --config clip_cov. "
+            "Flags override it. The options of `accelerate launch` and --accelerate_config, a file or the name of a "
+            "config of TRL or ours, are accepted too, as flags and in the file."
+        )
         self.path = None
 
     def check(self, argv: list[str]) -> dict[str, list[str]]:
-        """Checks names and types -> the flags for the launcher by the key of the YAML file that sets them."""
+        """Checks names and types, and returns the launcher's flags by the YAML key that sets them."""
         return self._read(argv)[1]
 
     def parse(self, argv: list[str]) -> tuple[Any, ...]:
-        """Checks names and types -> one instance of each dataclass."""
+        """Checks names and types, and returns one instance of each dataclass."""
         argv, launcher = self._read(argv)
         with self.reporting():
             parsed = self.parse_args_into_dataclasses(argv, look_for_args_file=False)
@@ -68,16 +77,16 @@ class StrictParser(OneLineErrors, TrlParser):
         return parsed
 
     def _read(self, argv: list[str]) -> tuple[list[str], dict[str, list[str]]]:
-        """Takes `--config` out of `argv`, and its file as defaults -> the rest of `argv`, what is for the launcher."""
+        """Reads the file of `--config` as defaults, and returns the rest of `argv` and the launcher's flags by key."""
         argv = [part for token in argv for part in (token.split("=", 1) if token.startswith("--config=") else [token])]
         launcher = {}
         if argv.count("--config") > 1 or argv[-1:] == ["--config"]:
-            self.error("`--config` must be given once, with the path of a YAML file.")
+            self.error("`--config` must be given once, with a YAML file or the name of a recipe.")
         if "--config" in argv:
             index = argv.index("--config")
-            self.path = argv[index + 1]
-            argv = argv[:index] + argv[index + 2 :]
             with self.reporting():
+                self.path = str(recipe_path(argv[index + 1]))
+                argv = argv[:index] + argv[index + 2 :]
                 launcher = self._take_defaults(self._load(self.path))
         self._refuse_unknown(self.parse_known_args(argv)[1])
         return argv, launcher
@@ -105,7 +114,7 @@ class StrictParser(OneLineErrors, TrlParser):
         return {key: self.launch_options.as_flags(key, config[key]) for key in config if key not in training}
 
     def _checked(self, action: Action, value: Any) -> Any:
-        """A value of the YAML file, if the command line would take it: text in the type of the field, others as is."""
+        """A value of the YAML file, checked as on the command line. Text is converted to the type of the field."""
         kinds = kinds_of(self.hints[action.dest])
         if action.nargs == "+" and not isinstance(value, list | NoneType) and type(value) not in kinds:
             value = [value]
@@ -118,7 +127,7 @@ class StrictParser(OneLineErrors, TrlParser):
     def _checked_item(self, action: Action, value: Any) -> Any:
         if isinstance(value, dict | list) and not dataclasses.is_dataclass(action.type):
             raise self._wrong(action, value)
-        if isinstance(value, dict):  # one of `datasets`
+        if isinstance(value, dict):  # an entry of `datasets`
             known = [field.name for field in dataclasses.fields(action.type)]
             for key in value:
                 if key not in known:

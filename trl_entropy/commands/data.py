@@ -1,9 +1,9 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Problem sets: TRL datasets as they are, and the layout of verl's files mapped to TRL's columns.
+"""Loads datasets: those for TRL unchanged, those in verl's layout with TRL's columns added.
 
-A file in verl's layout has the columns `prompt` (a list of messages) and `reward_model`, whose `ground_truth` is the
-answer. TRL reads the messages as they are, and its math rewards want the answer in a column `solution`.
+In verl's layout `prompt` is a list of messages, which TRL reads directly, and `reward_model` holds the answer as
+`ground_truth`. TRL's math rewards read the answer from a column `solution`.
 """
 
 import os
@@ -18,14 +18,14 @@ BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "c
 
 
 def has_verl_layout(features: dict[str, Any]) -> bool:
-    """Whether the columns are those of verl, with an answer that is text or a number."""
+    """Whether the dataset has verl's columns and its answers are text or numbers."""
     reward_model = features.get("reward_model")
     answer = reward_model.get("ground_truth") if isinstance(reward_model, dict) else None
     return "prompt" in features and isinstance(answer, Value)
 
 
 def solutions(reward_models: list[dict[str, Any] | None], given: list[str | None] | None = None) -> dict[str, list]:
-    """Rows in verl's layout -> their column `solution`; what a row has been given stays, as in a mixture."""
+    """The column `solution` for rows in verl's layout. A solution in `given` is kept; a mixture may have some."""
     answers = [(reward_model or {}).get("ground_truth") for reward_model in reward_models]
     found = [None if answer is None else solution_of(answer) for answer in answers]
     if given is not None:
@@ -34,7 +34,7 @@ def solutions(reward_models: list[dict[str, Any] | None], given: list[str | None
 
 
 def to_trl_columns(dataset: DatasetDict | IterableDatasetDict) -> DatasetDict | IterableDatasetDict:
-    """Adds `solution` to each split in verl's layout, keeps all columns, and leaves other splits untouched."""
+    """Adds the column `solution` to each split in verl's layout. Other columns and splits stay unchanged."""
     for name, split in dataset.items():
         if has_verl_layout(split.features or {}):
             columns = ["reward_model", *(["solution"] if "solution" in split.features else [])]
@@ -43,11 +43,11 @@ def to_trl_columns(dataset: DatasetDict | IterableDatasetDict) -> DatasetDict | 
 
 
 def data_file(path: str) -> str | None:
-    """The name of the builder in `datasets` that reads a data file, or None where `path` is something else.
+    """The name of the `datasets` builder for a data file, or None if `path` is not a data file.
 
     Raises:
-        `FileNotFoundError`: `path` names a file or folder that does not exist.
-        `ValueError`: `path` is a file of another type.
+        `FileNotFoundError`: `path` is a file or folder that does not exist.
+        `ValueError`: a file of a type that we do not read.
     """
     builder = BUILDERS.get(os.path.splitext(path)[1].lower())
     if "://" in path:
@@ -62,7 +62,16 @@ def data_file(path: str) -> str | None:
 
 
 def load_problems(path: str, config: str | None = None, streaming: bool = False) -> DatasetDict | IterableDatasetDict:
-    """Loads a data file, a local folder or a dataset of the Hub, in TRL's columns. Raises as `data_file` does."""
+    """Loads a dataset with TRL's columns.
+
+    Args:
+        path: a data file, a folder or an id on the Hub.
+        config: configuration of a dataset on the Hub.
+        streaming: whether to stream it.
+
+    Raises:
+        `FileNotFoundError`, `ValueError`: see [`data_file`].
+    """
     builder = data_file(path)
     if builder is not None:
         dataset = load_dataset(builder, data_files=path, streaming=streaming)
@@ -72,7 +81,7 @@ def load_problems(path: str, config: str | None = None, streaming: bool = False)
 
 
 def pick_split(dataset: DatasetDict | IterableDatasetDict, field: str, name: str) -> Dataset | IterableDataset:
-    """The split that the argument `field` names. Raises `ValueError` where it is missing or empty."""
+    """The split `name`. Raises `ValueError`, naming the argument `field`, if it is missing or empty."""
     if name not in dataset:
         raise ValueError(f"`{field}` must be one of the splits {list(dataset)} of the dataset, got {name!r}.")
     columns = dataset[name].column_names
@@ -84,6 +93,6 @@ def pick_split(dataset: DatasetDict | IterableDatasetDict, field: str, name: str
 
 
 def asks_for_answer_line(prompt: str | list[dict[str, Any]]) -> bool:
-    """Whether a prompt asks for a line `Answer: ...` and not for a box."""
+    r"""Whether a prompt asks for a line `Answer: ...` rather than for `\boxed{...}`."""
     text = prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
     return "Answer:" in text and r"\boxed" not in text

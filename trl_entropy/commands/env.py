@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""`trl-entropy env`: versions and hardware for a bug report, those that `trl env` tells and what this package adds."""
+"""`trl-entropy env`: versions and hardware for bug reports. It extends `trl env`."""
 
 import io
 import os
@@ -11,7 +11,7 @@ from .._version import __version__
 from .parser import CommandParser
 
 
-PACKAGES = ("triton", "math-verify", "matplotlib", "rich", "wandb", "trackio")  # beside those that TRL tells
+PACKAGES = ("triton", "math-verify", "matplotlib", "rich", "wandb", "trackio")  # in addition to those that TRL lists
 
 
 def installed(package: str) -> str:
@@ -22,7 +22,7 @@ def installed(package: str) -> str:
 
 
 def environment() -> dict[str, str]:
-    """What this package adds to TRL's list."""
+    """The entries that we add to TRL's list."""
     import torch
     from trl.scripts.utils import get_git_commit_hash
 
@@ -37,9 +37,9 @@ def environment() -> dict[str, str]:
 
 
 def main(argv: list[str]) -> int:
-    CommandParser(prog="trl-entropy env", description="Prints versions and hardware, for bug reports.").parse_args(
-        argv
-    )
+    """Prints the list and returns the exit status."""
+    parser = CommandParser(prog="trl-entropy env", description="Prints versions and hardware, for bug reports.")
+    parser.parse_args(argv)
     from trl.scripts.env import print_env
 
     with redirect_stdout(io.StringIO()) as told:

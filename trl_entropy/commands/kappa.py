@@ -1,9 +1,8 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""`trl-entropy kappa MODEL`: the condition numbers of a model, and what a budget selects."""
+"""`trl-entropy kappa MODEL`: ranks the weights of a model by condition number and shows which a budget selects."""
 
 import logging
-from importlib.util import find_spec
 from pathlib import Path
 
 from ..kappa.analysis import analyze
@@ -37,12 +36,10 @@ def build_parser() -> CommandParser:
     return parser
 
 
-def run(argv: list[str]) -> int:
-    """Prints the table, writes what is asked for, and returns the exit status."""
+def main(argv: list[str]) -> int:
+    """Prints the table, writes the files that `--output` asks for, and returns the exit status."""
     parser = build_parser()
     options = parser.parse_args(argv)
-    if options.output and find_spec("matplotlib") is None:
-        parser.error("`--output` draws a plot, which needs matplotlib: pip install 'trl-entropy[plots]'")
     with parser.reporting():
         names = ("top_p", "num_modules", "include", "exclude", "order", "experts", "seed")
         selection = Selection(**{name: getattr(options, name) for name in names})

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Starting the processes of a training command with `accelerate launch`, whose options may stand among its own."""
+"""Starts the processes of a training command with `accelerate launch`, whose options may be mixed with its own."""
 
 import os
 import shlex
@@ -13,17 +13,21 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from trl.cli.accelerate_config import resolve_accelerate_config_argument
 
 from ..runs.provenance import LAUNCHED
+from .recipes import accelerate_config_path
 
 
 RESERVED = ("help", "module", "no_python")  # options of `accelerate launch` that the command itself sets
-ACCELERATE_CONFIG = "accelerate_config"  # TRL's: the name of one of its configurations, or the path of a file
+ACCELERATE_CONFIG = "accelerate_config"  # as in TRL: the name of a config, or the path of a file
 
 
 class LaunchOptions:
-    """The options of `accelerate launch`, and `accelerate_config`, but for those that the command has as its own.
+    """The options of `accelerate launch` and `accelerate_config`, except those that the command itself has.
+
+    Args:
+        own: flags of the command.
 
     Attributes:
-        keys: their names as keys of a YAML file, and the number of values that they take (None: one).
+        keys: number of values by option name, as used in a YAML file (None: one value).
     """
 
     def __init__(self, own: Container[str]):
@@ -36,7 +40,7 @@ class LaunchOptions:
         return flag in self._flags
 
     def split(self, argv: Iterable[str]) -> tuple[list[str], list[str]]:
-        """The command line -> what is for training, and what is for the launcher."""
+        """Splits the command line into the words for training and those for the launcher."""
         training, launcher = [], []
         tokens = iter(argv)
         for token in tokens:
@@ -46,12 +50,12 @@ class LaunchOptions:
             elif equals or self._flags[flag] == 0:
                 launcher += [flag, value] if equals else [flag]
             else:
-                value = next(tokens, None)  # none at the end of the line: the launcher's own parser complains
+                value = next(tokens, None)  # if missing, the launcher's own parser reports it
                 launcher += [flag] if value is None else [flag, value]
         return training, launcher
 
     def as_flags(self, key: str, value: Any) -> list[str]:
-        """A key of a YAML file -> flags. Raises `ValueError` where a switch is neither true nor false."""
+        """The flags for a key of a YAML file. Raises `ValueError` if a switch is neither true nor false."""
         if self.keys[key] != 0:
             return [f"--{key}", str(value)]
         if not isinstance(value, bool):
@@ -59,11 +63,23 @@ class LaunchOptions:
         return [f"--{key}"] if value else []
 
 
-def launch(parser, command: str, argv: list[str]) -> int:
-    """Runs a training command in processes of its own -> exit status.
+def with_our_configs(flags: list[str]) -> list[str]:
+    """The launcher's flags, with the name of one of our accelerate configs replaced by its file."""
+    name = f"--{ACCELERATE_CONFIG}"
+    return [
+        accelerate_config_path(flag) if before == name else flag
+        for before, flag in zip(["", *flags], flags, strict=False)
+    ]
 
-    `parser` is the command's [`StrictParser`]. The dataclasses are not built here: what they accept depends on the
-    number of processes.
+
+def launch(parser, command: str, argv: list[str]) -> int:
+    """Runs a training command in new processes and returns the exit status.
+
+    Args:
+        parser: the command's [`StrictParser`]. It only checks names and types here and builds no dataclass, because
+            the values that a dataclass accepts depend on the number of processes.
+        command: its name.
+        argv: the words after it.
     """
     training, flags = parser.launch_options.split(argv)
     from_config = parser.check(training)
@@ -71,12 +87,12 @@ def launch(parser, command: str, argv: list[str]) -> int:
     launcher = launch_command_parser()
     launcher.error = parser.error
     with parser.reporting():
-        flags = resolve_accelerate_config_argument(flags)
+        flags = resolve_accelerate_config_argument(with_our_configs(flags))
         arguments = launcher.parse_args([*flags, "--module", "trl_entropy.cli", command, *training])
         os.environ[LAUNCHED] = shlex.join(["trl-entropy", command, *argv])  # for model cards
         try:
             launch_command(arguments)
-        except subprocess.CalledProcessError as error:  # the process itself has said what is wrong
+        except subprocess.CalledProcessError as error:  # the process has printed the error itself
             return error.returncode
         except ChildFailedError as error:
             return error.get_first_failure()[1].exitcode

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The command `trl-entropy report`."""
+"""`trl-entropy report`: compares runs in a page and a picture."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,12 +31,11 @@ def build_parser() -> CommandParser:
 
 
 def main(argv: list[str]) -> int:
+    """Writes the report, prints the table of the runs, and returns the exit status."""
     parser = build_parser()
     arguments = parser.parse_args(argv)
-    needed = {"matplotlib": "plots", **({"rich": "rich"} if arguments.tokens else {})}
-    for package, extra in needed.items():
-        if find_spec(package) is None:
-            parser.error(f"it needs {package}: pip install 'trl-entropy[{extra}]'")
+    if arguments.tokens and find_spec("rich") is None:
+        parser.error("--tokens needs rich: pip install 'trl-entropy[rich]'")
     with parser.reporting():
         print(write_report(arguments.runs, arguments.output, arguments.tokens))  # noqa: T201 (the result of a command)
     return 0

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Reward functions by name: TRL's own, and what it lacks, made of TRL's own."""
+"""Reward functions by name: those of TRL's GRPO script, ours, and any by dotted path."""
 
 import importlib
 import os
@@ -23,16 +23,19 @@ REWARDS: dict[str, Callable] = {
     "answer_line_accuracy_reward": answer_line_accuracy_reward,
     "reasoning_accuracy_reward": reasoning_accuracy_reward,
     "think_format_reward": think_format_reward,
-    # The values of TRL's script.
+    # The same values as in TRL's script.
     "get_soft_overlong_punishment": get_soft_overlong_punishment(max_completion_len=1280, soft_punish_cache=256),
 }
 
 
 def reward_by_name(name: str) -> Callable:
-    """A reward function by its name, or by a dotted path that is looked for in the current folder too.
+    """A reward function.
+
+    Args:
+        name: one of `REWARDS`, or a dotted path. Modules in the current folder are found too.
 
     Raises:
-        `ValueError`: it is not there.
+        `ValueError`: unknown name, or the path cannot be imported.
     """
     if name in REWARDS:
         return REWARDS[name]

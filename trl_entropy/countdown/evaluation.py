@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a policy still finds on Countdown: pass@k, distinct right answers, coverage, token entropy and length."""
+"""Evaluation on Countdown: pass@k, distinct right answers, coverage, token entropy and length."""
 
 from collections.abc import Iterator, Sequence
 from statistics import fmean
@@ -21,7 +21,7 @@ def sample(
     temperature: float,
     max_new_tokens: int = CHAIN.completion_length,
 ) -> tuple[list[str], Tensor]:
-    """One completion for each of B texts, and the entropies in nats of all N tokens that were sampled, (N,)."""
+    """One completion for each of B texts, and the entropies (N,) of all N sampled tokens, in nats."""
     batch = tokenizer(texts, return_tensors="pt", padding=True).to(model.device)
     generated = model.generate(
         **batch,
@@ -56,20 +56,22 @@ def evaluate(
     seed: int = 0,
     task: Task = CHAIN,
 ) -> dict[str, float]:
-    """Sample every prompt `samples` times and count.
+    """Samples every prompt `samples` times and scores the completions.
 
     Args:
-        rows: the prompts, usually `countdown.prompts(held_out=True)`.
-        samples: completions per prompt; pass@k is reported for those of k = 1, 8, 16 that it allows.
-        temperature: of the samples; entropy is measured at the same.
-        batch_size: completions generated at a time.
-        seed: of the samples. The global random state is left as it was.
-        task: what the prompts are of, which bounds the length of a completion.
+        model: the policy.
+        tokenizer: its tokenizer.
+        rows: the prompts, usually `prompts(held_out=True)`.
+        samples: completions per prompt. pass@k is reported for k = 1, 8, 16 up to this number.
+        temperature: of sampling and of the entropy.
+        batch_size: completions per forward.
+        seed: of sampling. The global random state is restored.
+        task: of the prompts; it bounds the length of a completion.
 
     Returns:
-        `entropy`: mean over sampled tokens, in nats. `pass@1`, `pass@8`, `pass@16`: unbiased, mean over prompts.
-        `distinct`: different right answers among the samples of a prompt, mean over prompts. `coverage`: their share
-        of all right answers of the prompt, mean over prompts. `length`: mean tokens of a completion, its end included.
+        `entropy`: mean over sampled tokens, in nats. The others are means over prompts: `pass@1`, `pass@8`, `pass@16`
+        (unbiased); `distinct`, the number of different right answers; `coverage`, that number relative to all right
+        answers; `length`, tokens of a completion including its end.
     """
     texts, completions, entropies = [row.text for row in rows for _ in range(samples)], [], []
     training = model.training

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""A tiny language model for Countdown: word-level tokenizer, supervised warm start with a cache, evaluation."""
+"""A tiny language model for Countdown: word-level tokenizer, and a supervised warm start that is cached."""
 
 import hashlib
 import json
@@ -52,13 +52,13 @@ WORDS = [PAD, END, "n", "t", ":", "<think>", END_OF_THOUGHT, "=", *OPERATIONS, *
 
 @dataclass(frozen=True)
 class WarmStart:
-    """What the warm-started model depends on. The defaults take about a minute on two cores.
+    """Settings of a warm-started model. With the defaults it trains for about a minute on two cores.
 
     Attributes:
-        hidden_size, layers, heads: of the model.
-        steps, batch_size, learning_rate: of the supervised training (AdamW, cosine to zero after a linear warm-up).
-        seed: of the initial weights and of the draws.
-        task: what the model learns.
+        hidden_size, layers, heads: size of the model.
+        steps, batch_size, learning_rate: of supervised training (AdamW, linear warm-up, cosine to zero).
+        seed: of the initial weights and of the data.
+        task: the task to learn.
     """
 
     hidden_size: int = 96
@@ -71,24 +71,24 @@ class WarmStart:
     task: Task = CHAIN
 
 
-# The settings with which the model of each task is warm-started.
+# Settings of the warm start for each task.
 WARM_STARTS = {"chain": WarmStart(), "attempts": WarmStart(steps=700, task=TASKS["attempts"])}
 
 
 def words_of(task: Task) -> list[str]:
-    """The vocabulary; only a task with attempts has the words around one."""
+    """The vocabulary of a task. The words around an attempt are only in a task with attempts."""
     return [*WORDS, ATTEMPT, FAILED] if task.attempts else WORDS
 
 
 def build_tokenizer(task: Task = CHAIN) -> PreTrainedTokenizerFast:
-    """One token per word of the task; padding on the left, as generation needs it."""
+    """A tokenizer with one token per word. It pads on the left, as generation requires."""
     words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words_of(task))}, unk_token=PAD))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token=PAD, eos_token=END, padding_side="left")
 
 
 def build_model(settings: WarmStart) -> Qwen3ForCausalLM:
-    """A Qwen3 with random weights, float32, as large as `settings` say."""
+    """A Qwen3 of the size in `settings`, with random weights in float32."""
     torch.manual_seed(settings.seed)
     config = Qwen3Config(
         vocab_size=len(words_of(settings.task)),
@@ -103,7 +103,7 @@ def build_model(settings: WarmStart) -> Qwen3ForCausalLM:
         pad_token_id=WORDS.index(PAD),
         eos_token_id=WORDS.index(END),
         bos_token_id=None,
-        initializer_range=0.08,  # the usual 0.02 is for wide models and learns this task half as fast
+        initializer_range=0.08,  # with the usual 0.02, for wide models, this one learns half as fast
     )
     return Qwen3ForCausalLM(config)
 
@@ -111,9 +111,9 @@ def build_model(settings: WarmStart) -> Qwen3ForCausalLM:
 def supervised_batch(
     rows: Sequence[Prompt], tokenizer: PreTrainedTokenizerFast, draw: random.Random, task: Task = CHAIN
 ) -> Tensor:
-    """(B, L) token ids: each prompt with one of its right answers, drawn uniformly, and padding on the right.
+    """Token ids (B, L): each prompt with a random right answer, padded on the right.
 
-    Where the task has attempts, each number of them is as likely, and each attempt is drawn uniformly.
+    In a task with attempts, their number is uniform, and so is each attempt.
     """
     texts = []
     for row in rows:
@@ -123,15 +123,15 @@ def supervised_batch(
 
 
 def progress_bar(label: str, total: int) -> tqdm:
-    """A bar of optimizer steps; in a log file, where nothing overwrites the line, it is drawn seldom."""
+    """A bar of optimizer steps. If the output is not a terminal, it is drawn every 15 seconds only."""
     return tqdm(total=total, desc=f"{label:<10}", unit="step", mininterval=0.2 if sys.stderr.isatty() else 15)
 
 
 def train_warm_start(settings: WarmStart, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    """Supervised training from scratch on right answers to the prompts that are not held out."""
+    """Trains a model from scratch on right answers to the training prompts."""
     model, draw, rows = build_model(settings), random.Random(settings.seed), prompts(False, settings.task)
     steps = settings.steps
-    # Shorter averages than the usual 0.9 and 0.999 suit a run of a few hundred steps.
+    # For a few hundred steps, averages shorter than the usual 0.9 and 0.999 work better.
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, betas=(0.85, 0.98))
     schedule = get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
     prompt_length = len(rows[0].text.split())
@@ -140,7 +140,7 @@ def train_warm_start(settings: WarmStart, tokenizer: PreTrainedTokenizerFast) ->
     for _ in range(steps):
         tokens = supervised_batch(draw.choices(rows, k=settings.batch_size), tokenizer, draw, settings.task)
         logits = model(tokens).logits[:, prompt_length - 1 : -1]
-        # No word attends to the padding behind it.
+        # No attention mask: words do not attend to the padding after them.
         loss = cross_entropy(
             logits.flatten(0, 1), tokens[:, prompt_length:].flatten(), ignore_index=tokenizer.pad_token_id
         )
@@ -155,17 +155,22 @@ def train_warm_start(settings: WarmStart, tokenizer: PreTrainedTokenizerFast) ->
 
 
 def fingerprint(settings: WarmStart) -> dict:
-    """What must agree for a cached warm start to be used: the settings, and the code that made the task and the model."""
+    """Identifies a cached warm start: its settings, and a hash of the code of task and model."""
     source = b"".join(Path(module).read_bytes() for module in (countdown.__file__, __file__))
     return asdict(settings) | {"code": hashlib.sha256(source).hexdigest()}
 
 
 def warm_start(cache: str | Path, settings: WarmStart | None = None, rebuild: bool = False) -> Path:
-    """The folder of a warm-started model, trained if it is not there yet, made otherwise, or `rebuild` asks for it.
+    """The folder of a warm-started model. Trains it if the cache has none with these settings.
 
-    Below `cache` lie `model` (as `save_pretrained` writes it, with the tokenizer) and `data` (`train.parquet` and
-    `test.parquet`, the held-out prompts); `warm_start.json` says what they depend on, and is written last. They are made
-    apart and moved there file by file, so that several processes can ask at once: those of the first stay.
+    The cache holds `model` (from `save_pretrained`, with the tokenizer), `data` (`train.parquet`, and the held-out
+    prompts in `test.parquet`), and `warm_start.json`, which identifies them and is written last. All are built in a
+    temporary folder and moved file by file, so that several processes can ask at once. The first to finish wins.
+
+    Args:
+        cache: folder of the cache.
+        settings: of the warm start.
+        rebuild: whether to train even if the cache has it.
     """
     settings = settings or WarmStart()
     cache, expected = Path(cache), fingerprint(settings)
@@ -187,7 +192,7 @@ def warm_start(cache: str | Path, settings: WarmStart | None = None, rebuild: bo
 
 
 def holds(record: Path, expected: dict) -> bool:
-    """Whether the record of a cache says that it has what is expected."""
+    """Whether a cache's record exists and matches."""
     try:
         return json.loads(record.read_text()) == expected
     except FileNotFoundError:
@@ -195,7 +200,7 @@ def holds(record: Path, expected: dict) -> bool:
 
 
 def build_warm_start(folder: Path, settings: WarmStart) -> None:
-    """Trains the model, and writes it and the data of its task into `model` and `data` below `folder`."""
+    """Trains the model, and writes `model` and `data` into `folder`."""
     tokenizer = build_tokenizer(settings.task)
     train_warm_start(settings, tokenizer).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
@@ -205,5 +210,5 @@ def build_warm_start(folder: Path, settings: WarmStart) -> None:
 
 
 def load_warm_start(folder: str | Path) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
-    """Model and tokenizer of a folder that [`warm_start`] made."""
+    """Model and tokenizer in the folder that [`warm_start`] returned."""
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)

@@ -1,52 +1,104 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What the quickstart shows: a table and a plot."""
+"""Tables and plots of both quickstarts."""
 
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..tables import text_table
 
 
-# Columns of the table, with their digits
+PASSES = ("pass@1", "pass@8", "pass@16")
+# Columns of the tables, with their digits
 COLUMNS = {
-    **dict.fromkeys(("entropy", "reward", "pass@1", "pass@8", "pass@16"), 3),
+    **dict.fromkeys(("entropy", "reward", *PASSES), 3),
     **{"distinct": 2, "coverage": 3, "length": 1, "seconds": 0},
 }
+DISTILLATION_COLUMNS = {**dict.fromkeys(("divergence", "entropy", *PASSES), 3), "distinct": 2, "seconds": 0}
+GREYS = {"before": "0.6", "student": "0.75", "teacher": "0.5"}  # warm-started models, in contrast to the runs
 
 
 def table(rows: dict[str, dict[str, float]], columns: dict[str, int] = COLUMNS) -> str:
-    """The scores of each row in aligned columns, by name with their digits; `-` where a row has none."""
-    width = 2 + max(map(len, rows))
-    lines = [" " * width + "".join(f"{column:>11}" for column in columns)]
-    for label, scores in rows.items():
-        cells = (f"{scores[column]:.{n}f}" if column in scores else "-" for column, n in columns.items())
-        lines.append(f"{label:<{width}}" + "".join(f"{cell:>11}" for cell in cells))
-    return "\n".join(lines)
+    """The scores in aligned columns, one line per row.
+
+    Args:
+        rows: scores by the name of the row. A missing one is shown as `-`.
+        columns: digits by the name of the column.
+    """
+    named = [{"": label} | {column: row.get(column) for column in columns} for label, row in rows.items()]
+    return text_table(named, digits=columns, missing="-")
+
+
+def running_mean(values: list[float]) -> pd.Series:
+    """The mean of each value and up to six before it."""
+    return pd.Series(values).rolling(7, min_periods=1).mean()
+
+
+def divergence(point: dict[str, float]) -> float | None:
+    """Mean divergence (nats) over all tokens of a log, from those of kept and of dropped tokens.
+
+    `None` if the run did not log both.
+    """
+    ratio = point["tip/kept_fraction"]
+    kept, dropped = (point.get(f"tip/divergence_{part}_mean") for part in ("kept", "dropped"))
+    if ratio == 1:
+        return kept
+    return None if kept is None or dropped is None else ratio * kept + (1 - ratio) * dropped
 
 
 def plot(results: dict, path: Path) -> None:
-    """Draws entropy and reward over optimizer steps, one line per run, and pass@1 against pass@16 of every row."""
-    from matplotlib.figure import Figure  # an extra of the package
-
-    figure = Figure(figsize=(9.5, 2.9), layout="constrained")
-    entropy, reward, found = figure.subplots(1, 3)
+    """Draws entropy and reward of each GRPO run over its steps, and pass@k of each row of the table."""
+    figure, (entropy, reward, found) = _figure()
+    colors = _colors(results)
     for label, history in results["history"].items():
         steps = [point["step"] for point in history]
-        (line,) = entropy.plot(steps, [point["entropy"] for point in history], label=label)
         rewards = [point["reward"] for point in history]
-        reward.plot(steps, rewards, color=line.get_color(), alpha=0.3)
-        reward.plot(steps, pd.Series(rewards).rolling(7, min_periods=1).mean(), color=line.get_color())
-    pitch = 0.81 / len(results["rows"])  # of the bars, which leave room between groups
-    for offset, (label, scores) in enumerate(results["rows"].items()):
-        color = "0.6" if label == "before" else f"C{offset - 1}"
-        positions = [group + pitch * (offset - 1) for group in range(3)]
-        heights = [scores[key] for key in ("pass@1", "pass@8", "pass@16")]
-        found.bar(positions, heights, pitch - 0.02, color=color, label=label)
-    found.set_xticks(range(3), ["pass@1", "pass@8", "pass@16"])
-    entropy.set(title="token entropy (nats)", xlabel="optimizer step", ylim=(0, None))
-    reward.set(title="reward", xlabel="optimizer step", ylim=(0, None))
-    found.set(title="held-out prompts")
-    found.legend(fontsize="small")
-    for axes in (entropy, reward):
+        entropy.plot(steps, [point["entropy"] for point in history], color=colors[label])
+        reward.plot(steps, rewards, color=colors[label], alpha=0.3)
+        reward.plot(steps, running_mean(rewards), color=colors[label])
+    _draw_passes(found, results["rows"], colors)
+    _finish(figure, {entropy: "token entropy (nats)", reward: "reward"}, path)
+
+
+def plot_distillation(results: dict, path: Path) -> None:
+    """Draws divergence and entropy of each distillation run over its steps, and pass@k of each row of the table."""
+    figure, (distance, entropy, found) = _figure()
+    colors = _colors(results)
+    for label, history in results["history"].items():
+        steps = [point["step"] for point in history]
+        entropy.plot(steps, running_mean([point["entropy"] for point in history]), color=colors[label])
+        values = [divergence(point) for point in history]
+        if None not in values:
+            distance.plot(steps, running_mean(values), color=colors[label])
+    _draw_passes(found, results["rows"], colors)
+    _finish(figure, {distance: "KL(student || teacher), all tokens", entropy: "student's entropy (nats)"}, path)
+
+
+def _figure() -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(9.5, 2.9), layout="constrained")
+    return figure, list(figure.subplots(1, 3))
+
+
+def _colors(results: dict) -> dict[str, str]:
+    return {**GREYS, **{label: f"C{index}" for index, label in enumerate(results["history"])}}
+
+
+def _draw_passes(axes: Axes, rows: dict[str, dict[str, float]], colors: dict[str, str]) -> None:
+    width = 0.8 / len(rows)
+    for offset, (label, scores) in enumerate(rows.items()):
+        positions = [group + width * offset - 0.4 for group in range(len(PASSES))]
+        heights = [scores[key] for key in PASSES]
+        axes.bar(positions, heights, width, align="edge", color=colors[label], label=label)
+    axes.set_xticks(range(len(PASSES)), PASSES)
+    axes.set(title="held-out prompts")
+    axes.legend(fontsize="x-small")
+
+
+def _finish(figure: Figure, titles: dict[Axes, str], path: Path) -> None:
+    for axes, title in titles.items():
+        axes.set(title=title, xlabel="optimizer step", ylim=(0, None))
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)

@@ -1,18 +1,18 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Countdown with a running total: a verifiable task with many right answers per prompt, all of which can be listed.
+"""Countdown with a running total: a verifiable task whose prompts have many right answers, all of them known.
 
-Four different numbers from 1 to 9 and a target. An answer takes every number once and works from left to right with
-`+`, `-` and `*`, as on a pocket calculator without precedence; the running total stays between 0 and 30:
+A prompt has four different numbers from 1 to 9 and a target. An answer uses every number once and computes from left
+to right with `+`, `-` and `*`, without precedence. The running total stays between 0 and 30:
 
     prompt      n 2 4 6 9 t 17 :
     completion  <think> 4 * 6 = 24 - 9 = 15 + 2 = 17 </think> 4 * 6 - 9 + 2
 
-Only what follows `</think>` is verified. A prompt has about twelve right answers (four at least), so pass@k and the
-share of the right answers that a policy still finds say how much of its diversity is left.
+Only the text after `</think>` is verified. A prompt has about twelve right answers, at least four, so pass@k and the
+coverage of right answers show how diverse a policy still is.
 
-The task `attempts` is a variant whose length can shrink: three numbers, and a thought that may try chains which miss the
-target before it writes the one that works. Nothing is lost without them:
+In the task `attempts` completions can get shorter: a prompt has three numbers, and a thought may try chains that miss
+the target before the chain that reaches it. A policy loses nothing without them:
 
     prompt      n 2 4 9 t 17 :
     completion  <think> try 2 + 4 = 6 + 9 = 15 no try 9 * 2 = 18 - 4 = 14 no 4 * 2 = 8 + 9 = 17 </think> 4 * 2 + 9
@@ -45,9 +45,9 @@ class Task:
     """A variant of Countdown.
 
     Attributes:
-        numbers: how many a prompt gives.
-        min_solutions: right answers that a prompt has at least.
-        attempts: chains that miss the target which a thought may hold, before the one that works.
+        numbers: numbers in a prompt.
+        min_solutions: least number of right answers of a prompt.
+        attempts: most chains in a thought that miss the target, before the chain that reaches it.
     """
 
     numbers: int = NUMBERS_PER_PROMPT
@@ -56,10 +56,10 @@ class Task:
 
     @property
     def completion_length(self) -> int:
-        """Words of the longest completion, with the token that ends it.
+        """Tokens of the longest completion, including the end token.
 
-        `<think>`; chains of a first number and four words for each further one, all but the last between `try` and
-        `no`; `</think>`; the answer and the end.
+        `<think>`, chains with one word for the first number and four for each other, all but the last between `try`
+        and `no`, `</think>`, the answer, and the end.
         """
         chain = 1 + 4 * (self.numbers - 1)
         return 1 + self.attempts * (chain + 2) + chain + 1 + (2 * self.numbers - 1) + 1
@@ -70,7 +70,7 @@ CHAIN = TASKS["chain"]
 
 
 class Prompt(NamedTuple):
-    """One problem: the numbers in rising order, and the value that an answer must reach."""
+    """One problem: the numbers in increasing order, and the target."""
 
     numbers: tuple[int, ...]
     target: int
@@ -81,12 +81,12 @@ class Prompt(NamedTuple):
 
     @property
     def held_out(self) -> bool:
-        """Whether the prompt is kept for evaluation: a hash of its text, the same on every machine and in every run."""
+        """Whether the prompt is for evaluation. A hash of its text decides, the same on every machine."""
         return crc32(self.text.encode()) % HELD_OUT_ONE_IN == 0
 
 
 def running_totals(numbers: Sequence[int], operators: Sequence[str]) -> list[int] | None:
-    """The totals after each of the operators, one fewer than `numbers`; `None` if one of them leaves `TOTALS`."""
+    """The total after each operator, one fewer than `numbers`; `None` if a total is not in `TOTALS`."""
     totals = [numbers[0]]
     for symbol, number in zip(operators, numbers[1:], strict=True):
         total = OPERATIONS[symbol](totals[-1], number)
@@ -111,12 +111,12 @@ def _answers_by_target(numbers: tuple[int, ...]) -> dict[int, tuple[str, ...]]:
 
 
 def solutions(numbers: Sequence[int], target: int) -> tuple[str, ...]:
-    """Every right answer to a prompt, as the text that stands after `</think>`, in a fixed order."""
+    """Every right answer to a prompt, as the text after `</think>`, in a fixed order."""
     return _answers_by_target(tuple(sorted(numbers))).get(target, ())
 
 
 def misses(numbers: Sequence[int], target: int) -> tuple[str, ...]:
-    """Every answer with totals within bounds that reaches another target, as `solutions` writes those that reach it."""
+    """Every answer that reaches another target, with totals within bounds, written as in `solutions`."""
     other = _answers_by_target(tuple(sorted(numbers)))
     return tuple(answer for total in sorted(other) if total != target for answer in other[total])
 
@@ -134,13 +134,13 @@ def worked_out(answer: str) -> str:
 
 
 def chain(answer: str, failed: Sequence[str] = ()) -> str:
-    """The completion that works out `failed` answers, then the one given, and then states that."""
+    """A completion: a thought with the `failed` answers and then `answer` worked out, and after it the answer."""
     attempts = "".join(f"{ATTEMPT} {worked_out(attempt)} {FAILED} " for attempt in failed)
     return f"<think> {attempts}{worked_out(answer)} {END_OF_THOUGHT} {answer}"
 
 
 def read_answer(completion: str, numbers: Sequence[int], target: int) -> str | None:
-    """The answer after the first `</think>`, words separated by one space, or `None` if it is not right."""
+    """The answer after the first `</think>`, with single spaces, or `None` if it is wrong."""
     _, marker, rest = completion.partition(END_OF_THOUGHT)
     words = rest.split()
     operands, operators = words[::2], words[1::2]
@@ -153,17 +153,17 @@ def read_answer(completion: str, numbers: Sequence[int], target: int) -> str | N
 
 
 def verify(completion: str, numbers: Sequence[int], target: int) -> bool:
-    """Whether a completion answers rightly: each number once, the totals within bounds, the target reached."""
+    """Whether a completion's answer is right: each number once, totals within bounds, target reached."""
     return read_answer(completion, numbers, target) is not None
 
 
 def countdown_reward(completions: list[str], numbers: list[Sequence[int]], target: list[int], **kwargs) -> list[float]:
-    """TRL reward function: 1.0 for each right completion and 0.0 for each other one."""
+    """TRL reward function: 1.0 for a right completion, 0.0 for a wrong one."""
     return [float(verify(*row)) for row in zip(completions, numbers, target, strict=True)]
 
 
 def prompts(held_out: bool, task: Task = CHAIN) -> list[Prompt]:
-    """All prompts of a task, of the held-out part or of the part to train on."""
+    """All held-out or all training prompts of a task."""
     every = (
         Prompt(numbers, target)
         for numbers in combinations(NUMBERS, task.numbers)
@@ -174,7 +174,7 @@ def prompts(held_out: bool, task: Task = CHAIN) -> list[Prompt]:
 
 
 def countdown_dataset(held_out: bool = False, task: Task = CHAIN) -> Dataset:
-    """The prompts as TRL takes them: `prompt` (plain text) and the columns `numbers` and `target` of the reward."""
+    """A dataset for TRL: `prompt` (plain text), and `numbers` and `target` for the reward."""
     rows = prompts(held_out, task)
     return Dataset.from_dict(
         {

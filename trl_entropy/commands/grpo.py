@@ -1,0 +1,57 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""`trl-entropy grpo`: TRL's GRPO script with the entropy trainer."""
+
+from accelerate.logging import get_logger
+from trl import DatasetMixtureConfig, ModelConfig, get_peft_config, get_quantization_config
+from trl.scripts.grpo import GRPOScriptArguments
+
+from ..rewards import accuracy_reward
+from ..trainers.checks import check_model
+from ..trainers.grpo import EntropyGRPOTrainer
+from ..trainers.grpo_config import EntropyGRPOConfig
+from .data import asks_for_answer_line
+from .rewards import reward_by_name
+from .train import check_processes, load_splits, model_kwargs, run_training, train_and_save
+
+
+logger = get_logger(__name__)
+
+KINDS = (GRPOScriptArguments, EntropyGRPOConfig, ModelConfig, DatasetMixtureConfig)
+
+
+def main(argv: list[str], launch: bool) -> int:
+    """Starts the training processes, or trains in this one, and returns the exit status."""
+    return run_training("grpo", KINDS, train, argv, launch)
+
+
+def train(parser, script_args, training_args, model_args, dataset_args) -> None:
+    """Trains with GRPO and entropy methods, with the arguments that TRL's script parses."""
+    with parser.reporting():
+        check_model(model_args.model_name_or_path, "model_name_or_path")
+        if not (script_args.reward_funcs or script_args.reward_model_name_or_path):
+            raise ValueError("One of `reward_funcs` and `reward_model_name_or_path` must be given.")
+        check_processes(training_args)
+        reward_funcs = [reward_by_name(name) for name in script_args.reward_funcs or []]
+        train_dataset, eval_dataset = load_splits(script_args, training_args, dataset_args)
+    if accuracy_reward in reward_funcs and asks_for_answer_line(next(iter(train_dataset))["prompt"]):
+        logger.warning(
+            "The prompts ask for a line `Answer: ...`, which `accuracy_reward` does not read: it gives 0 to a right "
+            "answer outside a box. Use `answer_line_accuracy_reward`."
+        )
+    if script_args.reward_model_name_or_path:
+        reward_funcs.insert(0, script_args.reward_model_name_or_path)
+    training_args.model_init_kwargs = model_kwargs(
+        model_args, training_args, model_args.model_revision, training_args.model_init_kwargs
+    )
+
+    trainer = EntropyGRPOTrainer(
+        model=model_args.model_name_or_path,
+        reward_funcs=reward_funcs,
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+    train_and_save(trainer, model_args, script_args, dataset_args)
