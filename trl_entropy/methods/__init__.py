@@ -2,10 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every method by the name under which `methods` lists it, and all their fields in one flat namespace."""
 
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable
+from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
 
 from ..paper import Paper
+from ..settings import default_of
 from .aepo import Aepo, AepoConfig
 from .agentic_aepo import AgenticAepo, AgenticAepoConfig
 from .base import Method
@@ -17,11 +19,12 @@ from .epo import Epo, EpoConfig
 from .kl_cov import KlCov, KlCovConfig
 from .pear import Pear, PearConfig
 from .prompt_augmentation import PromptAugmentation, PromptAugmentationConfig
+from .registry import Registry
 from .siren import Siren, SirenConfig
 from .steer import Steer, SteerConfig
 
 
-__all__ = ["METHODS", "Method", "MethodsConfig", "Paper", "build_methods", "idle_fields"]
+__all__ = ["METHODS", "Method", "MethodsConfig", "Paper", "build_methods", "fields_of", "idle_fields", "register"]
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
@@ -41,6 +44,17 @@ METHODS: dict[str, type[Method]] = {
         PromptAugmentation,
     )
 }
+ABOUT_METHODS: dict[str, str] = {}  # the metadata of `methods`
+
+
+def describe_methods() -> None:
+    ABOUT_METHODS["help"] = (
+        "Entropy methods to apply, in this order, each seeing the advantages that those before it left. "
+        "Empty: stock behaviour. Known: " + ", ".join(METHODS) + "."
+    )
+
+
+describe_methods()
 
 
 @dataclass
@@ -59,13 +73,13 @@ class MethodsConfig(
     AgenticAepoConfig,
     PromptAugmentationConfig,
 ):
-    methods: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Entropy methods to apply, in this order, each seeing the advantages that those before it left. "
-            "Empty: stock behaviour. Known: " + ", ".join(METHODS) + "."
-        },
-    )
+    """The settings of every method: a mixin of the trainer's config."""
+
+    methods: list[str] = field(default_factory=list, metadata=ABOUT_METHODS)
+
+
+REGISTRY = Registry(METHODS, MethodsConfig, describe_methods)
+register = REGISTRY.register
 
 
 def build_methods(config: MethodsConfig) -> list[Method]:
@@ -98,14 +112,15 @@ def check_together(names: list[str]) -> None:
             )
 
 
+def fields_of(names: Iterable[str]) -> list[Field]:
+    """The settings of these methods."""
+    return [item for name in names for item in fields(METHODS[name].config)]
+
+
 def idle_fields(config: MethodsConfig) -> list[str]:
     """Fields set to something else than their default although their method is not in `methods`."""
-    idle = tuple(f"{name}_" for name in METHODS if name not in config.methods)
-    active = tuple(f"{name}_" for name in config.methods)
-    return [
-        item.name
-        for item in fields(MethodsConfig)
-        if item.name.startswith(idle)
-        and not item.name.startswith(active)
-        and getattr(config, item.name) != item.default
-    ]
+    idle = fields_of(name for name in METHODS if name not in config.methods)
+    return [item.name for item in idle if getattr(config, item.name) != default_of(item)]
+
+
+REGISTRY.load_entry_points()  # last: what it imports may import from here

@@ -1,0 +1,219 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Methods of other packages: registered in Python, or found by their entry points."""
+
+import inspect
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from ..paper import Paper
+from .base import Method
+
+
+GROUP = "trl_entropy.methods"  # of entry points
+RESERVED = ("tip", "kappa", "entropy", "entropy_bonus", "entropy_forecast")  # groups of metrics, parts of a state
+GENERATED = ("__init__", "__repr__", "__eq__", "__hash__", "__match_args__", "__replace__")
+
+
+class Registry:
+    """Methods by name, and the dataclass that inherits the settings of all of them.
+
+    A method that joins adds its settings to that class and to its subclasses in place, because others hold these
+    classes already: the trainer, parsers, pickles.
+
+    Args:
+        methods: the methods by name; `register` adds to it.
+        settings: the dataclass, with the config of each method that has settings among its bases.
+        changed: called when a method has joined or left.
+    """
+
+    def __init__(self, methods: dict[str, type[Method]], settings: type, changed: Callable[[], None]):
+        self.methods, self.settings, self.changed = methods, settings, changed
+        self.distributions: dict[str, str] = {}  # of the methods that came by an entry point
+        self._own = tuple(methods)
+        self._done: set[EntryPoint] = set()
+
+    def register(self, method: type[Method], config: type | None = None) -> None:
+        """
+        Adds a method: from then on `methods` may list it, and its settings are fields of `EntropyGRPOConfig`.
+
+        The command line finds methods by entry points of the group `trl_entropy.methods`. Registering a class twice
+        does nothing.
+
+        Args:
+            method (`type[Method]`):
+                The method.
+            config (`type`, *optional*):
+                Dataclass of its settings. Defaults to `method.config`.
+
+        Raises:
+            `TypeError`: `method` is not a subclass of `Method`, or `config` is not a dataclass.
+            `ValueError`: the name or a field is taken, or a declaration is missing or malformed.
+        """
+        if not (isinstance(method, type) and issubclass(method, Method)):
+            raise TypeError(f"`method` must be a subclass of `trl_entropy.methods.Method`, got {method!r}.")
+        if self.methods.get(getattr(method, "name", None)) is method:
+            return
+        check_declaration(method)
+        config = method.config if config is None else config
+        check_config(method, config)
+        if method.name in self.methods or method.name in RESERVED:
+            owner = self.methods.get(method.name)
+            taken = "reserved" if owner is None else f"the name of {title(owner)}"
+            raise ValueError(
+                f"`name` of {title(method)} must be one that is free, got {method.name!r}, which is {taken}."
+            )
+        for kind in family(self.settings):
+            refuse_taken(method, config, kind)
+        method.config = config
+        if fields(config):
+            set_bases(self.settings, (*self.settings.__bases__, config))
+        self.methods[method.name] = method
+        self.changed()
+
+    def unregister(self, name: str) -> None:
+        """Takes a method that was registered out again. Raises `KeyError` for an unknown name."""
+        config = self.methods.pop(name).config
+        self.distributions.pop(name, None)
+        set_bases(self.settings, tuple(base for base in self.settings.__bases__ if base is not config))
+        self.changed()
+
+    def load_entry_points(self, again: bool = False) -> None:
+        """Registers the methods of installed packages. One that cannot be is left out, with a warning that says why.
+
+        A module whose own import has led here may not have defined its method yet. Such a method is left to the call
+        that comes `again`, before the trainer's config is made.
+        """
+        for entry in sorted(entry_points(group=GROUP), key=lambda entry: (distribution_of(entry), entry.name)):
+            if entry in self._done:
+                continue
+            try:
+                method = entry.load()
+                self.register(method)
+            except Exception as error:
+                if not again and is_being_imported(entry.module):
+                    continue
+                self._warn(entry.name, distribution_of(entry), error)
+            else:
+                self.distributions[method.name] = distribution_of(entry)
+            self._done.add(entry)
+
+    def check_fields(self, kind: type) -> None:
+        """Compares the fields of registered methods with those that `kind`, a new subclass of the settings, adds.
+
+        Raises:
+            `ValueError`: a method registered in Python has a field that `kind` has too. One that came by an entry point
+                is left out with a warning.
+        """
+        for name in [name for name in self.methods if name not in self._own]:
+            method = self.methods[name]
+            try:
+                refuse_taken(method, method.config, kind)
+            except ValueError as error:
+                if name not in self.distributions:
+                    raise
+                self._warn(name, self.distributions[name], error)
+                self.unregister(name)
+
+    def _warn(self, name: str, distribution: str, error: Exception) -> None:
+        reason = str(error) if isinstance(error, (ValueError, TypeError)) else f"{type(error).__name__}: {error}"
+        warnings.warn(f"Method {name!r} of the package {distribution!r} is left out. {reason}", stacklevel=3)
+
+
+# Checks
+
+
+def title(kind: type) -> str:
+    return f"`{kind.__module__}.{kind.__qualname__}`"
+
+
+def check_declaration(method: type[Method]) -> None:
+    """Raises `ValueError` for a method without a usable name, summary or paper."""
+    name, summary = getattr(method, "name", None), getattr(method, "summary", None)
+    if not (isinstance(name, str) and re.fullmatch("[a-z][a-z0-9_]*", name)):
+        raise ValueError(f"`name` of {title(method)} must be lower-case letters, digits and _, got {name!r}.")
+    if not (isinstance(summary, str) and summary.strip() and "\n" not in summary):
+        raise ValueError(f"`summary` of {title(method)} must be one line of text, got {summary!r}.")
+    if not isinstance(paper := getattr(method, "paper", None), Paper):
+        raise ValueError(f"`paper` of {title(method)} must be a `trl_entropy.methods.Paper`, got {paper!r}.")
+
+
+def check_config(method: type[Method], config: Any) -> None:
+    """Raises `TypeError` for what is not a dataclass, `ValueError` for a field without prefix, default or help."""
+    if not (isinstance(config, type) and is_dataclass(config)) or config.__dataclass_params__.frozen:
+        raise TypeError(f"`config` of {title(method)} must be a dataclass that is not frozen, got {config!r}.")
+    for item in fields(config):
+        field, prefix = f"Field `{item.name}` of {title(config)}", f"{method.name}_"
+        if not item.name.startswith(prefix):
+            raise ValueError(f"{field} must begin with {prefix!r}, the name of its method.")
+        if item.default is MISSING and item.default_factory is MISSING:
+            raise ValueError(f"{field} must have a default.")
+        text = item.metadata.get("help")
+        if not (isinstance(text, str) and text.strip()) or "%" in text:  # `argparse` formats it with %
+            raise ValueError(f"{field} must have a help text without '%' as `metadata={{'help': ...}}`, got {text!r}.")
+
+
+def refuse_taken(method: type[Method], config: type, kind: type) -> None:
+    """Raises `ValueError` for a field of `config` that a base of `kind` other than its own has, be it TRL's or ours."""
+    others = [base for base in kind.__mro__ if base not in config.__mro__]
+    for item in fields(config):
+        for base in others:
+            if item.name in vars(base) or item.name in inspect.get_annotations(base):
+                raise ValueError(
+                    f"Field `{item.name}` of method {method.name!r} must have a name that is free, but {title(base)} has "
+                    "it."
+                )
+
+
+def distribution_of(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist is not None else "unknown"
+
+
+def is_being_imported(module: str) -> bool:
+    """Whether the import of a module has begun and not ended, so that it may lack what it is about to define."""
+    spec = getattr(sys.modules.get(module), "__spec__", None)
+    return getattr(spec, "_initializing", False)
+
+
+# Dataclasses
+
+
+def family(kind: type) -> list[type]:
+    """A class and its subclasses, bases first."""
+    found = {kind}
+    for subclass in kind.__subclasses__():
+        found.update(family(subclass))
+    return sorted(found, key=lambda one: len(one.__mro__))
+
+
+def set_bases(kind: type, bases: tuple[type, ...]) -> None:
+    """Gives a dataclass other bases, and it and its subclasses the fields that follow from them."""
+    kind.__bases__ = bases
+    for one in family(kind):
+        if "__dataclass_fields__" in vars(one):
+            regenerate(one)
+
+
+def regenerate(kind: type) -> None:
+    """Runs `dataclass` again on a dataclass, in place. Methods that its author wrote stay."""
+    for name in inspect.get_annotations(kind):
+        setattr(kind, name, field_of(kind, name))  # `dataclass` has put the default in the place of the field
+    for name in GENERATED:
+        if name in vars(kind) and is_generated(vars(kind)[name]):
+            delattr(kind, name)
+    dataclass(kind)
+
+
+def field_of(kind: type, name: str) -> Field:
+    return vars(kind)["__dataclass_fields__"][name]
+
+
+def is_generated(value: Any) -> bool:
+    """Whether `dataclass` has made a class attribute: a function from text, `__match_args__`, or `__hash__ = None`."""
+    code = getattr(inspect.unwrap(value), "__code__", None) if callable(value) else None
+    return code.co_filename == "<string>" if code is not None else value is None or isinstance(value, tuple)
