@@ -107,8 +107,8 @@ def check_together(names: list[str]) -> None:
         before = [other for other in names[:position] if METHODS[other].overrides("group_advantages")]
         if method.replaces_advantages and before:
             raise ValueError(
-                f"`methods` must list {name!r}, which makes advantages from rewards alone, before {before[0]!r}, whose "
-                f"advantages it would replace; got {names!r}."
+                f"`methods` must list {name!r}, which makes advantages from rewards alone, before {before[0]!r}, "
+                f"whose advantages it would replace; got {names!r}."
             )
 
 

@@ -7,17 +7,17 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from ..paper import Paper
 from .base import Method
+from .rebasing import family, set_bases
 
 
 GROUP = "trl_entropy.methods"  # of entry points
 RESERVED = ("tip", "kappa", "entropy", "entropy_bonus", "entropy_forecast")  # groups of metrics, parts of a state
-GENERATED = ("__init__", "__repr__", "__eq__", "__hash__", "__match_args__", "__replace__")
 
 
 class Registry:
@@ -34,9 +34,9 @@ class Registry:
 
     def __init__(self, methods: dict[str, type[Method]], settings: type, changed: Callable[[], None]):
         self.methods, self.settings, self.changed = methods, settings, changed
-        self.distributions: dict[str, str] = {}  # of the methods that came by an entry point
         self._own = tuple(methods)
-        self._done: set[EntryPoint] = set()
+        self._entries: dict[str, EntryPoint] = {}  # by the name of the method that came by it
+        self._left_out: set[tuple[str, EntryPoint]] = set()
 
     def register(self, method: type[Method], config: type | None = None) -> None:
         """
@@ -57,9 +57,9 @@ class Registry:
         """
         if not (isinstance(method, type) and issubclass(method, Method)):
             raise TypeError(f"`method` must be a subclass of `trl_entropy.methods.Method`, got {method!r}.")
-        if self.methods.get(getattr(method, "name", None)) is method:
-            return
         check_declaration(method)
+        if self.methods.get(method.name) is method:
+            return
         config = method.config if config is None else config
         check_config(method, config)
         if method.name in self.methods or method.name in RESERVED:
@@ -79,7 +79,7 @@ class Registry:
     def unregister(self, name: str) -> None:
         """Takes a method that was registered out again. Raises `KeyError` for an unknown name."""
         config = self.methods.pop(name).config
-        self.distributions.pop(name, None)
+        self._entries.pop(name, None)
         set_bases(self.settings, tuple(base for base in self.settings.__bases__ if base is not config))
         self.changed()
 
@@ -89,40 +89,41 @@ class Registry:
         A module whose own import has led here may not have defined its method yet. Such a method is left to the call
         that comes `again`, before the trainer's config is made.
         """
-        for entry in sorted(entry_points(group=GROUP), key=lambda entry: (distribution_of(entry), entry.name)):
-            if entry in self._done:
+        for entry in sorted(entry_points(group=GROUP), key=lambda entry: (package_of(entry), entry.name)):
+            if (package_of(entry), entry) in self._left_out:
                 continue
             try:
                 method = entry.load()
                 self.register(method)
             except Exception as error:
-                if not again and is_being_imported(entry.module):
-                    continue
-                self._warn(entry.name, distribution_of(entry), error)
+                if again or not is_being_imported(entry.module):
+                    self._leave_out(entry, error)
             else:
-                self.distributions[method.name] = distribution_of(entry)
-            self._done.add(entry)
+                self._entries[method.name] = entry
 
     def check_fields(self, kind: type) -> None:
         """Compares the fields of registered methods with those that `kind`, a new subclass of the settings, adds.
 
         Raises:
-            `ValueError`: a method registered in Python has a field that `kind` has too. One that came by an entry point
-                is left out with a warning.
+            `ValueError`: a method registered in Python has a field that `kind` has too. A method that came by an entry
+                point is left out with a warning.
         """
         for name in [name for name in self.methods if name not in self._own]:
             method = self.methods[name]
             try:
                 refuse_taken(method, method.config, kind)
             except ValueError as error:
-                if name not in self.distributions:
+                if name not in self._entries:
                     raise
-                self._warn(name, self.distributions[name], error)
+                self._leave_out(self._entries[name], error)
                 self.unregister(name)
 
-    def _warn(self, name: str, distribution: str, error: Exception) -> None:
+    def _leave_out(self, entry: EntryPoint, error: Exception) -> None:
+        self._left_out.add((package_of(entry), entry))
         reason = str(error) if isinstance(error, (ValueError, TypeError)) else f"{type(error).__name__}: {error}"
-        warnings.warn(f"Method {name!r} of the package {distribution!r} is left out. {reason}", stacklevel=3)
+        warnings.warn(
+            f"Method {entry.name!r} of the package {package_of(entry)!r} is left out. {reason}", stacklevel=3
+        )
 
 
 # Checks
@@ -155,22 +156,21 @@ def check_config(method: type[Method], config: Any) -> None:
             raise ValueError(f"{field} must have a default.")
         text = item.metadata.get("help")
         if not (isinstance(text, str) and text.strip()) or "%" in text:  # `argparse` formats it with %
-            raise ValueError(f"{field} must have a help text without '%' as `metadata={{'help': ...}}`, got {text!r}.")
+            accepted = "a help text without '%' as `metadata={'help': ...}`"
+            raise ValueError(f"{field} must have {accepted}, got {text!r}.")
 
 
 def refuse_taken(method: type[Method], config: type, kind: type) -> None:
-    """Raises `ValueError` for a field of `config` that a base of `kind` other than its own has, be it TRL's or ours."""
+    """Raises `ValueError` for a field of `config` that `kind` has already, from TRL or from us."""
     others = [base for base in kind.__mro__ if base not in config.__mro__]
     for item in fields(config):
         for base in others:
             if item.name in vars(base) or item.name in inspect.get_annotations(base):
-                raise ValueError(
-                    f"Field `{item.name}` of method {method.name!r} must have a name that is free, but {title(base)} has "
-                    "it."
-                )
+                taken = f"must have a name that is free, but {title(base)} has it"
+                raise ValueError(f"Field `{item.name}` of method {method.name!r} {taken}.")
 
 
-def distribution_of(entry: EntryPoint) -> str:
+def package_of(entry: EntryPoint) -> str:
     return entry.dist.name if entry.dist is not None else "unknown"
 
 
@@ -178,42 +178,3 @@ def is_being_imported(module: str) -> bool:
     """Whether the import of a module has begun and not ended, so that it may lack what it is about to define."""
     spec = getattr(sys.modules.get(module), "__spec__", None)
     return getattr(spec, "_initializing", False)
-
-
-# Dataclasses
-
-
-def family(kind: type) -> list[type]:
-    """A class and its subclasses, bases first."""
-    found = {kind}
-    for subclass in kind.__subclasses__():
-        found.update(family(subclass))
-    return sorted(found, key=lambda one: len(one.__mro__))
-
-
-def set_bases(kind: type, bases: tuple[type, ...]) -> None:
-    """Gives a dataclass other bases, and it and its subclasses the fields that follow from them."""
-    kind.__bases__ = bases
-    for one in family(kind):
-        if "__dataclass_fields__" in vars(one):
-            regenerate(one)
-
-
-def regenerate(kind: type) -> None:
-    """Runs `dataclass` again on a dataclass, in place. Methods that its author wrote stay."""
-    for name in inspect.get_annotations(kind):
-        setattr(kind, name, field_of(kind, name))  # `dataclass` has put the default in the place of the field
-    for name in GENERATED:
-        if name in vars(kind) and is_generated(vars(kind)[name]):
-            delattr(kind, name)
-    dataclass(kind)
-
-
-def field_of(kind: type, name: str) -> Field:
-    return vars(kind)["__dataclass_fields__"][name]
-
-
-def is_generated(value: Any) -> bool:
-    """Whether `dataclass` has made a class attribute: a function from text, `__match_args__`, or `__hash__ = None`."""
-    code = getattr(inspect.unwrap(value), "__code__", None) if callable(value) else None
-    return code.co_filename == "<string>" if code is not None else value is None or isinstance(value, tuple)
