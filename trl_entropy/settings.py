@@ -3,7 +3,6 @@
 """Reading the fields of a config: a value that fits, or one error that names field, value and what is accepted."""
 
 from collections.abc import Callable
-from dataclasses import MISSING, Field, dataclass
 from typing import Any
 
 
@@ -55,13 +54,3 @@ def one_reward(name: str | None, field_name: str, names: list[str]) -> str:
         known = ", ".join(map(repr, names))
         raise ValueError(f"`{field_name}` must be one of the reward functions {known}, got {name!r}.")
     return name
-
-
-def default_of(field: Field) -> Any:
-    """The default of a dataclass field; a new object if it is made by a factory."""
-    return field.default if field.default_factory is MISSING else field.default_factory()
-
-
-@dataclass
-class NoSettings:
-    """The settings of a method that has none."""

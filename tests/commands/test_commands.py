@@ -11,11 +11,10 @@ import torch
 import trl_entropy
 from trl_entropy import METHODS, cli
 from trl_entropy.commands.env import installed
-from trl_entropy.commands.methods import STAGES, describe, listed, stages
+from trl_entropy.commands.methods import STAGES, default, describe, listed, stages
 from trl_entropy.kappa.config import KappaConfig
 from trl_entropy.methods import Method, MethodsConfig
 from trl_entropy.methods.tip import TipConfig
-from trl_entropy.settings import default_of
 
 
 def words(text):
@@ -36,7 +35,7 @@ def test_methods_lists_every_method_with_every_field(capsys, monkeypatch):
         assert f"acts on: {'; '.join(stages(method))}" in blocks[name] and stages(method)
         for field in known:
             if field.name.startswith(f"{name}_"):
-                assert f" {field.name}: " in blocks[name] and f" = {default_of(field)!r} " in blocks[name]
+                assert f" {field.name}: " in blocks[name] and f" = {default(field)!r} " in blocks[name]
                 assert words(field.metadata["help"]) in blocks[name]
                 found.append(field.name)
     assert sorted(found) == sorted(field.name for field in known)

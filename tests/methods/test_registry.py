@@ -195,8 +195,10 @@ def without(attribute):
     [
         (3, "`method` must be a subclass of `trl_entropy.methods.Method`, got 3."),
         (dict, "`method` must be a subclass of `trl_entropy.methods.Method`, got <class 'dict'>."),
-        (other(name="clip_cov"), "`name` of `some.module.Other` must be one that is free, got 'clip_cov', which is the name of `trl_entropy.methods.clip_cov.ClipCov`."),
-        (other(name="kappa"), "`name` of `some.module.Other` must be one that is free, got 'kappa', which is reserved."),
+        (other(name="clip_cov"), "`name` of `some.module.Other` must be free, got 'clip_cov', the name of `trl_entropy.methods.clip_cov.ClipCov`."),
+        (other(name="kappa"), "`name` of `some.module.Other` must be free, got 'kappa', which is reserved."),
+        (other(name="clip_cov_soft"), "`name` of `some.module.Other` must not begin with the name of another method, got 'clip_cov_soft': 'clip_cov' exists."),
+        (other(name="get"), "must be one with which no other field begins, got 'get': `transformers.training_args.TrainingArguments` has `get_"),
         (other(name="My-Method"), "`name` of `some.module.Other` must be lower-case letters, digits and _, got 'My-Method'."),
         (without("name"), "`name` of `some.module.Other` must be lower-case letters, digits and _, got None."),
         (without("summary"), "`summary` of `some.module.Other` must be one line of text, got None."),
@@ -206,9 +208,9 @@ def without(attribute):
         (other([("other_size", int, field(default=3))]), "Field `other_size` of `some.module.Settings` must have a help text without '%' as `metadata={'help': ...}`, got None."),
         (other([("other_size", int, field(default=3, metadata={"help": "5 %"}))]), "must have a help text without '%' as `metadata={'help': ...}`, got '5 %'."),
         (other([("size", int, field(default=3, **HELP))]), "Field `size` of `some.module.Settings` must begin with 'other_', the name of its method."),
-        (other([("top_k", int, field(default=3, **HELP))], name="top"), "Field `top_k` of method 'top' must have a name that is free, but `trl.trainer.grpo_config.GRPOConfig` has it."),
-        (other([("clip_cov_ratio", int, field(default=3, **HELP))], name="clip"), "Field `clip_cov_ratio` of method 'clip' must have a name that is free, but `trl_entropy.methods.clip_cov.ClipCovConfig` has it."),
-        (other([("fused_head", int, field(default=3, **HELP))], name="fused"), "Field `fused_head` of method 'fused' must have a name that is free, but `trl_entropy.trainers.grpo_config.EntropyGRPOConfig` has it."),
+        (other([("top_k", int, field(default=3, **HELP))], name="top"), "`name` of `some.module.Other` must be one with which no other field begins, got 'top': `trl.trainer.grpo_config.GRPOConfig` has `top_p`."),
+        (other([("clip_cov_ratio", int, field(default=3, **HELP))], name="clip"), "`name` of `some.module.Other` must be one with which no other field begins, got 'clip': `trl_entropy.methods."),
+        (other([("fused_head", int, field(default=3, **HELP))], name="fused"), "`name` of `some.module.Other` must be one with which no other field begins, got 'fused': `trl_entropy.trainers.grpo_config.EntropyGRPOConfig` has `fused_head`."),
         (other(settings=3), "`config` of `some.module.Other` must be a dataclass that is not frozen, got 3."),
     ],
     ids=str,
@@ -249,7 +251,7 @@ def test_entry_points_that_cannot_be_loaded(module):
     ]
     assert "ModuleNotFoundError: No module named 'nowhere_to_be_found'" in found[0]
     assert "RuntimeError: what went wrong" in found[1]
-    assert "got 'clip_cov', which is the name of `trl_entropy.methods.clip_cov.ClipCov`" in found[2]
+    assert "got 'clip_cov', the name of `trl_entropy.methods.clip_cov.ClipCov`" in found[2]
     assert list(METHODS) == [*OURS, "mine"] and messages(REGISTRY.load_entry_points) == []
 
 
@@ -276,14 +278,17 @@ def test_package_that_imports_the_trainers_too_early(module):
 def test_fields_that_only_a_later_config_has(mine, module):
     """As `EntropyGRPOConfig` is, if methods are registered before the trainers are imported."""
     later = make_dataclass("Later", [("mine_weight", int, field(default=3))])
-    with pytest.raises(ValueError, match="`mine_weight` of method 'mine' must have a name that is free, but `.*Later"):
+    with pytest.raises(ValueError, match="no other field begins, got 'mine': `.*Later` has `mine_weight`"):
         REGISTRY.check_fields(later)
     REGISTRY.unregister("mine")
     write_package(module.folder, "late-methods", {"mine": "mine_method:Mine"})
     REGISTRY.load_entry_points()
     assert "mine" in METHODS
     (message,) = messages(lambda: REGISTRY.check_fields(later))
-    assert "Method 'mine' of the package 'late-methods' is left out. Field `mine_weight` of method 'mine'" in message
+    assert (
+        "Method 'mine' of the package 'late-methods' is left out. `name` of `mine_method.Mine` must be one with"
+        in message
+    )
     assert tuple(METHODS) == OURS and messages(REGISTRY.load_entry_points) == [] and tuple(METHODS) == OURS
 
 

@@ -4,14 +4,13 @@
 
 import shutil
 import textwrap
-from dataclasses import fields
+from dataclasses import MISSING, Field, fields
 from difflib import get_close_matches
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from ..kappa.config import KappaTune
+from ..kappa.config import KappaConfig, KappaTune
 from ..methods import METHODS, Method
 from ..methods.tip import Tip
-from ..settings import default_of
 from .parser import CommandParser
 
 
@@ -58,10 +57,15 @@ def accepted(hint: Any) -> str:
     return f"list of {accepted(members[0])}" if members else getattr(hint, "__name__", str(hint))
 
 
+def default(field: Field) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
 def describe(name: str, width: int = WIDEST) -> str:
     """Everything that a user chooses a method by, in lines of at most `width` characters but for long words."""
     method = listed()[name]
-    hints = get_type_hints(method.config)
+    config = KappaConfig if method is KappaTune else method.config
+    hints = get_type_hints(config)
 
     def wrap(text: str, indent: int) -> str:
         margin = " " * indent
@@ -71,8 +75,8 @@ def describe(name: str, width: int = WIDEST) -> str:
     lines = [method.name, wrap(method.summary, 2)]
     lines += [wrap(f"paper: {method.paper.title}, {method.paper.url}", 2)]
     lines += [wrap(f"acts on: {'; '.join(stages(method))}", 2)]
-    for field in fields(method.config):
-        lines += [wrap(f"{field.name}: {accepted(hints[field.name])} = {default_of(field)!r}", 2)]
+    for field in fields(config):
+        lines += [wrap(f"{field.name}: {accepted(hints[field.name])} = {default(field)!r}", 2)]
         lines += [wrap(field.metadata["help"], 6)]
     return "\n".join(lines)
 

@@ -17,7 +17,7 @@ from transformers import PrinterCallback
 from trl import ModelConfig
 from trl.scripts.grpo import GRPOScriptArguments
 
-from ..methods import METHODS, fields_of
+from ..methods import METHODS
 from ..trainers.grpo import EntropyGRPOTrainer
 from ..trainers.grpo_config import EntropyGRPOConfig
 from .common import BadRecipe, Progress, add_options, given_changes, parse_recipe, read_recipe, run_command, write_card
@@ -35,8 +35,8 @@ CACHES = {"chain": Path(".cache/countdown"), "attempts": Path(".cache/countdown_
 
 def config_for(settings: dict, methods: list[str], folder: Path) -> EntropyGRPOConfig:
     """The trainer's config for one run; fields of methods that it does not use are left out. See `parse_recipe`."""
-    idle = {item.name for item in fields_of(name for name in METHODS if name not in methods)}
-    own = {key: value for key, value in settings.items() if key not in idle}
+    idle = tuple(f"{name}_" for name in METHODS if name not in methods)
+    own = {key: value for key, value in settings.items() if not key.startswith(idle)}
     return parse_recipe(own | {"methods": methods}, KINDS, folder, "quickstart")
 
 

@@ -18,6 +18,26 @@ logger = get_logger(__name__)
 NO_CACHE = "none"
 
 
+class KappaTune:
+    """Trains only the weights of low condition number.
+
+    What a model card says of `kappa_mode`: the prefix of its fields, and what to cite.
+    """
+
+    name = "kappa"
+    summary = "trains only the weights of low condition number"
+    paper = Paper(
+        arxiv="2506.16289",
+        title="The Condition Number as a Scale-Invariant Proxy for Information Encoding in Neural Units",
+        bibtex="""@article{ludwig2025condition,
+    title   = {The Condition Number as a Scale-Invariant Proxy for Information Encoding in Neural Units},
+    author  = {Oswaldo Ludwig},
+    journal = {arXiv preprint arXiv:2506.16289},
+    year    = {2025}
+}""",
+    )
+
+
 @dataclass
 class KappaConfig:
     r"""
@@ -129,24 +149,3 @@ def kappa_selection(config: Any) -> Selection:
 def kappa_cache(folder: str | None) -> KappaCache | None:
     """The cache that `kappa_cache` names."""
     return None if folder == NO_CACHE else KappaCache(folder)
-
-
-class KappaTune:
-    """Trains only the weights of low condition number.
-
-    What a model card says of `kappa_mode`: the prefix of its fields, and what to cite.
-    """
-
-    name = "kappa"
-    summary = "trains only the weights of low condition number"
-    config = KappaConfig
-    paper = Paper(
-        arxiv="2506.16289",
-        title="The Condition Number as a Scale-Invariant Proxy for Information Encoding in Neural Units",
-        bibtex="""@article{ludwig2025condition,
-    title   = {The Condition Number as a Scale-Invariant Proxy for Information Encoding in Neural Units},
-    author  = {Oswaldo Ludwig},
-    journal = {arXiv preprint arXiv:2506.16289},
-    year    = {2025}
-}""",
-    )

@@ -2,12 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every method by the name under which `methods` lists it, and all their fields in one flat namespace."""
 
-from collections.abc import Iterable
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 
 from ..paper import Paper
-from ..settings import default_of
 from .aepo import Aepo, AepoConfig
 from .agentic_aepo import AgenticAepo, AgenticAepoConfig
 from .base import Method
@@ -24,7 +22,7 @@ from .siren import Siren, SirenConfig
 from .steer import Steer, SteerConfig
 
 
-__all__ = ["METHODS", "Method", "MethodsConfig", "Paper", "build_methods", "fields_of", "idle_fields", "register"]
+__all__ = ["METHODS", "Method", "MethodsConfig", "Paper", "build_methods", "idle_fields", "register"]
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
@@ -112,15 +110,11 @@ def check_together(names: list[str]) -> None:
             )
 
 
-def fields_of(names: Iterable[str]) -> list[Field]:
-    """The settings of these methods."""
-    return [item for name in names for item in fields(METHODS[name].config)]
-
-
 def idle_fields(config: MethodsConfig) -> list[str]:
     """Fields set to something else than their default although their method is not in `methods`."""
-    idle = fields_of(name for name in METHODS if name not in config.methods)
-    return [item.name for item in idle if getattr(config, item.name) != default_of(item)]
+    defaults = MethodsConfig()
+    idle = [item.name for name in METHODS if name not in config.methods for item in fields(METHODS[name].config)]
+    return [name for name in idle if getattr(config, name) != getattr(defaults, name)]
 
 
 REGISTRY.load_entry_points()  # last: what it imports may import from here

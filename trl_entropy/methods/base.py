@@ -3,12 +3,12 @@
 """What a method is: a paper, what it needs, and a few optional hooks that change nothing unless overridden."""
 
 from collections.abc import Callable
+from dataclasses import make_dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from ..paper import Paper
-from ..settings import NoSettings
 from ..tokens import Rollouts, TokenBatch
 
 
@@ -39,7 +39,7 @@ class Method:
     name: ClassVar[str]
     summary: ClassVar[str]
     paper: ClassVar[Paper]
-    config: ClassVar[type] = NoSettings
+    config: ClassVar[type] = make_dataclass("NoSettings", [])
     needs: tuple[str, ...] = ()
     shapes_reward: ClassVar[bool] = False
     shaped_reward: str | None = None

@@ -17,7 +17,8 @@ from .rebasing import family, set_bases
 
 
 GROUP = "trl_entropy.methods"  # of entry points
-RESERVED = ("tip", "kappa", "entropy", "entropy_bonus", "entropy_forecast")  # groups of metrics, parts of a state
+PREFIXES = ("tip", "kappa")  # of settings that are not those of a method
+RESERVED = (*PREFIXES, "entropy", "entropy_bonus", "entropy_forecast")  # groups of metrics, parts of a state
 
 
 class Registry:
@@ -53,7 +54,7 @@ class Registry:
 
         Raises:
             `TypeError`: `method` is not a subclass of `Method`, or `config` is not a dataclass.
-            `ValueError`: the name or a field is taken, or a declaration is missing or malformed.
+            `ValueError`: the name is taken or begins a field of TRL or ours, or a declaration is missing or malformed.
         """
         if not (isinstance(method, type) and issubclass(method, Method)):
             raise TypeError(f"`method` must be a subclass of `trl_entropy.methods.Method`, got {method!r}.")
@@ -62,12 +63,7 @@ class Registry:
             return
         config = method.config if config is None else config
         check_config(method, config)
-        if method.name in self.methods or method.name in RESERVED:
-            owner = self.methods.get(method.name)
-            taken = "reserved" if owner is None else f"the name of {title(owner)}"
-            raise ValueError(
-                f"`name` of {title(method)} must be one that is free, got {method.name!r}, which is {taken}."
-            )
+        refuse_name(method, self.methods)
         for kind in family(self.settings):
             refuse_taken(method, config, kind)
         method.config = config
@@ -160,14 +156,29 @@ def check_config(method: type[Method], config: Any) -> None:
             raise ValueError(f"{field} must have {accepted}, got {text!r}.")
 
 
+def refuse_name(method: type[Method], methods: dict[str, type[Method]]) -> None:
+    """Raises `ValueError` for a name that is taken, or that would give a method settings of another's prefix."""
+    what = f"`name` of {title(method)} must"
+    if method.name in methods:
+        raise ValueError(f"{what} be free, got {method.name!r}, the name of {title(methods[method.name])}.")
+    if method.name in RESERVED:
+        raise ValueError(f"{what} be free, got {method.name!r}, which is reserved.")
+    for other in (*methods, *PREFIXES):
+        if method.name.startswith(f"{other}_"):
+            raise ValueError(
+                f"{what} not begin with the name of another method, got {method.name!r}: {other!r} exists."
+            )
+
+
 def refuse_taken(method: type[Method], config: type, kind: type) -> None:
-    """Raises `ValueError` for a field of `config` that `kind` has already, from TRL or from us."""
-    others = [base for base in kind.__mro__ if base not in config.__mro__]
-    for item in fields(config):
-        for base in others:
-            if item.name in vars(base) or item.name in inspect.get_annotations(base):
-                taken = f"must have a name that is free, but {title(base)} has it"
-                raise ValueError(f"Field `{item.name}` of method {method.name!r} {taken}.")
+    """Raises `ValueError` if `kind` has a setting, of TRL or of ours, that begins as those of the method do."""
+    for base in kind.__mro__:
+        for name in (*vars(base), *inspect.get_annotations(base)):
+            if name.startswith(f"{method.name}_") and base not in config.__mro__:
+                raise ValueError(
+                    f"`name` of {title(method)} must be one with which no other field begins, got {method.name!r}: "
+                    f"{title(base)} has `{name}`."
+                )
 
 
 def package_of(entry: EntryPoint) -> str:

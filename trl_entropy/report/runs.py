@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from ..methods import METHODS, Method, fields_of
+from ..methods import METHODS, Method
 from ..runs.token_log import SETTINGS_FILE
 from ..trainers.grpo_config import EntropyGRPOConfig
 
@@ -60,9 +60,10 @@ class Run:
 
     def with_defaults(self) -> dict[str, Any]:
         """The settings that were changed, and the plain defaults of all others but those of methods that it lacks."""
-        idle = {item.name for item in fields_of(name for name in METHODS if METHODS[name] not in self.methods)}
+        idle = tuple(f"{name}_" for name in METHODS if METHODS[name] not in self.methods)
+        active = tuple(f"{method.name}_" for method in self.methods)
         defaults = {item.name: item.default for item in fields(EntropyGRPOConfig) if item.default is not MISSING}
-        kept = {key: value for key, value in defaults.items() if key not in idle}
+        kept = {key: value for key, value in defaults.items() if key.startswith(active) or not key.startswith(idle)}
         return {"methods": [], **kept, **self.settings}
 
     def target(self) -> tuple[list[float], list[float], list[float]] | None:

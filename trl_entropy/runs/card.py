@@ -7,7 +7,7 @@ import os
 import platform
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import MISSING
 from importlib import metadata, resources
 from importlib.util import find_spec
 from numbers import Real
@@ -18,7 +18,6 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .._version import __version__
 from ..methods import Method, Paper
-from ..settings import default_of
 from .provenance import public_value
 
 
@@ -108,11 +107,14 @@ def cell(value: Any) -> str:
 
 def changed_fields(method: Method, config: Any) -> list[tuple[str, str, str]]:
     """Name, value and default of each field of a method that is not at its default."""
+    others = tuple(f"{name}_" for name in getattr(config, "methods", ()) if name.startswith(f"{method.name}_"))
     rows = []
-    for name in (item.name for item in fields(method.config)):
-        value, default = getattr(config, name), default_of(type(config).__dataclass_fields__[name])
-        if value != default:
-            rows.append((name, cell(value), cell(default)))
+    for name, field in type(config).__dataclass_fields__.items():
+        if name.startswith(f"{method.name}_") and not (others and name.startswith(others)):
+            value = getattr(config, name)
+            default = field.default if field.default_factory is MISSING else field.default_factory()
+            if value != default:
+                rows.append((name, cell(value), cell(default)))
     return rows
 
 
