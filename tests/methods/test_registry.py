@@ -17,7 +17,6 @@ import pytest
 import yaml
 from support.compatibility import render
 from support.packages import MINE, SETTINGS, site, write_package, write_run
-from support.tiny import config_of
 
 import trl_entropy
 from trl_entropy import METHODS, EntropyGRPOConfig
@@ -108,9 +107,9 @@ def test_settings_are_those_of_the_config(mine, tmp_path, caplog, capsys):
 
 
 def test_settings_of_a_method_that_is_off(mine):
-    assert idle_fields(config_of(methods=["clip_cov"], mine_weight=0.25)) == ["mine_weight"]
-    assert idle_fields(config_of(methods=["mine"], mine_weight=0.25, steer_lambda_min=0.8)) == ["steer_lambda_min"]
-    assert idle_fields(config_of()) == []
+    assert idle_fields(MethodsConfig(methods=["clip_cov"], mine_weight=0.25)) == ["mine_weight"]
+    assert idle_fields(MethodsConfig(methods=["mine"], mine_weight=0.25, steer_lambda_min=0.8)) == ["steer_lambda_min"]
+    assert idle_fields(MethodsConfig()) == []
 
 
 def test_listed_like_ours(mine):
@@ -165,7 +164,7 @@ def test_config_given_apart_and_no_settings_at_all(module):
     config = make_dataclass("ApartConfig", [("apart_size", int, field(default=3, metadata={"help": "A size."}))])
     trl_entropy.register(Bare)
     trl_entropy.register(Apart, config)
-    assert Apart.config is config and config_of(methods=["apart", "bare"]).apart_size == 3
+    assert Apart.config is config and MethodsConfig(methods=["apart", "bare"]).apart_size == 3
 
 
 # Refusals
