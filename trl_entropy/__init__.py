@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .trainers.experimental_config import EntropySDPOConfig as EntropySDPOConfig
     from .trainers.grpo import EntropyGRPOTrainer as EntropyGRPOTrainer
     from .trainers.grpo_config import EntropyGRPOConfig as EntropyGRPOConfig
+    from .trainers.grpo_config import register as register
 
 
 _PUBLIC = {
@@ -45,6 +46,7 @@ _PUBLIC = {
     "METHODS": ".methods",
     "Method": ".methods",
     "kappa_peft_config": ".kappa.tuning",
+    "register": ".trainers.grpo_config",  # with which fields of TRL are known
 }
 
 

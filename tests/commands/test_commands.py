@@ -16,7 +16,7 @@ import torch
 import trl_entropy
 from trl_entropy import METHODS, cli
 from trl_entropy.commands.env import installed
-from trl_entropy.commands.methods import LISTED, STAGES, default, describe, stages
+from trl_entropy.commands.methods import STAGES, default, describe, listed, stages
 from trl_entropy.kappa.config import KappaConfig
 from trl_entropy.methods import Method, MethodsConfig
 from trl_entropy.methods.tip import TipConfig
@@ -35,18 +35,18 @@ def test_methods_lists_every_method_with_every_field(capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= 100
     blocks = {block.splitlines()[0]: words(block) for block in printed.split("\n\n")}
-    assert list(blocks) == list(LISTED) == [*METHODS, "tip", "kappa"]
+    assert list(blocks) == list(listed()) == [*METHODS, "tip", "kappa"]
     configs = (MethodsConfig, TipConfig, KappaConfig)
-    listed, known = [], [field for config in configs for field in fields(config) if field.name != "methods"]
-    for name, (method, _) in LISTED.items():
+    found, known = [], [field for config in configs for field in fields(config) if field.name != "methods"]
+    for name, method in listed().items():
         assert words(method.paper.title) in blocks[name] and method.paper.url in blocks[name]
         assert f"acts on: {'; '.join(stages(method))}" in blocks[name] and stages(method)
         for field in known:
             if field.name.startswith(f"{name}_"):
                 assert f" {field.name}: " in blocks[name] and f" = {default(field)!r} " in blocks[name]
                 assert words(field.metadata["help"]) in blocks[name]
-                listed.append(field.name)
-    assert sorted(listed) == sorted(field.name for field in known)
+                found.append(field.name)
+    assert sorted(found) == sorted(field.name for field in known)
 
 
 def test_one_method(capsys):
@@ -65,7 +65,7 @@ def test_unknown_method_is_one_line(capsys):
         cli.main(["methods", "clip_cof"])
     error = capsys.readouterr().err
     assert error.startswith("trl-entropy methods: error: unknown method 'clip_cof'. Did you mean 'clip_cov'? Known: ")
-    assert error.count("\n") == 1 and all(name in error for name in LISTED)
+    assert error.count("\n") == 1 and all(name in error for name in listed())
     with pytest.raises(SystemExit, match="2"):
         cli.main(["methods", "KappaTune"])
     assert "unknown method 'KappaTune'. Did you mean 'kappa'? Known: " in capsys.readouterr().err

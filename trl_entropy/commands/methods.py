@@ -9,8 +9,8 @@ from difflib import get_close_matches
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ..kappa.config import KappaConfig, KappaTune
-from ..methods import METHODS, Method, MethodsConfig
-from ..methods.tip import Tip, TipConfig
+from ..methods import METHODS, Method
+from ..methods.tip import Tip
 from .parser import CommandParser
 
 
@@ -25,32 +25,24 @@ STAGES = {
     "loss": "the loss, by a term",
     "auxiliary_loss": "the loss, by a term on completions of its own",
 }
-# What stands in no `methods`: where its fields are, and where it acts.
+# Not listed in `methods`: where they act.
 OTHERS = {
-    Tip.name: (
-        Tip,
-        TipConfig,
-        "the tokens that a distillation counts; in no `methods`, but `trl-entropy distillation`",
-    ),
-    KappaTune.name: (
-        KappaTune,
-        KappaConfig,
-        "which weights are trained; in no `methods`, but `kappa_mode` of either trainer",
-    ),
+    Tip: "which tokens distillation trains on; set by `tip_*` in `trl-entropy distillation`, not listed in `methods`",
+    KappaTune: "which weights are trained; set by `kappa_mode` of either trainer, not listed in `methods`",
 }
-LISTED = {name: (method, MethodsConfig) for name, method in METHODS.items()} | {n: o[:2] for n, o in OTHERS.items()}
 WIDEST = 110
+
+
+def listed() -> dict[str, type]:
+    """Every method by name, those of other packages too, then TIP and KappaTune."""
+    return METHODS | {other.name: other for other in OTHERS}
 
 
 def stages(method: type[Method]) -> list[str]:
     """Where in training a method acts, in words."""
-    if method.name in OTHERS:
-        return [OTHERS[method.name][2]]
+    if method in OTHERS:
+        return [OTHERS[method]]
     return [words for hook, words in STAGES.items() if method.overrides(hook)]
-
-
-def fields_of(name: str) -> list[Field]:
-    return [field for field in fields(LISTED[name][1]) if field.name.startswith(f"{name}_")]
 
 
 def accepted(hint: Any) -> str:
@@ -71,7 +63,8 @@ def default(field: Field) -> Any:
 
 def describe(name: str, width: int = WIDEST) -> str:
     """Everything that a user chooses a method by, in lines of at most `width` characters but for long words."""
-    method, config = LISTED[name]
+    method = listed()[name]
+    config = KappaConfig if method is KappaTune else method.config
     hints = get_type_hints(config)
 
     def wrap(text: str, indent: int) -> str:
@@ -79,10 +72,10 @@ def describe(name: str, width: int = WIDEST) -> str:
         options = dict(break_long_words=False, break_on_hyphens=False)
         return textwrap.fill(text, width, initial_indent=margin, subsequent_indent=margin, **options)
 
-    lines = [method.name, wrap(" ".join(method.__doc__.split("\n\n")[0].split()), 2)]
+    lines = [method.name, wrap(method.summary, 2)]
     lines += [wrap(f"paper: {method.paper.title}, {method.paper.url}", 2)]
     lines += [wrap(f"acts on: {'; '.join(stages(method))}", 2)]
-    for field in fields_of(name):
+    for field in fields(config):
         lines += [wrap(f"{field.name}: {accepted(hints[field.name])} = {default(field)!r}", 2)]
         lines += [wrap(field.metadata["help"], 6)]
     return "\n".join(lines)
@@ -96,11 +89,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("name", nargs="?", metavar="NAME", help="only this method")
     given = parser.parse_args(argv).name
     name = None if given is None else given.lower().replace("-", "_")
-    if name is not None and name not in LISTED:
-        near = get_close_matches(name, LISTED, n=1)
+    known = listed()
+    if name is not None and name not in known:
+        near = get_close_matches(name, known, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        parser.error(f"unknown method {given!r}.{hint} Known: {', '.join(LISTED)}.")
+        parser.error(f"unknown method {given!r}.{hint} Known: {', '.join(known)}.")
     width = min(shutil.get_terminal_size().columns, WIDEST)
-    chosen = LISTED if name is None else [name]
+    chosen = known if name is None else [name]
     print("\n\n".join(describe(one, width) for one in chosen))  # noqa: T201 (the result of a command)
     return 0

@@ -27,6 +27,7 @@ class KappaTune:
     """
 
     name = "kappa"
+    summary = "trains only the weights of low condition number"
     paper = Paper(
         arxiv="2506.16289",
         title="The Condition Number as a Scale-Invariant Proxy for Information Encoding in Neural Units",

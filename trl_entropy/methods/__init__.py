@@ -17,11 +17,12 @@ from .epo import Epo, EpoConfig
 from .kl_cov import KlCov, KlCovConfig
 from .pear import Pear, PearConfig
 from .prompt_augmentation import PromptAugmentation, PromptAugmentationConfig
+from .registry import Registry
 from .siren import Siren, SirenConfig
 from .steer import Steer, SteerConfig
 
 
-__all__ = ["METHODS", "Method", "MethodsConfig", "Paper", "build_methods", "idle_fields"]
+__all__ = ["METHODS", "Method", "MethodsConfig", "Paper", "build_methods", "idle_fields", "register"]
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
@@ -41,6 +42,17 @@ METHODS: dict[str, type[Method]] = {
         PromptAugmentation,
     )
 }
+ABOUT_METHODS: dict[str, str] = {}  # the metadata of `methods`
+
+
+def describe_methods() -> None:
+    ABOUT_METHODS["help"] = (
+        "Entropy methods to apply, in this order, each seeing the advantages that those before it left. "
+        "Empty: stock behaviour. Known: " + ", ".join(METHODS) + "."
+    )
+
+
+describe_methods()
 
 
 @dataclass
@@ -59,13 +71,13 @@ class MethodsConfig(
     AgenticAepoConfig,
     PromptAugmentationConfig,
 ):
-    methods: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Entropy methods to apply, in this order, each seeing the advantages that those before it left. "
-            "Empty: stock behaviour. Known: " + ", ".join(METHODS) + "."
-        },
-    )
+    """The settings of every method: a mixin of the trainer's config."""
+
+    methods: list[str] = field(default_factory=list, metadata=ABOUT_METHODS)
+
+
+REGISTRY = Registry(METHODS, MethodsConfig, describe_methods)
+register = REGISTRY.register
 
 
 def build_methods(config: MethodsConfig) -> list[Method]:
@@ -93,19 +105,16 @@ def check_together(names: list[str]) -> None:
         before = [other for other in names[:position] if METHODS[other].overrides("group_advantages")]
         if method.replaces_advantages and before:
             raise ValueError(
-                f"`methods` must list {name!r}, which makes advantages from rewards alone, before {before[0]!r}, whose "
-                f"advantages it would replace; got {names!r}."
+                f"`methods` must list {name!r}, which makes advantages from rewards alone, before {before[0]!r}, "
+                f"whose advantages it would replace; got {names!r}."
             )
 
 
 def idle_fields(config: MethodsConfig) -> list[str]:
     """Fields set to something else than their default although their method is not in `methods`."""
-    idle = tuple(f"{name}_" for name in METHODS if name not in config.methods)
-    active = tuple(f"{name}_" for name in config.methods)
-    return [
-        item.name
-        for item in fields(MethodsConfig)
-        if item.name.startswith(idle)
-        and not item.name.startswith(active)
-        and getattr(config, item.name) != item.default
-    ]
+    defaults = MethodsConfig()
+    idle = [item.name for name in METHODS if name not in config.methods for item in fields(METHODS[name].config)]
+    return [name for name in idle if getattr(config, name) != getattr(defaults, name)]
+
+
+REGISTRY.load_entry_points()  # last: what it imports may import from here

@@ -107,6 +107,8 @@ class Aepo(Method):
     """
 
     name = "aepo"
+    summary = "steers entropy to a target by the temperature of what it reinforces"
+    config = AepoConfig
     paper = Paper(
         "2510.08141",
         "Arbitrary Entropy Policy Optimization: Entropy Is Controllable in Reinforcement Fine-tuning",

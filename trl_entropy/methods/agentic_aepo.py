@@ -61,6 +61,8 @@ class AgenticAepo(Method):
     """
 
     name = "agentic_aepo"
+    summary = "scales advantages by entropy, keeps the gradient of clipped A > 0 tokens"
+    config = AgenticAepoConfig
     paper = Paper(
         "2510.14545",
         "Agentic Entropy-Balanced Policy Optimization",

@@ -3,6 +3,7 @@
 """What a method is: a paper, what it needs, and a few optional hooks that change nothing unless overridden."""
 
 from collections.abc import Callable
+from dataclasses import make_dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -24,7 +25,10 @@ class Method:
 
     Class attributes:
         name: the entry in `methods`, the prefix of its fields and of its metrics.
+        summary: what it does, in one line, for lists of methods.
         paper: what to cite.
+        config: dataclass of its settings, a mixin of the trainer's config. Each has a default, a help text as
+            `metadata`, and a name that begins with that of the method.
         needs: what costs extra and is computed only when asked for. `rollout_entropy` is the entropy of the policy
             that generated, over the whole generation batch: free where TRL scores the rollouts anyway, one forward
             without gradient elsewhere, or recorded during generation. `rollout_logps`, beside it, rules the last out.
@@ -39,7 +43,9 @@ class Method:
     """
 
     name: ClassVar[str]
+    summary: ClassVar[str]
     paper: ClassVar[Paper]
+    config: ClassVar[type] = make_dataclass("NoSettings", [])
     needs: tuple[str, ...] = ()
     shapes_reward: ClassVar[bool] = False
     shaped_reward: str | None = None

@@ -102,6 +102,8 @@ class Canon(Method):
     """
 
     name = "canon"
+    summary = "compares completions of low and high entropy (or length) with each other"
+    config = CanonConfig
     paper = Paper(
         "2509.23962",
         "Conditional Advantage Estimation for Reinforcement Learning in Large Reasoning Models",

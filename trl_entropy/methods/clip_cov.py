@@ -87,6 +87,8 @@ class ClipCov(Method):
     """
 
     name = "clip_cov"
+    summary = "drops the gradient of a few high-covariance tokens"
+    config = ClipCovConfig
     paper = ENTROPY_MECHANISM
     assumes_unit_advantages = True
 

@@ -140,6 +140,8 @@ class ClipB(DiscriminatorClip):
     """Leaves out tokens with A < 0 and S - mean S < -μ σ, S = π (H + log π), once per generation batch (thm. 3.2)."""
 
     name = "clip_b"
+    summary = "skips negative-advantage tokens whose update would lower entropy"
+    config = ClipBConfig
 
     def scores(self, batch: TokenBatch | Rollouts) -> Tensor:
         return discriminator(batch.logps, batch.entropy)
@@ -156,6 +158,8 @@ class ClipV(DiscriminatorClip):
     """
 
     name = "clip_v"
+    summary = "like clip_b, by the exact first-order entropy change and with a cap"
+    config = ClipVConfig
     statistics = ("second_moments",)
 
     def __init__(self, config):

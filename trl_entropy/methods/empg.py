@@ -102,6 +102,8 @@ class Empg(Method):
     """
 
     name = "empg"
+    summary = "scales the advantage of an agent's steps by its certainty"
+    config = EmpgConfig
     paper = Paper(
         "2509.09265",
         "Harnessing Uncertainty: Entropy-Modulated Policy Gradients for Long-Horizon LLM Agents",

@@ -77,6 +77,8 @@ class Epo(Method):
     """
 
     name = "epo"
+    summary = "adds the entropy of turns to the objective, smoothed by past entropy"
+    config = EpoConfig
     paper = Paper(
         "2509.22576",
         "EPO: Entropy-regularized Policy Optimization for LLM Agents Reinforcement Learning",

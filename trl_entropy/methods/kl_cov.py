@@ -78,6 +78,8 @@ class KlCov(Method):
     """
 
     name = "kl_cov"
+    summary = "penalizes the log-ratio of the highest-covariance tokens"
+    config = KlCovConfig
     paper = ENTROPY_MECHANISM
     acts_on_ratio = True
 

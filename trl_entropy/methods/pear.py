@@ -102,6 +102,8 @@ class Pear(Method):
     """
 
     name = "pear"
+    summary = "rewards correct answers less the more entropy their thinking has"
+    config = PearConfig
     paper = Paper(
         "2510.08026",
         "PEAR: Phase Entropy Aware Reward for Efficient Reasoning",

@@ -74,6 +74,8 @@ class PromptAugmentation(Method):
     """
 
     name = "prompt_augmentation"
+    summary = "asks the same prompt in several formats"
+    config = PromptAugmentationConfig
     paper = Paper(
         "2602.03190",
         "Prompt Augmentation Scales up GRPO Training on Mathematical Reasoning",

@@ -69,6 +69,8 @@ class Siren(Method):
     """
 
     name = "siren"
+    summary = "holds the top-p entropy of high-entropy tokens near its starting value"
+    config = SirenConfig
     needs = ("nucleus_entropy",)
     paper = Paper(
         "2509.25133",

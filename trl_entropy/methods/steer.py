@@ -105,6 +105,8 @@ class Steer(Method):
     """
 
     name = "steer"
+    summary = "gives tokens less weight the more they would change entropy"
+    config = SteerConfig
     paper = Paper(
         "2510.10150",
         "Rethinking Entropy Interventions in RLVR: An Entropy Change Perspective",

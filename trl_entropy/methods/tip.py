@@ -149,6 +149,8 @@ class Tip:
     """
 
     name = "tip"
+    summary = "distills on tokens where the student is uncertain or far from the teacher"
+    config = TipConfig
     paper = Paper(
         arxiv="2604.14084",
         title="TIP: Token Importance in On-Policy Distillation",

@@ -14,7 +14,6 @@ from .runs import Run
 from .samples import pass_at_k_points, tip_scatter
 
 
-GROUPS = (*METHODS, "tip", "kappa")  # prefixes of the methods' metrics
 PASS_AT_K = re.compile(r"(.*/)?(eval_)?pass@\d+$")
 
 
@@ -61,6 +60,11 @@ class Panel:
     from_zero: bool = False
 
 
+def metric_groups() -> tuple[str, ...]:
+    """The groups of metrics that belong to a method: the part of their names before the slash."""
+    return (*METHODS, "tip", "kappa")
+
+
 def build_panels(runs: list[Run]) -> list[Panel]:
     """Every panel for which at least one run has data."""
     candidates = [
@@ -82,7 +86,7 @@ def build_panels(runs: list[Run]) -> list[Panel]:
 def method_metrics(runs: list[Run]) -> list[str]:
     """The methods' metrics that any run has logged, in the order of the methods."""
     keys = sorted(set().union(*(run.keys for run in runs)))
-    return [key for group in GROUPS for key in keys if key.startswith(f"{group}/")]
+    return [key for group in metric_groups() for key in keys if key.startswith(f"{group}/")]
 
 
 def metric_panel(runs: list[Run], title: str, key: str, kind: str = "line") -> Panel:

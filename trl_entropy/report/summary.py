@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from ..runs.files import is_private
-from .panels import GROUPS, Panel
+from .panels import Panel, metric_groups
 from .runs import Run
 
 
@@ -48,7 +48,7 @@ def named_methods(run: Run) -> str:
     """The methods in the run's settings or, if they name none, the methods with metrics in the log."""
     off = ("tip",) if run.settings.get("tip_rule") == "none" else ()  # it logs quadrants even if it is off
     names = [method.name for method in run.methods] or [
-        group for group in GROUPS if group not in off and any(key.startswith(f"{group}/") for key in run.keys)
+        group for group in metric_groups() if group not in off and any(key.startswith(f"{group}/") for key in run.keys)
     ]
     return ", ".join(names) or ("none" if run.settings else UNKNOWN)
 

@@ -10,7 +10,8 @@ from trl import GRPOConfig
 
 from ..head.patch import HEAD_STATISTICS
 from ..kappa.config import KappaConfig
-from ..methods import Method, MethodsConfig, build_methods, idle_fields
+from ..methods import REGISTRY, Method, MethodsConfig, build_methods, idle_fields
+from ..methods import register as register
 from ..runs.provenance import given_settings
 from ..settings import checked, flag, one_of
 from .checks import check_after, check_before, check_trl_version
@@ -24,6 +25,7 @@ LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vesp
 
 
 check_trl_version(trl.__version__)
+REGISTRY.load_entry_points(again=True)
 
 
 @dataclass
@@ -172,3 +174,6 @@ class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, KappaConfig, GRPOConf
                         "`scale_rewards` to 'group' or 'batch'."
                     )
         return found
+
+
+REGISTRY.check_fields(EntropyGRPOConfig)  # against those of TRL, which `methods` does not know
