@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 from support.reference import reduce_terms
-from support.tiny import LOSS_TYPES, random_tokens
+from support.tensors import random_tokens
+from support.tiny import LOSS_TYPES
 
 from trl_entropy.collectives import SINGLE_PROCESS
 from trl_entropy.functional import (

@@ -5,7 +5,8 @@
 import pytest
 import torch
 from support.processes import run_processes
-from support.tiny import EXACT, FLOAT32, build_model, make_loss_batch
+from support.tensors import make_loss_batch
+from support.tiny import EXACT, FLOAT32, build_model
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor

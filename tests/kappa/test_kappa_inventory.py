@@ -5,8 +5,7 @@
 import pytest
 import torch
 import transformers
-from support.tiny import build_model
-from test_kappa_sources import build_moe
+from support.tiny import build_model, build_moe
 from torch import nn
 
 from trl_entropy.kappa.inventory import layers_of

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
-from support.tiny import build_model
-from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+from support.tiny import build_model, build_moe
 
 from trl_entropy.kappa import analysis, cache
 from trl_entropy.kappa.analysis import analyze
@@ -20,24 +19,6 @@ from trl_entropy.kappa.fingerprint import CHUNK, chunk_sums, device_sums
 from trl_entropy.kappa.inventory import layers_of, read_weight
 from trl_entropy.kappa.selection import Selection
 from trl_entropy.kappa.sources import CheckpointSource, LiveSource, source_of
-
-
-def build_moe(**overrides):
-    torch.manual_seed(0)
-    settings = dict(
-        vocab_size=24,
-        hidden_size=16,
-        intermediate_size=32,
-        moe_intermediate_size=8,
-        num_experts=3,
-        num_experts_per_tok=2,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        initializer_range=0.5,
-    )
-    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**{**settings, **overrides}))
 
 
 def kappas(source, **settings):

@@ -322,7 +322,7 @@ def test_layers_that_checkpoint_their_activations(tmp_path):
 
 
 def test_fused_experts_are_trained_whole_or_become_target_parameters(tmp_path):
-    from test_kappa_sources import build_moe
+    from support.tiny import build_moe
 
     settings = dict(include=["experts"], num_modules=1, order="descending")
     (chosen,) = selected(build_moe(), **settings)

@@ -4,14 +4,33 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import strategies as st
 from support import cases
+from support.fuzzing import ADVANTAGES, SHARES, covers, draw_flags, draw_shape, draw_tensor, spoiled
 from support.reference import dense_log_policy, dense_logps_and_entropy, policy_terms, reduce_terms
-from support.tiny import EXACT, FLOAT32, FLOAT64, LOSS_TYPES, build_model, loss_and_gradients, make_loss_batch
-from test_steer import F1_LOGITS, three_tokens
+from support.registry import MethodSettings
+from support.tensors import F1_LOGITS, make_loss_batch, three_tokens
+from support.tiny import EXACT, FLOAT32, FLOAT64, LOSS_TYPES, build_model, loss_and_gradients
 
+from trl_entropy import functional
 from trl_entropy.functional import discriminator
 from trl_entropy.methods.discriminator import clip_b_mask, clip_v_mask
 from trl_entropy.tokens import Rollouts
+
+
+METHOD_SETTINGS = {
+    "clip_b": MethodSettings(
+        strong=dict(clip_b_mu=0.5),
+        world=dict(clip_b_mu=0.4),
+        world_loss=dict(clip_b_renormalize=False),
+        batches=(1024, 1024),
+    ),
+    "clip_v": MethodSettings(
+        strong=dict(clip_v_mu=0.3, clip_v_max_frac=0.3),
+        world=dict(clip_v_mu=0.3, clip_v_max_frac=0.1),
+        batches=(512, 512),
+    ),
+}
 
 
 def mask_by_hand(logps, entropy, advantages, mask, mu):
@@ -248,3 +267,20 @@ def test_clip_v_cap_with_ties_and_properties(make_trainer):
     cases.check_rows_permute(method, on_policy=True)
     cases.check_extremes_stay_finite(method, on_policy=True)
     cases.check_empty_mask(make_trainer, "clip_v")
+
+
+# Searched by test_fuzzing.py
+
+
+@covers(clip_b_mask, clip_v_mask)
+def discriminator_masks(draw):
+    shape, mu, share = draw_shape(draw), draw(st.floats(0, 10)), draw(SHARES)
+    scores, advantages, mask = draw_tensor(draw, shape, (-20.0, 20.0)), draw_tensor(draw, shape, ADVANTAGES), draw_flags(draw, shape)  # fmt: skip
+    other = spoiled(draw, scores, mask)
+    for kept, again in (
+        [clip_b_mask(values, advantages, mask, mu) for values in (scores, other)],
+        [clip_v_mask(values, advantages, mask, mu, share) for values in (scores, other)],
+    ):
+        assert torch.equal(kept, again) and not (kept & ~mask).any()
+        assert not (mask & ~kept & (advantages >= 0)).any()
+    assert (mask & ~kept).sum() <= functional.share_of(share, int(mask.sum()))

@@ -10,16 +10,22 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
+from hypothesis import strategies as st
 from support import cases
+from support.fuzzing import covers
+from support.registry import MethodSettings
 from support.tiny import build_dataset, build_model, build_tokenizer
 from trl import DatasetMixtureConfig, ModelConfig
 from trl.scripts.grpo import GRPOScriptArguments
 
 from trl_entropy import EntropyGRPOConfig
 from trl_entropy.commands.arguments import StrictParser
-from trl_entropy.methods import build_methods
+from trl_entropy.methods import build_methods, prompt_augmentation, prompt_templates
 from trl_entropy.methods.prompt_augmentation import drawn
 from trl_entropy.methods.prompt_templates import TEMPLATES, Template
+
+
+METHOD_SETTINGS = {"prompt_augmentation": MethodSettings(batches=(256, 1024))}
 
 
 LINED = "<think>\nx\n</think>\n<answer>\ny\n</answer>"
@@ -244,3 +250,34 @@ class Room:
 def test_environments_write_prompts_themselves(make_trainer):
     with pytest.raises(ValueError, match="`methods` must not list 'prompt_augmentation' with `environment_factory`"):
         make_trainer(methods=["prompt_augmentation"], environment_factory=Room)
+
+
+# Searched by test_fuzzing.py
+
+
+TEXTS = st.text("w{} \n<think>/", max_size=12)
+
+
+@covers(
+    prompt_templates.read_template,
+    prompt_augmentation.drawn,
+    prompt_augmentation.texts_of,
+    prompt_augmentation.has_images,
+)
+def templates(draw):
+    fields = {"user": draw(TEXTS) + "{prompt}", "markers": draw(st.lists(TEXTS.filter(bool), max_size=3))}
+    template = prompt_templates.read_template("own", fields)
+    assert 0 <= template.score(draw(TEXTS)) <= 1
+    prompt = draw(TEXTS)
+    conversation = [{"role": "user", "content": prompt}]
+    assert prompt in template.apply(prompt) and prompt in template.apply(conversation)[-1]["content"]
+    assert conversation == [{"role": "user", "content": prompt}]
+    assert prompt_augmentation.texts_of([{"type": "text", "text": prompt}, {"type": "image"}]) == [prompt]
+    count, place = draw(st.integers(1, 20)), (draw(st.integers(0, 99)), draw(st.integers(0, 99)))
+    assert not prompt_augmentation.has_images({"prompt": prompt})
+    mixed = [*conversation, {"role": "user", "content": [{"type": "text", "text": prompt}, {"type": "image"}]}]
+    assert prompt_augmentation.has_images({"prompt": mixed}) and not prompt_augmentation.has_images(
+        {"prompt": mixed[:1]}
+    )
+    assert 0 <= prompt_augmentation.drawn(count, place, prompt) < count
+    assert prompt_augmentation.drawn(count, place, prompt) == prompt_augmentation.drawn(count, place, conversation)

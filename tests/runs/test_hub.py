@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from support.tiny import VOCABULARY, build_dataset, build_tokenizer
-from support.hub_server import HubServer
 from huggingface_hub import ModelCard
 from safetensors.torch import load as load_safetensors
+from support.hub_server import HubServer
+from support.tiny import VOCABULARY, build_dataset, build_tokenizer
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from trl_entropy.runs import states

@@ -7,15 +7,8 @@ from dataclasses import fields, replace
 
 import torch
 from support.reference import dense_log_policy, dense_logps_and_entropy, reduce_terms
-from support.tiny import (
-    FLOAT32,
-    build_model,
-    config_of,
-    loss_and_gradients,
-    make_loss_batch,
-    random_rollouts,
-    random_tokens,
-)
+from support.tensors import config_of, make_loss_batch, random_rollouts, random_tokens
+from support.tiny import FLOAT32, build_model, loss_and_gradients
 
 from trl_entropy.methods import METHODS
 

@@ -13,13 +13,14 @@ from types import FunctionType
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from support.tiny import make_tokens
+from support.tensors import make_tokens
 
 
 # Found with every search, whatever the property: those on which code like this breaks.
 LOGPS, ENTROPIES, ADVANTAGES = (-1e4, 0.0), (0.0, 13.0), (-1e6, 1e6)
 SPECIAL = {LOGPS: [0.0, -1e-7, -88.0, -104.0], ENTROPIES: [0.0, 1e-7], ADVANTAGES: [0.0, 1.0, -1.0, 1e-30]}
 ANY = (-1.7e38, 1.7e38)
+SHARES = st.floats(1e-6, 1.0)
 GARBAGE = [0.0, -7.0, 1e30, -1e30]
 
 PROPERTIES: list[Callable] = []

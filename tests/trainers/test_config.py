@@ -13,7 +13,8 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import pytest
 import trl
 from datasets import Dataset
-from support.tiny import LOSS_TYPES, REQUIRED, build_dataset, build_model, build_tokenizer, count_reward
+from support.registry import required
+from support.tiny import LOSS_TYPES, build_dataset, build_model, build_tokenizer, count_reward
 
 from trl_entropy import EntropyGRPOConfig, EntropyGRPOTrainer
 from trl_entropy.methods import METHODS
@@ -134,7 +135,7 @@ OWN = [field.name for field in fields(EntropyGRPOConfig) if field.name not in {f
 def test_no_field_takes_a_value_of_another_type(tmp_path, name):
     owner = sorted((method for method in METHODS if name.startswith(f"{method}_")), key=len)[-1:]
     settings = dict(methods=owner, use_adaptive_entropy=name == "entropy_controller")
-    settings |= REQUIRED.get(owner[0], {}) if owner else {}
+    settings |= required(owner)
     values = wrong_values(get_type_hints(EntropyGRPOConfig)[name])
     assert len(values) > 1
     for value in values:

@@ -9,7 +9,8 @@ from collections import Counter
 import pytest
 import torch
 from support.distilling import LENGTHS, TEACHER, build_distiller, distributions, jsd, kept_by_hand, kl, make_batch
-from support.tiny import EXACT, FLOAT32, build_dataset, build_model, make_tokens
+from support.tensors import make_tokens
+from support.tiny import EXACT, FLOAT32, build_dataset, build_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from trl import DistillationConfig, DistillationTrainer
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 from support.reference import dense_logps_and_entropy
-from support.tiny import build_model, loss_and_gradients, make_loss_batch
+from support.tensors import make_loss_batch
+from support.tiny import build_model, loss_and_gradients
 
 from trl_entropy.trainers.entropy_bonus import PIController, scheduled_coef
 
