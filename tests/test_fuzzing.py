@@ -58,7 +58,11 @@ def masked_statistics(draw):
 @covers(functional.centered_product)
 def covariances(draw):
     shape = draw_shape(draw)
-    logps, advantages, mask = draw_tensor(draw, shape, LOGPS), draw_tensor(draw, shape, ADVANTAGES), draw_flags(draw, shape)  # fmt: skip
+    logps, advantages, mask = (
+        draw_tensor(draw, shape, LOGPS),
+        draw_tensor(draw, shape, ADVANTAGES),
+        draw_flags(draw, shape),
+    )
     found = functional.centered_product(logps, advantages, mask)
     assert found.isfinite().all() and (found[~mask] == 0).all()
     other = functional.centered_product(spoiled(draw, logps, mask), spoiled(draw, advantages, mask), mask)
@@ -129,7 +133,9 @@ def accumulators(draw):
 )
 def fields_are_read_or_refused(draw):
     """Whatever stands in a field, it is given back or refused in one line that names it."""
-    value = draw(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.just([]) | st.just({}))  # fmt: skip
+    value = draw(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.just([]) | st.just({})
+    )
     config = type("Config", (), {"field": value})
     names = draw(st.lists(st.text("ab", max_size=1), max_size=2))
     try:

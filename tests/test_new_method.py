@@ -46,7 +46,7 @@ class Damp(Method):
     name = "damp"
     config = DampConfig
     summary = "multiplies positive advantages by a share"
-    paper = Paper("2601.00001", "Damped Advantages", "@article{damp,\\n  journal = {arXiv preprint arXiv:2601.00001}\\n}")
+    paper = Paper("2601.00001", "Damped Advantages", "@article{damp, journal = {arXiv preprint arXiv:2601.00001}}")
 
     def __init__(self, config):
         self.share = share(config, "damp_share")

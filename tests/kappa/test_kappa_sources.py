@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Models in memory and checkpoints: the same numbers, fingerprints that tell weights apart, a cache that is not trusted."""
+"""Models in memory and checkpoints give the same numbers. Fingerprints tell weights apart; the cache is checked."""
 
 import json
 import logging
@@ -251,8 +251,19 @@ def remove(path):
 
 @pytest.mark.parametrize(
     "kind, damage",
-    [("json", cut), ("json", other_schema), ("json", missing_numbers), ("json", other_numbers), ("json", other_types), ("json", no_record), ("json", no_row), ("safetensors", cut), ("safetensors", scribble), ("safetensors", remove)],
-)  # fmt: skip
+    [
+        ("json", cut),
+        ("json", other_schema),
+        ("json", missing_numbers),
+        ("json", other_numbers),
+        ("json", other_types),
+        ("json", no_record),
+        ("json", no_row),
+        ("safetensors", cut),
+        ("safetensors", scribble),
+        ("safetensors", remove),
+    ],
+)
 def test_broken_cache_is_reported_computed_again_and_mended(cache_folder, count, caplog, kind, damage):
     source, kept, selection = LiveSource(build_model()), KappaCache(), Selection()
     first = analyze(source, selection.candidate, kept, progress=False)

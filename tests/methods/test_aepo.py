@@ -162,7 +162,10 @@ def test_auxiliary_rollouts_are_drawn_at_the_regulated_temperature_and_leave_no_
     method.entropy = 2.9
     drawn = []
     generate = trainer.model.generate
-    trainer.model.generate = lambda *a, **k: (drawn.append((k["generation_config"].temperature, len(k["input_ids"]))), generate(*a, **k))[1]  # fmt: skip
+    trainer.model.generate = lambda *a, **k: (
+        drawn.append((k["generation_config"].temperature, len(k["input_ids"]))),
+        generate(*a, **k),
+    )[1]
     trainer.train()
     assert drawn == [(0.9, 16), (pytest.approx(0.9 * 1.1), 8)]
     assert trainer.generation_config.temperature == 0.9

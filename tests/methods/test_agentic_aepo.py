@@ -153,9 +153,14 @@ def test_neutral_settings_are_stock_to_the_bit(make_trainer):
         loss_and_gradients(make_trainer(model=build_model(), stock=stock, **settings), batch)
         for stock, settings in (
             (True, {}),
-            (False, dict(methods=["agentic_aepo"], agentic_aepo_coef=0.0, agentic_aepo_keep_gradient=False, fused_head=False)),
+            (
+                False,
+                dict(
+                    methods=["agentic_aepo"], agentic_aepo_coef=0.0, agentic_aepo_keep_gradient=False, fused_head=False
+                ),
+            ),
         )
-    ]  # fmt: skip
+    ]
     torch.testing.assert_close(*found, **EXACT)
 
 
@@ -174,7 +179,10 @@ def test_training(make_trainer):
     trainer = make_trainer(methods=["agentic_aepo"], steps_per_generation=2, learning_rate=0.5, max_steps=4)
     seen = []
     hook = trainer._apply_group_hooks
-    trainer._apply_group_hooks = lambda output, scores: (seen.append((output["advantages"].clone(), output)), hook(output, scores))  # fmt: skip
+    trainer._apply_group_hooks = lambda output, scores: (
+        seen.append((output["advantages"].clone(), output)),
+        hook(output, scores),
+    )
     trainer.train()
     stock, output = seen[0]
     mask = output["completion_mask"].bool()

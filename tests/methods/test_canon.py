@@ -165,7 +165,9 @@ def test_schedules_by_accuracy():
 
 @pytest.mark.parametrize("schedule, name", [("acc_inter_first", None), ("acc_inter_first", "x"), ("constant", "x")])
 def test_the_accuracy_is_one_of_the_rewards(make_trainer, schedule, name):
-    with pytest.raises(ValueError, match=f"`canon_accuracy` must be one of the reward functions 'count_reward', 'half', got {name!r}"):  # fmt: skip
+    with pytest.raises(
+        ValueError, match=f"`canon_accuracy` must be one of the reward functions 'count_reward', 'half', got {name!r}"
+    ):
         make_trainer(
             methods=["canon"], canon_mu_schedule=schedule, canon_accuracy=name, reward_funcs=[count_reward, half]
         )
@@ -210,9 +212,13 @@ def test_properties():
         (dict(canon_mu=1.5), "`canon_mu` must be a weight in [0, 1], got 1.5."),
         (dict(canon_alpha=-1), "`canon_alpha` must be a finite number >= 0, got -1."),
         (dict(canon_metric="surprise"), "`canon_metric` must be one of 'entropy', 'length', got 'surprise'."),
-        (dict(canon_mu_schedule="linear"), "`canon_mu_schedule` must be one of 'constant', 'acc_inter_first', 'acc_intra_first', 'cosine_inter_first', 'cosine_intra_first', got 'linear'."),
+        (
+            dict(canon_mu_schedule="linear"),
+            "`canon_mu_schedule` must be one of 'constant', 'acc_inter_first', 'acc_intra_first', "
+            "'cosine_inter_first', 'cosine_intra_first', got 'linear'.",
+        ),
     ],
-)  # fmt: skip
+)
 def test_errors(fields, message):
     with pytest.raises(ValueError) as error:
         cases.build("canon", **fields)

@@ -109,7 +109,10 @@ def test_size_of_the_draw(share, count):
 
 def test_draw_depends_on_step_micro_batch_and_rank_and_repeats():
     eligible = torch.ones(4, 50, dtype=torch.bool)
-    draws = [clip_cov_mask(eligible, eligible, 0.1, seed) for seed in [(0, 1, 0, 0), (0, 2, 0, 0), (0, 1, 1, 0), (0, 1, 0, 1)]]  # fmt: skip
+    draws = [
+        clip_cov_mask(eligible, eligible, 0.1, seed)
+        for seed in [(0, 1, 0, 0), (0, 2, 0, 0), (0, 1, 1, 0), (0, 1, 0, 1)]
+    ]
     assert torch.equal(draws[0], clip_cov_mask(eligible, eligible, 0.1, (0, 1, 0, 0)))
     assert not any(torch.equal(draws[0], other) for other in draws[1:])
 

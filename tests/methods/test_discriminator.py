@@ -79,8 +79,12 @@ def rollouts_of(trainer):
 def test_generation_batch(make_trainer, renormalize):
     """Several updates per generation batch: S and its moments belong to the policy and batch that generated."""
     trainer = make_trainer(
-        methods=["clip_b"], clip_b_mu=0.4, clip_b_renormalize=renormalize, steps_per_generation=2, mask_truncated_completions=False
-    )  # fmt: skip
+        methods=["clip_b"],
+        clip_b_mu=0.4,
+        clip_b_renormalize=renormalize,
+        steps_per_generation=2,
+        mask_truncated_completions=False,
+    )
     stock, ours = rollouts_of(trainer)
     with torch.no_grad():
         logps, entropy = dense_logps_and_entropy(trainer.model, stock)
@@ -275,7 +279,11 @@ def test_clip_v_cap_with_ties_and_properties(make_trainer):
 @covers(clip_b_mask, clip_v_mask)
 def discriminator_masks(draw):
     shape, mu, share = draw_shape(draw), draw(st.floats(0, 10)), draw(SHARES)
-    scores, advantages, mask = draw_tensor(draw, shape, (-20.0, 20.0)), draw_tensor(draw, shape, ADVANTAGES), draw_flags(draw, shape)  # fmt: skip
+    scores, advantages, mask = (
+        draw_tensor(draw, shape, (-20.0, 20.0)),
+        draw_tensor(draw, shape, ADVANTAGES),
+        draw_flags(draw, shape),
+    )
     other = spoiled(draw, scores, mask)
     for kept, again in (
         [clip_b_mask(values, advantages, mask, mu) for values in (scores, other)],

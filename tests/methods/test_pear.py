@@ -145,7 +145,9 @@ def test_training(make_trainer, mask_truncated):
     total = torch.tensor(rewards) + torch.tensor(list(trainer._logs["rewards"]["count_reward"]))
     groups = total.view(2, 4)
     expected = (groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)
-    torch.testing.assert_close(torch.tensor(list(trainer._logs["advantages"])), expected.flatten(), rtol=1e-4, atol=1e-5)  # fmt: skip
+    torch.testing.assert_close(
+        torch.tensor(list(trainer._logs["advantages"])), expected.flatten(), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -193,7 +195,9 @@ def test_errors(fields, message):
 
 
 def test_the_accuracy_must_be_named(make_trainer):
-    with pytest.raises(ValueError, match="`pear_reward` must be one of the reward functions 'count_reward', 'right', got None"):  # fmt: skip
+    with pytest.raises(
+        ValueError, match="`pear_reward` must be one of the reward functions 'count_reward', 'right', got None"
+    ):
         make_trainer(methods=["pear"], reward_funcs=[count_reward, right])
 
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The report of `recipes/benchmarks/methods.py`: docs/comparison.md, from the committed scores; old runs are left out."""
+"""The report of `recipes/benchmarks/methods.py`: docs/comparison.md, from the committed scores, without old runs."""
 
 import importlib.util
 import json

@@ -137,8 +137,15 @@ def test_code_in_settings_stays_in_its_place(card_of, monkeypatch):
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [("\n\n", r"`'\n\n'`"), ("", "`''`"), (" a", "`' a'`"), ("a|b c", r"`a\|b c`"), ("a`b", "`` a`b ``"), ([" "], "`[' ']`")],
-)  # fmt: skip
+    [
+        ("\n\n", r"`'\n\n'`"),
+        ("", "`''`"),
+        (" a", "`' a'`"),
+        ("a|b c", r"`a\|b c`"),
+        ("a`b", "`` a`b ``"),
+        ([" "], "`[' ']`"),
+    ],
+)
 def test_cell_shows_what_is_in_a_text(value, shown):
     assert card.cell(value) == shown
 

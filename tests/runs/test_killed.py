@@ -33,7 +33,9 @@ def make_run(make_trainer, folder, methods, draws, **settings):
 
     defaults = dict(max_steps=8, save_strategy="steps", save_steps=2, steps_per_generation=4)
     defaults |= dict(gradient_accumulation_steps=2, entropy_coef=0.01)
-    return make_trainer(output_dir=folder, methods=methods, reward_funcs=reward, **{**defaults, **strong(methods), **settings})  # fmt: skip
+    return make_trainer(
+        output_dir=folder, methods=methods, reward_funcs=reward, **{**defaults, **strong(methods), **settings}
+    )
 
 
 def states(trainer):
@@ -126,9 +128,16 @@ if __name__ == "__main__":
 
     output, resume = sys.argv[1], len(sys.argv) > 2
     trainer = make_run(
-        lambda **settings: build_trainer(EntropyGRPOTrainer, EntropyGRPOConfig, settings.pop("output_dir"), **settings),
-        output, together_sets()[0], [], model=build_model(seed=int(resume)), max_steps=24, **CONTROLLERS,  # three epochs
-    )  # fmt: skip
+        lambda **settings: build_trainer(
+            EntropyGRPOTrainer, EntropyGRPOConfig, settings.pop("output_dir"), **settings
+        ),
+        output,
+        together_sets()[0],
+        [],
+        model=build_model(seed=int(resume)),
+        max_steps=24,
+        **CONTROLLERS,  # three epochs
+    )
     trainer.train(resume_from_checkpoint=resume)
     torch.save((rows(trainer), states(trainer), trainer.model.state_dict()), Path(output) / "end.pt")
 

@@ -39,7 +39,7 @@ def covers(*functions: FunctionType) -> Callable[[Callable], Callable]:
 
 
 def search(check: Callable, examples: int) -> None:
-    """Looks for a counterexample, the same way each time. Draws are small, so that none is made smaller: that is slow."""
+    """Looks for a counterexample, the same way each time. Draws are small, so none is shrunk, which is slow."""
 
     @settings(max_examples=examples, derandomize=True, deadline=None, database=None, phases=[Phase.generate])
     @given(st.data())
@@ -106,5 +106,9 @@ def draw_tokens(draw, dtype=torch.float32, **extra):
         on_policy=bool((logps == old_logps).all()),
     )
     tokens = make_tokens(logps, old_logps, advantages, entropy, draw_flags(draw, shape), **{**fields, **extra})
-    tensors = {name: value.to(dtype) for name, value in vars(tokens).items() if isinstance(value, torch.Tensor) and value.is_floating_point()}  # fmt: skip
+    tensors = {
+        name: value.to(dtype)
+        for name, value in vars(tokens).items()
+        if isinstance(value, torch.Tensor) and value.is_floating_point()
+    }
     return replace(tokens, **tensors)

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""TIP in TRL's experimental trainers: stock where nothing is chosen, the same loss over fewer rows where something is."""
+"""TIP in TRL's experimental trainers: stock if it selects nothing, else the same loss over fewer rows."""
 
 import inspect
 import logging

@@ -58,7 +58,8 @@ def pairs(first, second):
     return [pytest.param([one], other, id=f"{one}-{other}") for one in first for other in second]
 
 
-@pytest.mark.slow  # by default test_composition.py has each loss type, and the test of a method those that matter to it
+# By default test_composition.py has each loss type, and the tests of a method have those that matter to it.
+@pytest.mark.slow
 @pytest.mark.compatibility("{loss_type}")
 @pytest.mark.parametrize("methods, loss_type", pairs(covered(), LOSS_TYPES))
 def test_loss_types(check_acts, methods, loss_type):
@@ -167,7 +168,9 @@ def test_short_completions(make_trainer, methods, own):
 @pytest.mark.filterwarnings("ignore")
 def test_nothing_to_learn_at_all(make_trainer, methods):
     """No token of the whole generation batch counts: nothing moves, and nothing breaks."""
-    trainer = make_trainer(methods=methods, rollout_func=rollouts(lambda row: 0), steps_per_generation=2, **strong(methods))  # fmt: skip
+    trainer = make_trainer(
+        methods=methods, rollout_func=rollouts(lambda row: 0), steps_per_generation=2, **strong(methods)
+    )
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.train()
     torch.testing.assert_close(trainer.model.state_dict(), before, **EXACT)

@@ -57,7 +57,9 @@ def test_entropies_are_those_of_a_direct_forward(make_trainer, settings, own, ex
 
 
 @pytest.mark.parametrize("accumulation", [1, 2], ids=["scored_by_trl", "scored_for_us"])
-@pytest.mark.parametrize("methods, rewards", [(["kl_cov"], count_reward), (["empg"], count_reward), ([], entropy_reward)])  # fmt: skip
+@pytest.mark.parametrize(
+    "methods, rewards", [(["kl_cov"], count_reward), (["empg"], count_reward), ([], entropy_reward)]
+)
 def test_a_reference_model_is_asked_for_no_entropies(make_trainer, tmp_path, methods, rewards, accumulation):
     """It has TRL's own head, without entropies."""
     build_model().save_pretrained(tmp_path / "model")
@@ -198,12 +200,17 @@ def test_a_method_shapes_the_reward_of_another(make_trainer, monkeypatch, target
     monkeypatch.setitem(METHODS, "clip_b", Halves)
     Halves.target = target
     if target == "other":
-        with pytest.raises(ValueError, match="`clip_b_reward` must be one of the reward functions 'count_reward', got 'other'."):  # fmt: skip
+        with pytest.raises(
+            ValueError, match="`clip_b_reward` must be one of the reward functions 'count_reward', got 'other'."
+        ):
             scored(make_trainer, count_reward, methods=["clip_b"])
         return
     trainer, output, _ = scored(make_trainer, count_reward, methods=["clip_b"])
     rewards = list(trainer._logs["rewards"]["count_reward"])
-    ids = [row[mask.bool()].tolist() for row, mask in zip(output["completion_ids"], output["completion_mask"], strict=True)]  # fmt: skip
+    ids = [
+        row[mask.bool()].tolist()
+        for row, mask in zip(output["completion_ids"], output["completion_mask"], strict=True)
+    ]
     expected = [value / 2 for value in count_reward(ids)]
     assert math.isnan(rewards[1]) and output["advantages"][1].abs().max() == 0
     assert rewards[:1] + rewards[2:] == pytest.approx(expected[:1] + expected[2:])

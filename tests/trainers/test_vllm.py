@@ -100,8 +100,10 @@ def test_methods_learn_of_the_correction(make_vllm_trainer, monkeypatch, methods
     ratios = []
     term = METHODS[methods[-1]].metrics
     monkeypatch.setattr(
-        METHODS[methods[-1]], "metrics", lambda self, t: (ratios.append(getattr(t, "engine_ratio", None)), term(self, t))[1]
-    )  # fmt: skip
+        METHODS[methods[-1]],
+        "metrics",
+        lambda self, t: (ratios.append(getattr(t, "engine_ratio", None)), term(self, t))[1],
+    )
     trainer = make_vllm_trainer(methods=methods, max_steps=3, learning_rate=1e-3)
     trainer.train()
     assert trainer.vllm_generation.synced == 3
