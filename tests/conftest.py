@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures of all tests. What they build is in `support`; no test needs the network."""
 
+import sys
+
 import pytest
 from support.tiny import build_trainer  # first: it sets the environment that libraries read when they are imported
 
@@ -46,3 +48,10 @@ def cache_folder(tmp_path_factory, monkeypatch):
     folder = tmp_path_factory.mktemp("kappa")
     monkeypatch.setattr(cache, "default_folder", lambda: folder)
     return folder
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Says which methods the tests of all methods left out, and why."""
+    registry = sys.modules.get("support.registry")  # not loaded if no test of all methods was collected
+    for reason in registry.untested().values() if registry else ():
+        terminalreporter.write_line(reason)

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 from support.reference import reduce_terms
-from support.tiny import LOSS_TYPES, random_tokens
+from support.tensors import random_tokens
+from support.tiny import LOSS_TYPES
 
 from trl_entropy.collectives import SINGLE_PROCESS
 from trl_entropy.functional import (
@@ -50,7 +51,10 @@ def test_centered_product_averages_to_the_covariance():
     assert product[~tokens.mask].abs().max() == 0
 
 
-@pytest.mark.parametrize("share, count, expected", [(0.29, 100, 29), (0.3, 10, 3), (2e-4, 2000, 1), (2e-4, 15000, 3), (1.0, 7, 7), (0.5, 0, 0)])  # fmt: skip
+@pytest.mark.parametrize(
+    "share, count, expected",
+    [(0.29, 100, 29), (0.3, 10, 3), (2e-4, 2000, 1), (2e-4, 15000, 3), (1.0, 7, 7), (0.5, 0, 0)],
+)
 def test_share_of(share, count, expected):
     assert share_of(share, count) == expected
 

@@ -170,7 +170,8 @@ def test_distillation_trains_on_the_tokens_of_the_recipe(run, tiny):
         ),
         (
             dict(teacher_model_name_or_path="./nowhere"),
-            "`teacher_model_name_or_path` must be a model, a name on the Hub, or a folder that exists, got './nowhere'.",
+            "`teacher_model_name_or_path` must be a model, a name on the Hub, or a folder that exists, "
+            "got './nowhere'.",
         ),
         (dict(tip_ration=0.5), "Unknown key `tip_ration` in recipe.yaml: did you mean `tip_ratio`?"),
         (dict(tip_ratio=0), "`tip_ratio` must be a share in (0, 1], got 0."),
@@ -294,37 +295,69 @@ def test_bad_flag_is_named(run, flags, message, started):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        (dict(foo_bar=1, max_step=2), "Unknown key `foo_bar` in recipe.yaml. Unknown key `max_step` in recipe.yaml: did you mean `max_steps`?"),
+        (
+            dict(foo_bar=1, max_step=2),
+            "Unknown key `foo_bar` in recipe.yaml. Unknown key `max_step` in recipe.yaml: did you mean `max_steps`?",
+        ),
         (dict(max_steps="many"), "`max_steps` in recipe.yaml must be an integer, got 'many'."),
         (dict(max_steps=1.5), "`max_steps` in recipe.yaml must be an integer, got 1.5."),
         (dict(max_steps=[1]), "`max_steps` in recipe.yaml must be an integer, got [1]."),
         (dict(clip_cov_ratio=None), "`clip_cov_ratio` in recipe.yaml must be a number, got None."),
         (dict(bf16="perhaps"), "`bf16` in recipe.yaml must be true or false, got 'perhaps'."),
         (dict(kl_cov_penalty="k9"), "`kl_cov_penalty` in recipe.yaml must be one of 'abs', 'k2', 'k3', got 'k9'."),
-        (dict(methods={"clip_cov": {"ratio": 0.1}}), "`methods` in recipe.yaml must be a list, each entry text, got {'clip_cov': {'ratio': 0.1}}."),
-        (dict(methods=[{"clip_cov": None}]), "`methods` in recipe.yaml must be a list, each entry text, got {'clip_cov': None}."),
+        (
+            dict(methods={"clip_cov": {"ratio": 0.1}}),
+            "`methods` in recipe.yaml must be a list, each entry text, got {'clip_cov': {'ratio': 0.1}}.",
+        ),
+        (
+            dict(methods=[{"clip_cov": None}]),
+            "`methods` in recipe.yaml must be a list, each entry text, got {'clip_cov': None}.",
+        ),
         (dict(methods=[["clip_cov"]]), "`methods` in recipe.yaml must be a list, each entry text, got ['clip_cov']."),
         (dict(num_iterations=0), "`num_iterations` must be an integer >= 1, got 0."),
         (dict(reward_weights=["a"]), "`reward_weights` in recipe.yaml must be a list, each entry a number, got 'a'."),
         (dict(output_dir={"a": 1}), "`output_dir` in recipe.yaml must be text, got {'a': 1}."),
-        (dict(eval_strategy=False), "`eval_strategy` in recipe.yaml must be one of 'no', 'steps', 'epoch', got False. YAML reads unquoted yes, no, on and off as true and false."),
+        (
+            dict(eval_strategy=False),
+            "`eval_strategy` in recipe.yaml must be one of 'no', 'steps', 'epoch', got False. YAML reads "
+            "unquoted yes, no, on and off as true and false.",
+        ),
         (dict(datasets=[{"pth": "x"}]), "Unknown key `pth` of `datasets` in recipe.yaml: did you mean `path`?"),
         (dict(env=3), "`env` in recipe.yaml must map names of variables to values, got 3."),
         (dict(multi_gpu="two"), "`multi_gpu` must be true or false, got 'two'."),
-        (dict(methods=["clip_cof"]), "`methods` has the unknown name 'clip_cof'. Did you mean 'clip_cov'? Known: " + ", ".join(METHODS) + "."),
+        (
+            dict(methods=["clip_cof"]),
+            "`methods` has the unknown name 'clip_cof'. Did you mean 'clip_cov'? Known: " + ", ".join(METHODS) + ".",
+        ),
         (dict(clip_cov_low=9.0), "`clip_cov_low` must be less than `clip_cov_high` (5.0), got 9.0."),
         (dict(num_generations=1), "`num_generations` must be an integer >= 2, got 1."),
         (dict(dataset_name="none.parquet"), "The dataset must exist, got 'none.parquet', which is no file or folder."),
         (dict(dataset_name=...), "Either `dataset_name` or `datasets` must be given, and not both."),
-        (dict(dataset_train_split="tran"), "`dataset_train_split` must be one of the splits ['train'] of the dataset, got 'tran'."),
-        (dict(model_name_or_path="./none"), "`model_name_or_path` must be a model, a name on the Hub, or a folder that exists, got './none'."),
-        (dict(model_name_or_path=...), "`model_name_or_path` must be a model, a name on the Hub, or a folder that exists, got None."),
+        (
+            dict(dataset_train_split="tran"),
+            "`dataset_train_split` must be one of the splits ['train'] of the dataset, got 'tran'.",
+        ),
+        (
+            dict(model_name_or_path="./none"),
+            "`model_name_or_path` must be a model, a name on the Hub, or a folder that exists, got './none'.",
+        ),
+        (
+            dict(model_name_or_path=...),
+            "`model_name_or_path` must be a model, a name on the Hub, or a folder that exists, got None.",
+        ),
         (dict(reward_funcs=...), "One of `reward_funcs` and `reward_model_name_or_path` must be given."),
-        (dict(reward_funcs=["no.such"]), "`reward_funcs` has 'no.such', which cannot be imported: No module named 'no'."),
-        (dict(reward_funcs=["probe_rewards.odd"]), "`reward_funcs` has 'probe_rewards.odd', which cannot be imported: module 'probe_rewards' has no attribute 'odd'."),
+        (
+            dict(reward_funcs=["no.such"]),
+            "`reward_funcs` has 'no.such', which cannot be imported: No module named 'no'.",
+        ),
+        (
+            dict(reward_funcs=["probe_rewards.odd"]),
+            "`reward_funcs` has 'probe_rewards.odd', which cannot be imported: module 'probe_rewards' has "
+            "no attribute 'odd'.",
+        ),
     ],
     ids=lambda value: next(iter(value), "") if isinstance(value, dict) else "",
-)  # fmt: skip
+)
 def test_bad_value_is_one_line(run, keys, message):
     assert error_of(run(**keys)) == message
 

@@ -61,7 +61,12 @@ def test_log_lines():
 
 def test_lines_without_a_point_are_left_alone():
     callback, state, control = EntropyLawCallback(), TrainerState(log_history=[{}]), TrainerControl()
-    for logs in ({"eval_entropy": 1.0, "eval_reward": 1.0}, {"entropy": 1.0, "reward": None}, {"entropy": math.nan, "reward": 1.0}, None):  # fmt: skip
+    for logs in (
+        {"eval_entropy": 1.0, "eval_reward": 1.0},
+        {"entropy": 1.0, "reward": None},
+        {"entropy": math.nan, "reward": 1.0},
+        None,
+    ):
         copy = None if logs is None else dict(logs)
         callback.on_log(None, state, control, logs=logs)
         assert str(logs) == str(copy) and state.log_history == [{}] and callback.entropies == []

@@ -7,21 +7,55 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 from support.compatibility import LOSSES, OUTCOMES, SECTIONS, TABLE, Recorder, render
 from support.tiny import LOSS_TYPES
 
 from trl_entropy.methods import METHODS
 
 
+def check_page(text, outcomes, methods):
+    """The page is that of the outcomes. A method without an outcome has a row of "not tested", or none yet."""
+    sections = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
+    rows = [re.findall(r"^\| `(\w+)` \|", section, flags=re.MULTILINE) for section in sections]
+    assert len(rows) == len(SECTIONS) and all(names == rows[0] for names in rows)
+    assert rows[0] == [name for name in methods if name in outcomes or name in rows[0]]
+    assert set(outcomes) <= set(methods) and text == render(outcomes, rows[0])
+
+
 def test_committed_matrix_has_each_method_and_is_made_of_the_outcomes():
-    text = TABLE.read_text()
-    for section in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
-        assert re.findall(r"^\| `(\w+)` \|", section, flags=re.MULTILINE) == list(METHODS)
     outcomes = json.loads(OUTCOMES.read_text())
-    assert text == render(outcomes, list(METHODS))
+    check_page(TABLE.read_text(), outcomes, list(METHODS))
     features = {feature for section in SECTIONS.values() for feature in section}
     assert all(set(row) <= features for row in outcomes.values()) and LOSSES == LOSS_TYPES
     assert all("vLLM" not in row and "DeepSpeed" not in row for row in outcomes.values())  # nothing runs them
+
+
+def test_a_method_without_outcomes_needs_no_new_page():
+    outcomes = json.loads(OUTCOMES.read_text())
+    page = render(outcomes, list(METHODS))
+    for methods in ([*METHODS, "new"], ["new", *METHODS]):
+        check_page(page, outcomes, methods)  # as committed, and as `make compatibility` makes it
+        check_page(render(outcomes, methods), outcomes, methods)
+        row = next(line for line in render(outcomes, methods).splitlines() if line.startswith("| `new`"))
+        assert set(row.removeprefix("| `new` | ").removesuffix(" |").split(" | ")) == {"not tested"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda page, outcomes, methods: (page.replace("| yes |", "| **no** |", 1), outcomes, methods),
+        lambda page, outcomes, methods: (page, outcomes, methods[::-1]),
+        lambda page, outcomes, methods: (page, outcomes, methods[1:]),
+        lambda page, outcomes, methods: (page, {**outcomes, methods[0]: {}}, methods),
+        lambda page, outcomes, methods: (render(outcomes, methods[1:]), outcomes, methods),
+    ],
+    ids=["other outcome", "other order", "method gone", "outcome gone", "row gone"],
+)
+def test_a_stale_page_is_found(change):
+    outcomes, methods = json.loads(OUTCOMES.read_text()), list(METHODS)
+    with pytest.raises(AssertionError):
+        check_page(*change(render(outcomes, methods), outcomes, methods))
 
 
 def item(nodeid, marker="{kind} loss", **params):

@@ -69,11 +69,17 @@ def test_paired_settings_give_one_loss(make_trainer, monkeypatch, method):
 
 def test_names_and_defaults_of_the_page_are_ours():
     ours = {field.name: field.default for field in fields(EntropyGRPOConfig)}
-    right = {name for row in re.findall(r"^\| .*? \| (.*?) \|", PAGE, flags=re.MULTILINE) for name in re.findall(r"`(\w+)[`:]", row)}  # fmt: skip
+    right = {
+        name
+        for row in re.findall(r"^\| .*? \| (.*?) \|", PAGE, flags=re.MULTILINE)
+        for name in re.findall(r"`(\w+)[`:]", row)
+    }
     known = {"k_percent", "ppo_kl_coef"}  # the authors', in the table of values
     assert len(right) > 15 and {name for name in right - known if "_" in name} <= set(ours)
     for name, value in (("kl_cov_ratio", 2e-3), ("kl_cov_coef", 1.0), ("clip_cov_ratio", 2e-4)):
         assert ours[name] == value and re.search(rf"`{name}: ({value:.0e}|{value})`".replace("e-0", "e-"), PAGE)
     for kind, method in BLOCKS:
         if kind == "trl":
-            assert {name for name in BLOCKS[kind, method] if name.startswith(method)} <= {f.name for f in fields(MethodsConfig)}  # fmt: skip
+            assert {name for name in BLOCKS[kind, method] if name.startswith(method)} <= {
+                f.name for f in fields(MethodsConfig)
+            }

@@ -306,7 +306,7 @@ def test_a_light_boundary_bin_costs_at_most_its_tolerance_of_top_p(real_blocks):
 
 
 def test_only_rows_without_likely_tokens_are_swept_again(real_blocks):
-    """Of 64 tokens, 16 are certain, 32 have a few continuations, and 16 have 3000 of them: these take two more sweeps."""
+    """Of 64 tokens, 16 are certain, 32 have a few continuations, and 16 have 3000: these take two more sweeps."""
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(64, 3000, generator=generator)
     z[:48, 0] += 20.0
@@ -466,7 +466,7 @@ def test_backward_multiplies_live_rows_only(real_blocks, live, multiplied):
 
 
 def test_a_row_is_live_for_any_of_its_outputs(real_blocks):
-    """16 rows by log-probability, 16 by entropy, 16 by nucleus entropy; 8 of these by two; an empty nucleus by none."""
+    """16 rows by log-probability, 16 by entropy, 16 by nucleus entropy; 8 of these by two, an empty one by none."""
     *inputs, targets = example(torch.float32, bias=False, rows=128)
     out = token_statistics(*inputs, targets, EVERYTHING)
     undecided, decided = (

@@ -7,7 +7,8 @@ import copy
 import peft
 import pytest
 import torch
-from support.tiny import EXACT, FLOAT32, build_model, loss_and_gradients, make_loss_batch
+from support.tensors import make_loss_batch
+from support.tiny import EXACT, FLOAT32, build_model, loss_and_gradients
 from torch.distributed.fsdp import fully_shard
 from transformers import MixtralConfig, MixtralForCausalLM
 from trl.trainer.utils import add_fused_lm_head

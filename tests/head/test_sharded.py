@@ -5,7 +5,8 @@
 import pytest
 import torch
 from support.processes import run_processes
-from support.tiny import EXACT, FLOAT32, build_model, make_loss_batch
+from support.tensors import make_loss_batch
+from support.tiny import EXACT, FLOAT32, build_model
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -17,7 +18,9 @@ from trl_entropy.methods import METHODS
 @pytest.fixture
 def mesh(tmp_path):
     """A group of this process alone."""
-    torch.distributed.init_process_group("gloo", store=torch.distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)  # fmt: skip
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1
+    )
     yield init_device_mesh("cpu", (1,))
     torch.distributed.destroy_process_group()
 

@@ -80,7 +80,10 @@ def test_no_bar_hides_another(tmp_path, monkeypatch):
     names = [f"h.{layer}.{block}.c_proj" for layer in (0, 1) for block in ("attn", "mlp")]
     names += [f"h.1.mlp.experts.{expert}.c_proj" for expert in range(3)]
     kappas = range(2, 9)
-    layers = [Layer(name, name, (2, 2), "linear", ["full rank"], [float(kappa)]) for name, kappa in zip(names, kappas, strict=True)]  # fmt: skip
+    layers = [
+        Layer(name, name, (2, 2), "linear", ["full rank"], [float(kappa)])
+        for name, kappa in zip(names, kappas, strict=True)
+    ]
     bars = []
     monkeypatch.setattr("matplotlib.axes.Axes.bar", lambda axes, x, height, color: bars.append((x, height, color)))
     plot(tmp_path / "plot.png", layers, ["h.1.mlp.c_proj", "h.1.mlp.experts.0.c_proj"], Selection())
@@ -128,7 +131,10 @@ def test_weights_that_are_cut_short(tmp_path, capsys, length, options):
 @pytest.mark.parametrize("failure", [ImportError("Install\n\ngptqmodel."), RuntimeError("No GPU")])
 def test_quantized_weights_without_what_reads_them(tmp_path, capsys, monkeypatch, failure):
     model = build_model()
-    weights = {key: torch.ones(2, 2, dtype=torch.int32) if "proj" in key else weight for key, weight in model.state_dict().items()}  # fmt: skip
+    weights = {
+        key: torch.ones(2, 2, dtype=torch.int32) if "proj" in key else weight
+        for key, weight in model.state_dict().items()
+    }
     model.save_pretrained(tmp_path, state_dict=weights)
 
     def fail(*arguments, **keywords):

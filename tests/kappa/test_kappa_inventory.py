@@ -5,8 +5,7 @@
 import pytest
 import torch
 import transformers
-from support.tiny import build_model
-from test_kappa_sources import build_moe
+from support.tiny import build_model, build_moe
 from torch import nn
 
 from trl_entropy.kappa.inventory import layers_of
@@ -61,11 +60,15 @@ def of_kind(model, *kinds):
         (
             jetmoe,
             {"mlp.router.layer", "self_attention.experts.router.layer"},
-            {f"{block}.{side}_linear.weight" for block in ("mlp", "self_attention.experts") for side in ("input", "output")},
+            {
+                f"{block}.{side}_linear.weight"
+                for block in ("mlp", "self_attention.experts")
+                for side in ("input", "output")
+            },
         ),
         (longcat, {"mlp.router.classifier"}, {"mlp.experts.gate_up_proj", "mlp.experts.down_proj"}),
     ],
-)  # fmt: skip
+)
 def test_routers_and_experts_whatever_they_are_called(make, routers, experts):
     model = make()
     assert of_kind(model, "router") == routers and of_kind(model, "experts") == experts
@@ -96,7 +99,9 @@ def test_other_parts_named_alike_are_none():
 
 
 TEXT = {**SIZES, "pad_token_id": 0}
-VISION = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8)  # fmt: skip
+VISION = dict(
+    hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
+)
 
 
 def smolvlm():
@@ -105,7 +110,15 @@ def smolvlm():
 
 def blip2():
     formers = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24, vocab_size=24)
-    text = dict(model_type="opt", vocab_size=24, hidden_size=16, word_embed_proj_dim=16, ffn_dim=24, num_hidden_layers=1, num_attention_heads=2)  # fmt: skip
+    text = dict(
+        model_type="opt",
+        vocab_size=24,
+        hidden_size=16,
+        word_embed_proj_dim=16,
+        ffn_dim=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
     return empty("Blip2ForConditionalGeneration", vision_config=VISION, qformer_config=formers, text_config=text)
 
 

@@ -160,7 +160,13 @@ def test_processes_share_the_work():
     model, selection = build_model(), Selection()
     parts = []
     for rank in (0, 1):
-        analyze(LiveSource(model), selection.candidate, None, Processes(rank, 2, 2, lambda done: parts.append(done) or done), False)  # fmt: skip
+        analyze(
+            LiveSource(model),
+            selection.candidate,
+            None,
+            Processes(rank, 2, 2, lambda done: parts.append(done) or done),
+            False,
+        )
     computed = [{row.name for row, _ in part} for part in parts]
     whole, _ = analyzed(model)
     assert not computed[0] & computed[1] and computed[0] | computed[1] == {row.name for row in whole if row.kappas}

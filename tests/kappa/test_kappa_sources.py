@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
-from support.tiny import build_model
-from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+from support.tiny import build_model, build_moe
 from xxhash import xxh3_128, xxh3_128_digest
 
 from trl_entropy.kappa import analysis, cache
@@ -21,24 +20,6 @@ from trl_entropy.kappa.fingerprint import add_tensor, file_fingerprint
 from trl_entropy.kappa.inventory import layers_of, read_weight
 from trl_entropy.kappa.selection import Selection
 from trl_entropy.kappa.sources import CheckpointSource, LiveSource, source_of
-
-
-def build_moe(**overrides):
-    torch.manual_seed(0)
-    settings = dict(
-        vocab_size=24,
-        hidden_size=16,
-        intermediate_size=32,
-        moe_intermediate_size=8,
-        num_experts=3,
-        num_experts_per_tok=2,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        initializer_range=0.5,
-    )
-    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**{**settings, **overrides}))
 
 
 def kappas(source, **settings):
@@ -293,8 +274,19 @@ def remove(path):
 
 @pytest.mark.parametrize(
     "kind, damage",
-    [("json", cut), ("json", other_schema), ("json", missing_numbers), ("json", other_numbers), ("json", other_types), ("json", no_record), ("json", no_row), ("safetensors", cut), ("safetensors", scribble), ("safetensors", remove)],
-)  # fmt: skip
+    [
+        ("json", cut),
+        ("json", other_schema),
+        ("json", missing_numbers),
+        ("json", other_numbers),
+        ("json", other_types),
+        ("json", no_record),
+        ("json", no_row),
+        ("safetensors", cut),
+        ("safetensors", scribble),
+        ("safetensors", remove),
+    ],
+)
 def test_broken_cache_is_reported_computed_again_and_mended(cache_folder, count, caplog, kind, damage):
     source, kept, selection = LiveSource(build_model()), KappaCache(), Selection()
     first = analyze(source, selection.candidate, kept, progress=False)

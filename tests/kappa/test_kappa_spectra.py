@@ -48,7 +48,10 @@ def test_by_hand(matrix, expected):
     assert kappa_of(torch.tensor(matrix)) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("exponent, tolerance", [(0.5, 1e-12), (1, 1e-12), (2, 1e-11), (3, 1e-9), (4, 1e-7), (5, 1e-5), (6, 1e-9), (7, 1e-8), (8, 1e-7)])  # fmt: skip
+@pytest.mark.parametrize(
+    "exponent, tolerance",
+    [(0.5, 1e-12), (1, 1e-12), (2, 1e-11), (3, 1e-9), (4, 1e-7), (5, 1e-5), (6, 1e-9), (7, 1e-8), (8, 1e-7)],
+)
 @pytest.mark.parametrize("shape", [(48, 48), (160, 48), (48, 96)])
 def test_known_condition_numbers(exponent, tolerance, shape):
     """Up to 1e5 the Gram matrix must do; beyond, the singular values, which are then more exact again."""

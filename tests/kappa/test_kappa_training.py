@@ -51,7 +51,16 @@ def copies(model):
     return {name: weight.detach().clone() for name, weight in model.named_parameters()}
 
 
-@pytest.mark.parametrize("settings", [dict(top_p=0.3), dict(num_modules=3, order="descending"), dict(include=["mlp"], num_modules=2), dict(order="random", num_modules=4)], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(top_p=0.3),
+        dict(num_modules=3, order="descending"),
+        dict(include=["mlp"], num_modules=2),
+        dict(order="random", num_modules=4),
+    ],
+    ids=str,
+)
 def test_freeze(make_trainer, tmp_path, settings):
     model = build_model()
     before, chosen = copies(model), selected(model, seed=7, **settings)
@@ -105,7 +114,11 @@ def test_freeze_with_gradient_checkpointing(make_trainer, reentrant):
 
 
 def adapted(model):
-    return {name.split(".lora_A")[0].removeprefix("base_model.model.") for name, _ in model.named_parameters() if "lora_A" in name}  # fmt: skip
+    return {
+        name.split(".lora_A")[0].removeprefix("base_model.model.")
+        for name, _ in model.named_parameters()
+        if "lora_A" in name
+    }
 
 
 @pytest.mark.parametrize("by_name", [False, True])
@@ -188,7 +201,11 @@ def test_resume(make_trainer, tmp_path):
     restoring.train(resume_from_checkpoint=checkpoint)
     torch.testing.assert_close(restoring.model.state_dict(), whole.model.state_dict(), **EXACT)
     other = make_trainer(output_dir=tmp_path / "other", **{**settings, "kappa_order": "descending"})
-    with pytest.raises(ValueError, match="The checkpoint was trained on 3 selected modules, this run selects 3: .* only in the checkpoint, .* only in this run"):  # fmt: skip
+    with pytest.raises(
+        ValueError,
+        match="The checkpoint was trained on 3 selected modules, this run selects 3: .* only in the "
+        "checkpoint, .* only in this run",
+    ):
         other.train(resume_from_checkpoint=checkpoint)
 
 
@@ -206,7 +223,9 @@ def test_resume_with_the_same_modules_in_another_order():
     callback.on_init_end(SimpleNamespace(disable_tqdm=True), None, None, model=model)
     rows = callback.restored[::-1]
     begin(callback, model, rows)
-    with pytest.raises(ValueError, match=f"on 2 selected modules, this run selects 3: '{rows[0]['name']}' only in this run. Resume"):  # fmt: skip
+    with pytest.raises(
+        ValueError, match=f"on 2 selected modules, this run selects 3: '{rows[0]['name']}' only in this run. Resume"
+    ):
         begin(callback, model, rows[1:])
 
 
@@ -274,7 +293,9 @@ def test_peft_config_for_trainers_of_trl(tmp_path):
     assert adapted(trainer.model) == {layer.name for layer in chosen}
 
 
-@pytest.mark.parametrize("peft_config", [LoraConfig(r=2), LoraConfig(r=2, use_dora=True), LoHaConfig(r=2)], ids=["lora", "dora", "loha"])  # fmt: skip
+@pytest.mark.parametrize(
+    "peft_config", [LoraConfig(r=2), LoraConfig(r=2, use_dora=True), LoHaConfig(r=2)], ids=["lora", "dora", "loha"]
+)
 def test_tracked_weights_are_the_merged_ones(peft_config):
     base, callback = build_model(), KappaMonitor(num_modules=3, cache="none", track_steps=1)
     callback.analyze(base)
@@ -297,7 +318,9 @@ def test_tracked_weights_are_the_merged_ones(peft_config):
     assert kappas["kappa/max"] == pytest.approx(max(conditions), rel=1e-3)
 
 
-@pytest.mark.parametrize("peft_config", [OFTConfig(r=0, oft_block_size=4), IA3Config(feedforward_modules=[])], ids=["oft", "ia3"])  # fmt: skip
+@pytest.mark.parametrize(
+    "peft_config", [OFTConfig(r=0, oft_block_size=4), IA3Config(feedforward_modules=[])], ids=["oft", "ia3"]
+)
 def test_adapters_that_cannot_be_tracked_are_refused(peft_config):
     base, callback = build_model(), KappaMonitor(num_modules=2, cache="none")
     callback.analyze(base)
@@ -322,7 +345,7 @@ def test_layers_that_checkpoint_their_activations(tmp_path):
 
 
 def test_fused_experts_are_trained_whole_or_become_target_parameters(tmp_path):
-    from test_kappa_sources import build_moe
+    from support.tiny import build_moe
 
     settings = dict(include=["experts"], num_modules=1, order="descending")
     (chosen,) = selected(build_moe(), **settings)
@@ -332,7 +355,11 @@ def test_fused_experts_are_trained_whole_or_become_target_parameters(tmp_path):
     peft_config = kappa_peft_config(build_moe(), LoraConfig(r=2), **settings)
     assert peft_config.target_parameters == [chosen.parameter] and not peft_config.target_modules
     model = get_peft_model(build_moe(), peft_config)
-    assert all(chosen.parameter.rpartition(".")[0] in name for name, weight in model.named_parameters() if weight.requires_grad)  # fmt: skip
+    assert all(
+        chosen.parameter.rpartition(".")[0] in name
+        for name, weight in model.named_parameters()
+        if weight.requires_grad
+    )
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_B" in name:
@@ -363,7 +390,9 @@ def test_selection_is_shown_once(tmp_path, caplog):
         kappa_peft_config(build_model(), LoraConfig(), num_modules=99)
     shown = [record.getMessage() for record in caplog.records if record.name.startswith("trl_entropy.kappa")]
     names = ", ".join(layer.name for layer in chosen)
-    assert len(shown) == 3 and shown[0].endswith(f"KappaTune selects 2 of 14 modules, 1024 of 5120 parameters (20.0 %): {names}.")  # fmt: skip
+    assert len(shown) == 3 and shown[0].endswith(
+        f"KappaTune selects 2 of 14 modules, 1024 of 5120 parameters (20.0 %): {names}."
+    )
     assert "`num_modules`=99 is more than there are" in shown[1] and "selects 14 of 14" in shown[2]
 
 
@@ -428,13 +457,29 @@ def test_weights_unfrozen_afterwards_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "settings, keywords, message",
     [
-        (dict(kappa_mode="lora"), {}, "`peft_config` must be given, a LoRA config without targets, with `kappa_mode` 'lora', got None."),
-        (dict(kappa_mode="freeze"), dict(peft_config=LoraConfig()), "`peft_config` must be left out, with `kappa_mode` 'freeze'"),
-        (dict(kappa_mode="lora"), dict(peft_config=LoraConfig(target_modules=["q_proj"])), "`target_modules` of `peft_config` must be unset"),
+        (
+            dict(kappa_mode="lora"),
+            {},
+            "`peft_config` must be given, a LoRA config without targets, with `kappa_mode` 'lora', got None.",
+        ),
+        (
+            dict(kappa_mode="freeze"),
+            dict(peft_config=LoraConfig()),
+            "`peft_config` must be left out, with `kappa_mode` 'freeze'",
+        ),
+        (
+            dict(kappa_mode="lora"),
+            dict(peft_config=LoraConfig(target_modules=["q_proj"])),
+            "`target_modules` of `peft_config` must be unset",
+        ),
         (dict(kappa_mode="freeze", kappa_top_p=0.001), {}, "`kappa_top_p`=0.001 selects nothing"),
-        (dict(kappa_mode="freeze", kappa_include=["attn"], kappa_exclude=["attn"]), {}, "No weight of full rank is a candidate with `kappa_include`"),
+        (
+            dict(kappa_mode="freeze", kappa_include=["attn"], kappa_exclude=["attn"]),
+            {},
+            "No weight of full rank is a candidate with `kappa_include`",
+        ),
     ],
-)  # fmt: skip
+)
 def test_errors_at_construction(tmp_path, settings, keywords, message):
     from support.tiny import build_dataset, count_reward
 

@@ -5,12 +5,29 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import strategies as st
 from support import cases
+from support.fuzzing import ADVANTAGES, covers, draw_flags, draw_shape, draw_tensor
 from support.reference import dense_log_policy, dense_logps_and_entropy, policy_terms, reduce_terms
-from support.tiny import FLOAT32, LOSS_TYPES, build_model, loss_and_gradients, make_loss_batch, random_tokens
+from support.registry import MethodSettings
+from support.tensors import make_loss_batch, random_tokens
+from support.tiny import FLOAT32, LOSS_TYPES, build_model, loss_and_gradients
 
+from trl_entropy.methods import aepo
 from trl_entropy.methods.aepo import regulated_temperature, reweighted_advantages
 from trl_entropy.trainers.rollouts import whole_groups
+
+
+METHOD_SETTINGS = {
+    "aepo": MethodSettings(
+        required=dict(aepo_target_entropy=0.5),
+        strong=dict(aepo_target_entropy=1.0),
+        variants=(dict(aepo_mode="reweight"),),
+        state=dict(entropy=0.8),
+        world_loss=dict(aepo_mode="reweight"),
+        batches=(128, 2560),
+    )
+}
 
 
 REWARDS = torch.tensor([0.0, 1.0, 0.3, 1.0])
@@ -145,7 +162,10 @@ def test_auxiliary_rollouts_are_drawn_at_the_regulated_temperature_and_leave_no_
     method.entropy = 2.9
     drawn = []
     generate = trainer.model.generate
-    trainer.model.generate = lambda *a, **k: (drawn.append((k["generation_config"].temperature, len(k["input_ids"]))), generate(*a, **k))[1]  # fmt: skip
+    trainer.model.generate = lambda *a, **k: (
+        drawn.append((k["generation_config"].temperature, len(k["input_ids"]))),
+        generate(*a, **k),
+    )[1]
     trainer.train()
     assert drawn == [(0.9, 16), (pytest.approx(0.9 * 1.1), 8)]
     assert trainer.generation_config.temperature == 0.9
@@ -212,3 +232,22 @@ def test_no_positive_auxiliary_completion_gives_a_differentiable_zero():
 )
 def test_whole_groups(rows, share, group, steps, expected):
     assert whole_groups(rows, share, group, steps) == expected
+
+
+# Searched by test_fuzzing.py
+
+
+@covers(aepo.regulated_temperature, aepo.reweighted_advantages)
+def aepo_terms(draw):
+    low, high = draw(st.floats(0.01, 1.0)), draw(st.floats(1.0, 100.0))
+    entropy, target = draw(st.none() | st.floats(0, 13)), draw(st.floats(1e-3, 13))
+    for rule in ("clip", "binary"):
+        temperature = aepo.regulated_temperature(entropy, target, low, high, rule)
+        assert low <= temperature <= high and (entropy is None or entropy >= target or temperature >= 1)
+    shape = draw_shape(draw)
+    advantages, positive = draw_tensor(draw, shape, ADVANTAGES), draw_flags(draw, (shape[0], 1))[:, 0]
+    found = aepo.reweighted_advantages(
+        advantages, positive, draw_tensor(draw, shape, (0.0, 1e9)), draw(st.floats(0, 1e3)), positive.double().mean()
+    )
+    assert found.isfinite().all() and found.dtype == advantages.dtype
+    assert positive.any() or torch.equal(found, advantages)

@@ -7,22 +7,20 @@ from dataclasses import replace
 import pytest
 import torch
 from support import cases
+from support.fuzzing import ENTROPIES, covers, draw_flags, draw_shape, draw_tensor, spoiled
 from support.reference import dense_logps_and_entropy, policy_terms
-from support.tiny import (
-    EXACT,
-    FLOAT64,
-    LOSS_TYPES,
-    build_model,
-    loss_and_gradients,
-    make_rollouts,
-    make_tokens,
-    random_tokens,
-)
+from support.registry import MethodSettings
+from support.tensors import make_rollouts, make_tokens, random_tokens
+from support.tiny import EXACT, FLOAT64, LOSS_TYPES, build_model, loss_and_gradients
 from trl import GRPOTrainer
 
 from trl_entropy import EntropyGRPOConfig
+from trl_entropy.methods import agentic_aepo
 from trl_entropy.methods.agentic_aepo import entropy_scores
 from trl_entropy.trainers import rollouts
+
+
+METHOD_SETTINGS = {"agentic_aepo": MethodSettings(variants=(dict(agentic_aepo_scope="micro_batch"),))}
 
 
 NEW = [0.22, 0.30, 0.12, 0.30, 0.12]
@@ -154,9 +152,14 @@ def test_neutral_settings_are_stock_to_the_bit(make_trainer):
         loss_and_gradients(make_trainer(model=build_model(), stock=stock, **settings), batch)
         for stock, settings in (
             (True, {}),
-            (False, dict(methods=["agentic_aepo"], agentic_aepo_coef=0.0, agentic_aepo_keep_gradient=False, fused_head=False)),
+            (
+                False,
+                dict(
+                    methods=["agentic_aepo"], agentic_aepo_coef=0.0, agentic_aepo_keep_gradient=False, fused_head=False
+                ),
+            ),
         )
-    ]  # fmt: skip
+    ]
     torch.testing.assert_close(*found, **EXACT)
 
 
@@ -192,3 +195,16 @@ def test_training(make_trainer, monkeypatch):
     rows = [row for row in trainer.state.log_history if "loss" in row]
     assert rows[0]["agentic_aepo/weight_mean"] == pytest.approx(1, abs=1e-5) and rows[0]["agentic_aepo/weight_min"] < 1
     assert rows[0]["agentic_aepo/kept_gradient_fraction"] == 0 and rows[1]["agentic_aepo/kept_gradient_fraction"] > 0
+
+
+# Searched by test_fuzzing.py
+
+
+@covers(agentic_aepo.entropy_scores)
+def agentic_scores(draw):
+    shape = draw_shape(draw)
+    entropy, mask = draw_tensor(draw, shape, ENTROPIES), draw_flags(draw, shape)
+    scores = agentic_aepo.entropy_scores(entropy, mask)
+    assert scores.isfinite().all() and (scores[~mask] == 0).all()
+    assert torch.equal(scores, agentic_aepo.entropy_scores(spoiled(draw, entropy, mask), mask))
+    assert (scores.abs() <= max(int(mask.sum()), 1) ** 0.5).all()  # no value lies further out among n

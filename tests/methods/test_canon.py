@@ -4,13 +4,34 @@ import logging
 
 import pytest
 import torch
+from hypothesis import strategies as st
 from support import cases
-from support.tiny import FLOAT64, build_dataset, count_reward, make_rollouts, random_rollouts
+from support.fuzzing import ADVANTAGES, covers, draw_flags, draw_shape, draw_tensor, spoiled
+from support.registry import MethodSettings
+from support.tensors import make_rollouts, random_rollouts
+from support.tiny import FLOAT64, build_dataset, count_reward
 
 from trl_entropy import EntropyGRPOConfig
+from trl_entropy.methods import canon
 from trl_entropy.methods.canon import cosine_mu
 from trl_entropy.trainers.generation import Generation
 from trl_entropy.trainers.rollouts import batches_made
+
+
+METHOD_SETTINGS = {
+    "canon": MethodSettings(
+        group_runs={
+            "canon and empg": dict(methods=["canon", "empg"], canon_mu=0.7, canon_alpha=0.9, empg_skip_uniform=True),
+            "by length, agentic": dict(
+                methods=["canon", "agentic_aepo"], canon_metric="length", canon_mu_schedule="acc_inter_first"
+            ),
+            "shaped rewards": dict(
+                methods=["pear", "canon"], pear_think_end="w5", canon_mu_schedule="acc_intra_first"
+            ),
+        },
+        batches=(512, 8192),
+    )
+}
 
 
 REWARDS = [1.0, 0, 1, 1, 0, 0, 1, 1]
@@ -146,7 +167,9 @@ def test_schedules_by_accuracy():
 
 @pytest.mark.parametrize("schedule, name", [("acc_inter_first", None), ("acc_inter_first", "x"), ("constant", "x")])
 def test_the_accuracy_is_one_of_the_rewards(make_trainer, schedule, name):
-    with pytest.raises(ValueError, match=f"`canon_accuracy` must be one of the reward functions 'count_reward', 'half', got {name!r}"):  # fmt: skip
+    with pytest.raises(
+        ValueError, match=f"`canon_accuracy` must be one of the reward functions 'count_reward', 'half', got {name!r}"
+    ):
         make_trainer(
             methods=["canon"], canon_mu_schedule=schedule, canon_accuracy=name, reward_funcs=[count_reward, half]
         )
@@ -191,9 +214,13 @@ def test_properties():
         (dict(canon_mu=1.5), "`canon_mu` must be a weight in [0, 1], got 1.5."),
         (dict(canon_alpha=-1), "`canon_alpha` must be a finite number >= 0, got -1."),
         (dict(canon_metric="surprise"), "`canon_metric` must be one of 'entropy', 'length', got 'surprise'."),
-        (dict(canon_mu_schedule="linear"), "`canon_mu_schedule` must be one of 'constant', 'acc_inter_first', 'acc_intra_first', 'cosine_inter_first', 'cosine_intra_first', got 'linear'."),
+        (
+            dict(canon_mu_schedule="linear"),
+            "`canon_mu_schedule` must be one of 'constant', 'acc_inter_first', 'acc_intra_first', "
+            "'cosine_inter_first', 'cosine_intra_first', got 'linear'.",
+        ),
     ],
-)  # fmt: skip
+)
 def test_errors(fields, message):
     with pytest.raises(ValueError) as error:
         cases.build("canon", **fields)
@@ -252,3 +279,24 @@ def test_training(make_trainer, monkeypatch, metric, forwards):
     assert trainer.evaluate()["eval_loss"] == 0  # groups of one
     trainer.train()
     assert trainer.state.log_history[-2]["canon/mu"] == 1
+
+
+# Searched by test_fuzzing.py
+
+
+@covers(canon.halves, canon.group_mean, canon.canon_advantages, canon.cosine_mu)
+def canon_terms(draw):
+    shape = draw_shape(draw)
+    metric, valid = draw_tensor(draw, shape, (-1e30, 1e30)), draw_flags(draw, shape)
+    low, high = canon.halves(metric, valid)
+    again = canon.halves(spoiled(draw, metric, valid), valid)
+    assert torch.equal(low, again[0]) and torch.equal(high, again[1])
+    assert torch.equal(low | high, valid) and not (low & high).any()
+    assert ((high.sum(1) - low.sum(1)) == valid.sum(1) % 2).all()
+    rewards = draw_tensor(draw, shape, ADVANTAGES)
+    own = spoiled(draw, rewards, valid)
+    assert torch.equal(canon.group_mean(own, valid), canon.group_mean(rewards, valid))
+    mu, alpha = draw(st.floats(0, 1)), draw(st.floats(0, 2))
+    found = canon.canon_advantages(own, low, high, mu, alpha, draw(st.booleans()))
+    assert found.isfinite().all()
+    assert 0 <= canon.cosine_mu(draw(st.integers(0, 10**6)), draw(st.booleans())) <= 1

@@ -5,12 +5,26 @@ import random
 
 import pytest
 import torch
+from hypothesis import strategies as st
 from support import cases
+from support.fuzzing import SHARES, covers, draw_flags, draw_shape
 from support.reference import covariance, policy_terms
-from support.tiny import FLOAT64, LOSS_TYPES, config_of, make_tokens, random_tokens
+from support.registry import MethodSettings
+from support.tensors import config_of, make_tokens, random_tokens
+from support.tiny import FLOAT64, LOSS_TYPES
 
-from trl_entropy.methods import METHODS
+from trl_entropy import functional
+from trl_entropy.methods import METHODS, clip_cov
 from trl_entropy.methods.clip_cov import clip_cov_mask
+
+
+METHOD_SETTINGS = {
+    "clip_cov": MethodSettings(
+        strong=dict(clip_cov_ratio=0.2, clip_cov_low=0.02, clip_cov_high=2.0),
+        world=dict(clip_cov_ratio=0.2, clip_cov_low=0.02, clip_cov_high=2.0, clip_cov_scope="world"),
+        batches=(256, 2048),
+    )
+}
 
 
 SETTINGS = dict(clip_cov_ratio=0.2, clip_cov_low=0.05, clip_cov_high=1.5)
@@ -95,7 +109,10 @@ def test_size_of_the_draw(share, count):
 
 def test_draw_depends_on_step_micro_batch_and_rank_and_repeats():
     eligible = torch.ones(4, 50, dtype=torch.bool)
-    draws = [clip_cov_mask(eligible, eligible, 0.1, seed) for seed in [(0, 1, 0, 0), (0, 2, 0, 0), (0, 1, 1, 0), (0, 1, 0, 1)]]  # fmt: skip
+    draws = [
+        clip_cov_mask(eligible, eligible, 0.1, seed)
+        for seed in [(0, 1, 0, 0), (0, 2, 0, 0), (0, 1, 1, 0), (0, 1, 0, 1)]
+    ]
     assert torch.equal(draws[0], clip_cov_mask(eligible, eligible, 0.1, (0, 1, 0, 0)))
     assert not any(torch.equal(draws[0], other) for other in draws[1:])
 
@@ -125,3 +142,17 @@ def test_metrics(make_trainer):
     assert 0 < eligible < count
     assert logged["clip_cov/kept_fraction"] == pytest.approx(1 - min(eligible, int(0.2 * count)) / count)
     assert math.isfinite(logged["clip_cov/covariance_mean"])
+
+
+# Searched by test_fuzzing.py
+
+
+@covers(clip_cov.clip_cov_mask)
+def clip_cov_masks(draw):
+    shape, ratio = draw_shape(draw), draw(SHARES)
+    mask = draw_flags(draw, shape)
+    eligible = draw_flags(draw, shape)
+    kept = clip_cov.clip_cov_mask(eligible, mask, ratio, (draw(st.integers(0, 9)), 1, 2))
+    dropped = mask & ~kept
+    assert not (kept & ~mask).any() and not (dropped & ~eligible).any()
+    assert dropped.sum() == min(functional.share_of(ratio, int(mask.sum())), int((eligible & mask).sum()))

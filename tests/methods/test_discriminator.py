@@ -4,15 +4,34 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import strategies as st
 from support import cases
+from support.fuzzing import ADVANTAGES, SHARES, covers, draw_flags, draw_shape, draw_tensor, spoiled
 from support.reference import dense_log_policy, dense_logps_and_entropy, policy_terms, reduce_terms
-from support.tiny import EXACT, FLOAT32, FLOAT64, LOSS_TYPES, build_model, loss_and_gradients, make_loss_batch
-from test_steer import F1_LOGITS, three_tokens
+from support.registry import MethodSettings
+from support.tensors import F1_LOGITS, make_loss_batch, three_tokens
+from support.tiny import EXACT, FLOAT32, FLOAT64, LOSS_TYPES, build_model, loss_and_gradients
 
+from trl_entropy import functional
 from trl_entropy.functional import discriminator
 from trl_entropy.methods.discriminator import clip_b_mask, clip_v_mask
 from trl_entropy.tokens import Rollouts
 from trl_entropy.trainers import rollouts
+
+
+METHOD_SETTINGS = {
+    "clip_b": MethodSettings(
+        strong=dict(clip_b_mu=0.5),
+        world=dict(clip_b_mu=0.4),
+        world_loss=dict(clip_b_renormalize=False),
+        batches=(1024, 1024),
+    ),
+    "clip_v": MethodSettings(
+        strong=dict(clip_v_mu=0.3, clip_v_max_frac=0.3),
+        world=dict(clip_v_mu=0.3, clip_v_max_frac=0.1),
+        batches=(512, 512),
+    ),
+}
 
 
 def mask_by_hand(logps, entropy, advantages, mask, mu):
@@ -62,8 +81,12 @@ def rollouts_of(trainer):
 def test_generation_batch(make_trainer, renormalize):
     """Several updates per generation batch: S and its moments belong to the policy and batch that generated."""
     trainer = make_trainer(
-        methods=["clip_b"], clip_b_mu=0.4, clip_b_renormalize=renormalize, steps_per_generation=2, mask_truncated_completions=False
-    )  # fmt: skip
+        methods=["clip_b"],
+        clip_b_mu=0.4,
+        clip_b_renormalize=renormalize,
+        steps_per_generation=2,
+        mask_truncated_completions=False,
+    )
     stock, ours = rollouts_of(trainer)
     with torch.no_grad():
         logps, entropy = dense_logps_and_entropy(trainer.model, stock)
@@ -250,3 +273,24 @@ def test_clip_v_cap_with_ties_and_properties(make_trainer):
     cases.check_rows_permute(method, on_policy=True)
     cases.check_extremes_stay_finite(method, on_policy=True)
     cases.check_empty_mask(make_trainer, "clip_v")
+
+
+# Searched by test_fuzzing.py
+
+
+@covers(clip_b_mask, clip_v_mask)
+def discriminator_masks(draw):
+    shape, mu, share = draw_shape(draw), draw(st.floats(0, 10)), draw(SHARES)
+    scores, advantages, mask = (
+        draw_tensor(draw, shape, (-20.0, 20.0)),
+        draw_tensor(draw, shape, ADVANTAGES),
+        draw_flags(draw, shape),
+    )
+    other = spoiled(draw, scores, mask)
+    for kept, again in (
+        [clip_b_mask(values, advantages, mask, mu) for values in (scores, other)],
+        [clip_v_mask(values, advantages, mask, mu, share) for values in (scores, other)],
+    ):
+        assert torch.equal(kept, again) and not (kept & ~mask).any()
+        assert not (mask & ~kept & (advantages >= 0)).any()
+    assert (mask & ~kept).sum() <= functional.share_of(share, int(mask.sum()))

@@ -5,11 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import strategies as st
 from support import cases
+from support.fuzzing import ADVANTAGES, ENTROPIES, covers, draw_flags, draw_shape, draw_tensor, spoiled
 from support.reference import dense_logps_and_entropy
-from support.tiny import FLOAT64, build_tokenizer, config_of, make_rollouts, random_rollouts
+from support.tensors import config_of, make_rollouts, random_rollouts
+from support.tiny import FLOAT64, build_tokenizer
 
-from trl_entropy.methods import build_methods
+from trl_entropy.methods import build_methods, empg
 from trl_entropy.methods.empg import ends_of
 
 
@@ -145,3 +148,24 @@ def test_training(make_trainer, steps):
     assert list(trainer._logs["advantages"]) == pytest.approx(expected[:, 0].tolist(), abs=2e-5)
     trainer.train()
     assert trainer.state.log_history[0]["empg/steps"] == 1
+
+
+# Searched by test_fuzzing.py
+
+
+@covers(empg.step_index, empg.step_means, empg.modulated)
+def empg_steps(draw):
+    shape = draw_shape(draw)
+    mask, breaks = draw_flags(draw, shape), draw_flags(draw, shape)
+    index = empg.step_index(mask, breaks)
+    steps = int(index.max()) + 2
+    values = draw_tensor(draw, shape, ENTROPIES)
+    entropy, valid = empg.step_means(spoiled(draw, values, mask), mask, index, steps)
+    assert entropy.isfinite().all() and valid.sum() <= mask.sum() and (valid.any(1) == mask.any(1)).all()
+    assert not valid[:, -1].any()  # one more, so that every step has a next one
+    k, k_future, zeta = (draw(st.floats(0, 100)) for _ in range(3))
+    advantages = draw_tensor(draw, tuple(entropy.shape), ADVANTAGES)
+    for part in empg.modulated(advantages, entropy, valid, k, k_future, zeta):
+        assert part.isfinite().all()
+    other = empg.modulated(spoiled(draw, advantages, valid), entropy, valid, k, k_future, zeta)
+    torch.testing.assert_close(other[2], empg.modulated(advantages, entropy, valid, k, k_future, zeta)[2])

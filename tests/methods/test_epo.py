@@ -6,11 +6,26 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import strategies as st
 from support import cases
+from support.fuzzing import ENTROPIES, covers, draw_flags, draw_shape, draw_tensor, finite_gradients, spoiled
 from support.reference import policy_terms
-from support.tiny import FLOAT64, LOSS_TYPES, random_tokens
+from support.registry import MethodSettings
+from support.tensors import random_tokens
+from support.tiny import FLOAT64, LOSS_TYPES
 
+from trl_entropy.methods import epo
 from trl_entropy.methods.epo import corridor_penalty, phase_weight, turn_mean
+
+
+METHOD_SETTINGS = {
+    "epo": MethodSettings(
+        strong=dict(epo_coef=0.1, epo_low=0.8, epo_high=1.2),
+        state=dict(history_total=1.5, history_steps=1),
+        world=dict(epo_coef=0.3, epo_low=0.8, epo_high=1.2),
+        ignores_rewards=True,
+    )
+}
 
 
 def nested_mean(values, mask):
@@ -173,3 +188,24 @@ def test_metrics(make_trainer):
     assert "epo/history_entropy" not in rows[0]
     assert rows[1]["epo/history_entropy"] == pytest.approx(rows[0]["entropy"], rel=1e-5)
     assert rows[1]["epo/penalty_mean"] > 0 and 0 < rows[1]["epo/outside_fraction"] <= 1
+
+
+# Searched by test_fuzzing.py
+
+
+@covers(epo.corridor_penalty, epo.turn_mean, epo.phase_weight)
+def epo_terms(draw):
+    shape = draw_shape(draw)
+    entropy, mask = draw_tensor(draw, shape, ENTROPIES), draw_flags(draw, shape)
+    low, high = sorted(draw(st.lists(st.floats(0, 5), min_size=2, max_size=2)))
+    leaf = entropy.clone().requires_grad_()
+    penalty = epo.corridor_penalty(leaf, draw(st.floats(0, 13)), low, high)
+    finite_gradients(penalty, leaf)
+    assert (penalty >= 0).all()
+    leaf = spoiled(draw, entropy, mask).requires_grad_()
+    means = epo.turn_mean(leaf, mask)
+    torch.testing.assert_close(means, epo.turn_mean(entropy, mask))
+    (gradient,) = finite_gradients(means, leaf)
+    assert (gradient[~mask] == 0).all() and (gradient[mask] > 0).all()
+    step, total = draw(st.integers(0, 10**6)), draw(st.integers(0, 10**6))
+    assert 1 <= epo.phase_weight(step, total, draw(st.floats(0, 1e3))) <= 2

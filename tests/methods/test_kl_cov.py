@@ -3,11 +3,24 @@
 import pytest
 import torch
 from support import cases
+from support.fuzzing import SHARES, covers, draw_flags, draw_shape, draw_tensor, finite_gradients, spoiled
 from support.reference import covariance, policy_terms
-from support.tiny import FLOAT64, LOSS_TYPES, config_of, make_tokens, random_tokens
+from support.registry import MethodSettings
+from support.tensors import config_of, make_tokens, random_tokens
+from support.tiny import FLOAT64, LOSS_TYPES
 
-from trl_entropy.methods import METHODS
+from trl_entropy.methods import METHODS, kl_cov
 from trl_entropy.methods.kl_cov import kl_cov_penalty
+
+
+METHOD_SETTINGS = {
+    "kl_cov": MethodSettings(
+        strong=dict(kl_cov_ratio=0.3),
+        variants=(dict(kl_cov_penalty="k3", kl_cov_ratio=0.5),),
+        world=dict(kl_cov_ratio=0.3, kl_cov_scope="world"),
+        batches=(256, 2048),
+    )
+}
 
 
 def selected_by_hand(cov, mask, share):
@@ -121,3 +134,19 @@ def test_metrics(make_trainer):
     assert logged["kl_cov/selected_fraction"] == pytest.approx(int(0.3 * count) / count)
     assert logged["kl_cov/penalty_mean"] > 0
     assert logged["clip_ratio/region_mean"] == 0  # nothing is clipped
+
+
+# Searched by test_fuzzing.py
+
+
+@covers(kl_cov.kl_cov_mask, kl_cov.kl_cov_penalty)
+def kl_cov_terms(draw):
+    shape = draw_shape(draw)
+    values, mask, share = draw_tensor(draw, shape, (-1e30, 1e30)), draw_flags(draw, shape), draw(SHARES)
+    selected = kl_cov.kl_cov_mask(spoiled(draw, values, mask), mask, share)
+    assert not (selected & ~mask).any() and selected.any() == (values[mask] > 0).any()
+    for kind in ("abs", "k2", "k3"):
+        log_ratio = draw_tensor(draw, shape, (-1e4, 1e4)).requires_grad_()
+        penalty = kl_cov.kl_cov_penalty(log_ratio, kind)
+        finite_gradients(penalty, log_ratio)
+        assert (penalty >= -1e-7 * log_ratio.abs() - 1e-30).all()  # which is rounding

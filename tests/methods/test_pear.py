@@ -6,10 +6,14 @@ import math
 import pytest
 import torch
 from datasets import Dataset
+from hypothesis import strategies as st
 from support import cases
-from support.tiny import build_tokenizer, config_of, count_reward
+from support.fuzzing import covers
+from support.tensors import config_of
+from support.tiny import build_tokenizer, count_reward
 
 from trl_entropy import EntropyGRPOConfig
+from trl_entropy.methods import empg, pear
 from trl_entropy.methods.pear import Pear, pear_penalty, pear_reward, phase_entropies, tag_span
 
 
@@ -140,7 +144,9 @@ def test_training(make_trainer, mask_truncated):
     total = torch.tensor(rewards) + torch.tensor(list(trainer._logs["rewards"]["count_reward"]))
     groups = total.view(2, 4)
     expected = (groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)
-    torch.testing.assert_close(torch.tensor(list(trainer._logs["advantages"])), expected.flatten(), rtol=1e-4, atol=1e-5)  # fmt: skip
+    torch.testing.assert_close(
+        torch.tensor(list(trainer._logs["advantages"])), expected.flatten(), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -188,5 +194,44 @@ def test_errors(fields, message):
 
 
 def test_the_accuracy_must_be_named(make_trainer):
-    with pytest.raises(ValueError, match="`pear_reward` must be one of the reward functions 'count_reward', 'right', got None"):  # fmt: skip
+    with pytest.raises(
+        ValueError, match="`pear_reward` must be one of the reward functions 'count_reward', 'right', got None"
+    ):
         make_trainer(methods=["pear"], reward_funcs=[count_reward, right])
+
+
+# Searched by test_fuzzing.py
+
+
+PIECES = st.lists(st.text("ab<>/\n", max_size=3), min_size=1, max_size=8)
+
+
+@covers(empg.ends_of, pear.tag_span)
+def places_of_texts(draw):
+    pieces, tag = draw(PIECES), draw(st.text("ab<>\n", min_size=1, max_size=2))
+    text = "".join(pieces)
+    ends = empg.ends_of(pieces, tag)
+    assert len(ends) == text.count(tag) and ends == sorted(ends)
+    for number, end in enumerate(ends, start=1):
+        assert "".join(pieces[: end + 1]).count(tag) >= number > "".join(pieces[:end]).count(tag)
+    span = pear.tag_span(pieces, tag)
+    assert (span is None) == (tag not in text)
+    if span is not None:
+        assert 0 <= span[0] < span[1] <= len(pieces) and tag in "".join(pieces[span[0] : span[1]])
+        assert tag not in "".join(pieces[: span[1] - 1])
+
+
+@covers(pear.mean, pear.phase_entropies, pear.pear_penalty, pear.pear_reward)
+def pear_rewards(draw):
+    values = draw(st.lists(st.floats(0, 13), max_size=6))
+    kept = [draw(st.booleans()) for _ in values]
+    start = draw(st.integers(0, len(values)))
+    span = draw(st.sampled_from([None, (start, draw(st.integers(start, len(values))))]))
+    think, answer = pear.phase_entropies(values, kept, span)
+    spoilt = [value if keep else 1e30 for value, keep in zip(values, kept, strict=True)]
+    assert pear.phase_entropies(spoilt, kept, span) == (think, answer)
+    assert 0 <= pear.mean(values, kept) <= 13 and 0 <= min(think, answer) and max(think, answer) <= 13
+    penalty = pear.pear_penalty(think, answer, draw(st.floats(-10, 10)))
+    scale, floor = draw(st.floats(0.01, 1)), draw(st.none() | st.floats(-1, 0.01))
+    reward = pear.pear_reward(draw(st.booleans()), penalty, scale, 0.0, floor)
+    assert penalty >= 0 and reward <= 1 and (floor is None or reward >= min(floor, 0))

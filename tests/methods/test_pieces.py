@@ -5,7 +5,8 @@
 import pytest
 import torch
 from support import cases
-from support.tiny import build_tokenizer, make_rollouts
+from support.tensors import make_rollouts
+from support.tiny import build_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 

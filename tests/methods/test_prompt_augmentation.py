@@ -10,16 +10,22 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
+from hypothesis import strategies as st
 from support import cases
+from support.fuzzing import covers
+from support.registry import MethodSettings
 from support.tiny import build_dataset, build_model, build_tokenizer
 from trl import DatasetMixtureConfig, ModelConfig
 from trl.scripts.grpo import GRPOScriptArguments
 
 from trl_entropy import EntropyGRPOConfig
 from trl_entropy.commands.arguments import StrictParser
-from trl_entropy.methods import build_methods
+from trl_entropy.methods import build_methods, prompt_augmentation, prompt_templates
 from trl_entropy.methods.prompt_augmentation import drawn
 from trl_entropy.methods.prompt_templates import TEMPLATES, Template
+
+
+METHOD_SETTINGS = {"prompt_augmentation": MethodSettings(batches=(256, 1024))}
 
 
 LINED = "<think>\nx\n</think>\n<answer>\ny\n</answer>"
@@ -94,8 +100,13 @@ def test_draws_depend_on_their_arguments_alone():
         {"role": "user", "content": [{"type": "image", "image": object()}, {"type": "text", "text": "w1 w2"}]}
     ]
     assert drawn(13, (7, 3), with_image) == drawn(13, (7, 3), "w1 w2")
-    code = "from trl_entropy.methods.prompt_augmentation import drawn; print([drawn(13, (7, s), 'a b') for s in range(9)])"
-    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONHASHSEED": "5", "PYTHONPATH": "."})  # fmt: skip
+    code = (
+        "from trl_entropy.methods.prompt_augmentation import drawn; print([drawn(13, (7, s), 'a b') "
+        "for s in range(9)])"
+    )
+    other = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONHASHSEED": "5", "PYTHONPATH": "."}
+    )
     assert other.stdout.strip() == str([drawn(13, (7, s), "a b") for s in range(9)])
 
 
@@ -126,13 +137,24 @@ def test_a_group_shares_its_template_and_evaluation_has_one():
     "fields, message",
     [
         (dict(templates={}), "`prompt_augmentation_templates` must be a mapping of names to templates, got {}."),
-        (dict(templates={"a": {"usr": "x"}}), "`prompt_augmentation_templates` entry 'a' must be a mapping of system, user, opening, markers, got {'usr': 'x'}."),
-        (dict(templates={"a": {"user": "x"}}), "`prompt_augmentation_templates` entry 'a' must have {prompt} in `user`, got 'x'."),
-        (dict(templates={"a": {"markers": "x"}}), "`prompt_augmentation_templates` entry 'a' must hold texts, and a list of texts as `markers`, got {'markers': 'x'}."),
+        (
+            dict(templates={"a": {"usr": "x"}}),
+            "`prompt_augmentation_templates` entry 'a' must be a mapping of system, user, opening, "
+            "markers, got {'usr': 'x'}.",
+        ),
+        (
+            dict(templates={"a": {"user": "x"}}),
+            "`prompt_augmentation_templates` entry 'a' must have {prompt} in `user`, got 'x'.",
+        ),
+        (
+            dict(templates={"a": {"markers": "x"}}),
+            "`prompt_augmentation_templates` entry 'a' must hold texts, and a list of texts as `markers`, "
+            "got {'markers': 'x'}.",
+        ),
         (dict(templates={"a": {}}, eval="b"), "`prompt_augmentation_eval` must be one of the templates 'a', got 'b'."),
         (dict(format_weight=-1), "`prompt_augmentation_format_weight` must be a finite number >= 0, got -1."),
     ],
-)  # fmt: skip
+)
 def test_errors(fields, message):
     with pytest.raises(ValueError) as error:
         cases.build("prompt_augmentation", **{f"prompt_augmentation_{key}": value for key, value in fields.items()})
@@ -148,9 +170,14 @@ OWN = {
 def test_training_with_templates_of_ones_own(make_trainer):
     """Rewards are those of the formats; half the weight; prompts in the table are those that were completed."""
     trainer = make_trainer(
-        methods=["prompt_augmentation", "empg"], prompt_augmentation_templates=OWN, steps_per_generation=8,
-        prompt_augmentation_format_weight=0.5, max_steps=1, eval_dataset=build_dataset(4), per_device_eval_batch_size=4,
-    )  # fmt: skip
+        methods=["prompt_augmentation", "empg"],
+        prompt_augmentation_templates=OWN,
+        steps_per_generation=8,
+        prompt_augmentation_format_weight=0.5,
+        max_steps=1,
+        eval_dataset=build_dataset(4),
+        per_device_eval_batch_size=4,
+    )
     trainer.train()
     names, expected = [], []
     for prompt, completion in zip(trainer._logs["prompt"], trainer._logs["completion"], strict=True):
@@ -180,7 +207,10 @@ def test_templates_from_a_recipe(tmp_path):
     assert method.templates["odd"] == Template(system="w9", opening="w10", markers=("w3",)) and method.fixed == "odd"
 
 
-CHAT = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} <eos> {% endfor %}{% if add_generation_prompt %}w20 {% endif %}"
+CHAT = (
+    "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} <eos> {% endfor %}{% if "
+    "add_generation_prompt %}w20 {% endif %}"
+)
 
 
 def test_an_opening_continues_the_turn_of_the_assistant(make_trainer, monkeypatch):
@@ -208,11 +238,17 @@ def test_an_opening_continues_the_turn_of_the_assistant(make_trainer, monkeypatc
 @pytest.mark.parametrize(
     "row, message",
     [
-        ({"prompt": [{"role": "user", "content": None}]}, "needs a message of the user with a text, got [{'role': 'user', 'content': None}]."),
-        ({"prompt": [{"role": "system", "content": "x"}]}, "needs a message of the user with a text, got [{'role': 'system', 'content': 'x'}]."),
+        (
+            {"prompt": [{"role": "user", "content": None}]},
+            "needs a message of the user with a text, got [{'role': 'user', 'content': None}].",
+        ),
+        (
+            {"prompt": [{"role": "system", "content": "x"}]},
+            "needs a message of the user with a text, got [{'role': 'system', 'content': 'x'}].",
+        ),
         ({"prompt": "x", "format_name": "y"}, "writes a column `format_name`, which the dataset has: rename it."),
     ],
-)  # fmt: skip
+)
 def test_rows_that_no_template_fits(row, message):
     with pytest.raises(ValueError) as error:
         cases.build("prompt_augmentation").prompts([row], (0, 0), True)
@@ -244,3 +280,34 @@ class Room:
 def test_environments_write_prompts_themselves(make_trainer):
     with pytest.raises(ValueError, match="`methods` must not list 'prompt_augmentation' with `environment_factory`"):
         make_trainer(methods=["prompt_augmentation"], environment_factory=Room)
+
+
+# Searched by test_fuzzing.py
+
+
+TEXTS = st.text("w{} \n<think>/", max_size=12)
+
+
+@covers(
+    prompt_templates.read_template,
+    prompt_augmentation.drawn,
+    prompt_augmentation.texts_of,
+    prompt_augmentation.has_images,
+)
+def templates(draw):
+    fields = {"user": draw(TEXTS) + "{prompt}", "markers": draw(st.lists(TEXTS.filter(bool), max_size=3))}
+    template = prompt_templates.read_template("own", fields)
+    assert 0 <= template.score(draw(TEXTS)) <= 1
+    prompt = draw(TEXTS)
+    conversation = [{"role": "user", "content": prompt}]
+    assert prompt in template.apply(prompt) and prompt in template.apply(conversation)[-1]["content"]
+    assert conversation == [{"role": "user", "content": prompt}]
+    assert prompt_augmentation.texts_of([{"type": "text", "text": prompt}, {"type": "image"}]) == [prompt]
+    count, place = draw(st.integers(1, 20)), (draw(st.integers(0, 99)), draw(st.integers(0, 99)))
+    assert not prompt_augmentation.has_images({"prompt": prompt})
+    mixed = [*conversation, {"role": "user", "content": [{"type": "text", "text": prompt}, {"type": "image"}]}]
+    assert prompt_augmentation.has_images({"prompt": mixed}) and not prompt_augmentation.has_images(
+        {"prompt": mixed[:1]}
+    )
+    assert 0 <= prompt_augmentation.drawn(count, place, prompt) < count
+    assert prompt_augmentation.drawn(count, place, prompt) == prompt_augmentation.drawn(count, place, conversation)

@@ -4,12 +4,28 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import strategies as st
 from support import cases
+from support.fuzzing import ENTROPIES, covers, draw_flags, draw_shape, draw_tensor, finite_gradients, spoiled
 from support.reference import nucleus_entropy, policy_terms
-from support.tiny import FLOAT64, LOSS_TYPES, random_tokens
+from support.registry import MethodSettings
+from support.tensors import random_tokens
+from support.tiny import FLOAT64, LOSS_TYPES
 
 from trl_entropy.functional import row_quantiles
+from trl_entropy.methods import siren
 from trl_entropy.methods.siren import peak_entropy, peak_mask
+
+
+METHOD_SETTINGS = {
+    "siren": MethodSettings(
+        strong=dict(siren_coef=0.5),
+        variants=(dict(siren_square="ema", siren_quantile=0.2),),
+        state=dict(anchor=0.4),
+        world=dict(siren_coef=0.5, siren_quantile=0.5),
+        batches=(64, 1024),
+    )
+}
 
 
 def by_hand(nucleus, mask, quantile):
@@ -150,3 +166,20 @@ def test_metrics(make_trainer):
     assert "siren/anchor" not in rows[0] and rows[1]["siren/anchor"] == pytest.approx(rows[0]["siren/peak_entropy"])
     assert 0 < rows[2]["siren/peak_fraction"] < 0.5
     assert rows[2]["siren/nucleus_entropy_mean"] < rows[2]["entropy"]
+
+
+# Searched by test_fuzzing.py
+
+
+@covers(siren.peak_mask, siren.peak_entropy)
+def siren_peaks(draw):
+    shape, quantile = draw_shape(draw), draw(st.floats(0, 0.99))
+    entropy, mask = draw_tensor(draw, shape, ENTROPIES), draw_flags(draw, shape)
+    other = spoiled(draw, entropy, mask)
+    peaks = siren.peak_mask(other, mask, quantile)
+    assert torch.equal(peaks, siren.peak_mask(entropy, mask, quantile)) and not (peaks & ~mask).any()
+    assert (peaks.sum(1) < mask.sum(1).clamp(min=1)).all()  # the quantile itself is never above itself
+    leaf = other.requires_grad_()
+    means = siren.peak_entropy(leaf, peaks)
+    finite_gradients(means, leaf)
+    assert (means >= 0).all() and (means <= entropy.max() * (1 + 1e-6)).all()

@@ -4,24 +4,26 @@ import math
 
 import pytest
 import torch
+from hypothesis import strategies as st
 from support import cases
+from support.fuzzing import covers, draw_tokens
 from support.reference import policy_terms
-from support.tiny import FLOAT64, LOSS_TYPES, make_tokens, random_tokens
+from support.registry import MethodSettings
+from support.tensors import F1_LOGITS, make_tokens, random_tokens, three_tokens
+from support.tiny import FLOAT64, LOSS_TYPES
 
+from trl_entropy import functional
+from trl_entropy.methods import steer
 from trl_entropy.methods.steer import exact_omega, released_omega, theorem_omega
 
 
-F1_LOGITS = [[2, 1, 0, -1], [0.5, 0.4, 0.3, 0.2], [4, 0, -1, -2]]
-F1_OLD_LOGITS = [[1.8, 1, 0, -1], [0.5, 0.4, 0.2, 0.2], [4, 0.3, -1, -2]]
-
-
-def three_tokens(**extra):
-    """Three tokens over four entries: current and old policy, sampled entries 0, 2, 1, advantages 1, 1, -1."""
-    policies = [torch.tensor(rows, dtype=torch.float64).log_softmax(-1) for rows in (F1_LOGITS, F1_OLD_LOGITS)]
-    picks = torch.tensor([[0], [2], [1]])
-    logps, old_logps = (policy.gather(1, picks).T for policy in policies)
-    entropy, old_entropy = (-(policy.exp() * policy).sum(1)[None] for policy in policies)
-    return make_tokens(logps, old_logps, [1, 1, -1], entropy=entropy, old_entropy=old_entropy, **extra)
+METHOD_SETTINGS = {
+    "steer": MethodSettings(
+        variants=(dict(steer_omega="exact"), dict(steer_omega="released", steer_mapping="linear")),
+        world=dict(steer_omega="exact"),
+        batches=(256, 4096),
+    )
+}
 
 
 def weights(tokens, **settings):
@@ -166,3 +168,23 @@ def test_metrics(make_trainer):
     logged = {key: values[0] for key, values in trainer._metrics["train"].items()}
     assert logged["steer/weight_min"] == pytest.approx(0.7)
     assert logged["steer/weight_min"] < logged["steer/weight_mean"] < logged["steer/weight_max"] <= 1
+
+
+# Searched by test_fuzzing.py
+
+
+@covers(steer.theorem_omega, steer.exact_omega, steer.released_omega, steer.exp_weights, steer.linear_weights)
+def steer_weights(draw):
+    tokens = draw_tokens(draw)
+    for omega in (steer.theorem_omega, steer.exact_omega, steer.released_omega):
+        size = (
+            omega(tokens).abs().nan_to_num(nan=0.0)
+        )  # an infinite ratio times a probability of 0, which `Steer` reads as 0
+        size = size.clamp(max=torch.finfo(size.dtype).max)
+        largest = functional.masked_max(size, tokens.mask)
+        low, high = sorted(draw(st.lists(st.floats(1e-3, 2.0), min_size=2, max_size=2)))
+        weights = steer.exp_weights(size, largest, min(low, 1.0))
+        assert (weights[tokens.mask] >= min(low, 1.0) * (1 - 1e-5)).all() and (weights <= 1).all()
+        smallest = -functional.masked_max(-size, tokens.mask)
+        weights = steer.linear_weights(size, smallest, largest, low, high)
+        assert ((weights - high)[tokens.mask] <= 1e-6).all() and ((low - weights)[tokens.mask] <= 1e-6).all()

@@ -10,11 +10,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.fuzzing import ENTROPIES, SHARES, covers, draw_flags, draw_shape, draw_tensor, floats, spoiled
 from support.tiny import EXACT, FLOAT64
 
+from trl_entropy import functional
 from trl_entropy.collectives import Collectives
 from trl_entropy.functional import row_top_mask
-from trl_entropy.methods.tip import NEEDS, Tip, TipConfig, TipTokens, kept_counts, rescale, soft_or
+from trl_entropy.methods.tip import (
+    NEEDS,
+    Tip,
+    TipConfig,
+    TipTokens,
+    draws,
+    kept_counts,
+    quantile_or_none,
+    rescale,
+    soft_or,
+)
 
 
 INF, NAN = math.inf, math.nan
@@ -331,3 +343,46 @@ def test_paper_and_needs():
     assert tip(rule="q3").needs == ("forward_divergence",)
     assert not tip(rule="none").selects and not tip(ratio=1.0).selects and tip().selects
     assert Tip(SimpleNamespace(**vars(TipConfig()))).ratio == 0.5
+
+
+# Searched by test_fuzzing.py
+
+
+@covers(rescale, soft_or)
+def scores_of_tip(draw):
+    shape = draw_shape(draw)
+    values, others = draw_tensor(draw, shape, (-1e18, 1e18)), draw_tensor(draw, shape, ENTROPIES)
+    low, high = sorted(draw(st.tuples(floats((-1e18, 1e18)), floats((-1e18, 1e18)))))
+    one, two = rescale(values, low, high), rescale(others, others.min(), others.max())
+    for axis in (one, two):
+        assert axis.isfinite().all() and (axis >= 0).all() and (axis <= 1).all()
+    assert low == high or (one[values >= high] == 1).all() and (one[values <= low] == 0).all()
+    score = soft_or(one, two)
+    assert (score >= torch.maximum(one, two) - 1e-6).all() and (score <= 1 + 1e-6).all()
+
+
+@covers(draws, quantile_or_none)
+def draws_of_tip(draw):
+    """Positive, the same again, and not a matter of the padding."""
+    shape, place = draw_shape(draw), draw(st.tuples(*[st.integers(0, 99)] * 3))
+    mask = draw_flags(draw, shape)
+    found = draws(TipTokens(torch.zeros(shape), mask, draw=place), False)
+    wider = torch.cat([torch.zeros_like(mask[:, :1]), mask], dim=1)
+    again = draws(TipTokens(torch.zeros(wider.shape), wider, draw=place), False)
+    assert (found > 0).all() and found.isfinite().all() and torch.equal(found[mask], again[wider])
+    quantile = draw(st.none() | st.floats(1e-6, 1))
+    assert quantile_or_none(type("Config", (), {"field": quantile}), "field") == quantile
+
+
+@covers(functional.row_top_mask, kept_counts)
+def tops_of_rows(draw):
+    """As many as asked for, none of what is left larger, and ties in order."""
+    shape, ratio, least = draw_shape(draw), draw(SHARES), draw(st.integers(0, 3))
+    values, mask = draw_tensor(draw, shape, ENTROPIES), draw_flags(draw, shape)
+    counts = kept_counts(mask, ratio, least)
+    assert torch.equal(counts, torch.minimum(counts, mask.sum(1))) and (counts >= mask.sum(1).clamp(max=least)).all()
+    chosen = functional.row_top_mask(spoiled(draw, values, mask), mask, counts)
+    assert torch.equal(chosen.sum(1), counts) and not (chosen & ~mask).any()
+    for row, own, kept in zip(values, mask, chosen, strict=True):
+        for at in (own & ~kept).nonzero().flatten():
+            assert (row[kept] >= row[at]).all() and not (kept & (row == row[at]))[at:].any()

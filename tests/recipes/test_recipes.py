@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from support.registry import settings_of
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 from trl.scripts.grpo import GRPOScriptArguments
 
@@ -27,18 +28,7 @@ TRAINING = [path for path in RECIPES if path not in (*ACCELERATE, *DISTILLATION,
 PUBLISHED = [path for path in TRAINING if path.stem in METHODS]
 GPUS = 8
 RUN = ("logging_steps", "save_steps", "seed")  # change nothing about the method
-# Completions per update and per generation batch in the authors' runs.
-BATCHES = {
-    "clip_cov": (256, 2048),
-    "kl_cov": (256, 2048),
-    "steer": (256, 4096),
-    "clip_b": (1024, 1024),
-    "clip_v": (512, 512),
-    "siren": (64, 1024),
-    "aepo": (128, 2560),
-    "canon": (512, 8192),
-    "prompt_augmentation": (256, 1024),
-}
+BATCHES = {name: settings_of(name).batches for name in METHODS if settings_of(name).batches}
 
 
 GRPO_KINDS = (GRPOScriptArguments, EntropyGRPOConfig, ModelConfig, DatasetMixtureConfig)
@@ -137,11 +127,21 @@ def test_batches_are_those_of_the_authors(name):
         assert generation > update
 
 
+def preset_of(path):
+    """The settings in the header that repeat the authors' code: none if the authors released none."""
+    return dict(re.findall(r"^#   ([a-z_]+): ([^\s#]+)", header(path), flags=re.MULTILINE))
+
+
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_recipe_that_cites_code_has_a_preset_of_it(path):
+    named = any(key.startswith(f"{path.stem}_") for key in preset_of(path))
+    assert named or ("[code]" not in path.read_text() and not preset_of(path))
+
+
+@pytest.mark.parametrize("path", [path for path in PUBLISHED if preset_of(path)], ids=lambda path: path.stem)
 def test_parity_preset_parses(path, tmp_path):
     """The settings in the comment that repeats the released code."""
-    preset = dict(re.findall(r"^#   ([a-z_]+): ([^\s#]+)", header(path), flags=re.MULTILINE))
-    assert any(key.startswith(f"{path.stem}_") for key in preset)
+    preset = preset_of(path)
     recipe = yaml.safe_load(path.read_text()) | {key: yaml.safe_load(value) for key, value in preset.items()}
     (tmp_path / "preset.yaml").write_text(yaml.safe_dump(recipe))
     _, training_args, _, _ = parse(tmp_path / "preset.yaml")

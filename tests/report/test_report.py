@@ -202,13 +202,18 @@ def test_table_of_the_terminal(report):
 @pytest.mark.parametrize(
     ("settings", "logged", "low", "high"),
     [
-        ({"methods": ["epo"], "epo_low": 0.8, "epo_high": 1.2}, {"epo/history_entropy": [2.0, 1.0]}, [1.6, 0.8], [2.4, 1.2]),
+        (
+            {"methods": ["epo"], "epo_low": 0.8, "epo_high": 1.2},
+            {"epo/history_entropy": [2.0, 1.0]},
+            [1.6, 0.8],
+            [2.4, 1.2],
+        ),
         ({"methods": ["epo"]}, {"epo/history_entropy": [2.0, 1.0]}, [0.0, 0.0], [4.0, 2.0]),
         ({"methods": ["aepo"]}, {"aepo/target_entropy": [0.7, 0.7]}, [0.7, 0.7], [0.7, 0.7]),
         ({"use_adaptive_entropy": True, "entropy_target": 0.4}, {}, [0.4, 0.4], [0.4, 0.4]),
         ({"use_adaptive_entropy": True}, {}, [0.2, 0.2], [0.2, 0.2]),  # TRL's default
     ],
-)  # fmt: skip
+)
 def test_target_is_drawn(tmp_path, settings, logged, low, high):
     runs = one_run(tmp_path / "run", lines_of(entropy=[1.5, 1.1], **logged), settings)
     panel = panel_of(runs, "token entropy")
@@ -479,7 +484,10 @@ def break_run(tmp_path, how):
         ("nothing", "trainer_state.json must have logged something, but has no line with `entropy` or `loss`"),
         ("settings", "run_settings.json must be JSON or YAML, but cannot be read"),
         ("settings list", "run_settings.json must hold a mapping of settings, got list"),
-        ("tokens", "token_entropies_00003.json must hold `step` and `completions` with as many `tokens` as `entropies`"),
+        (
+            "tokens",
+            "token_entropies_00003.json must hold `step` and `completions` with as many `tokens` as `entropies`",
+        ),
         ("prompt", "token_entropies_00003.json must hold .*: texts, also as `prompt`, and numbers or null"),
         ("entropy", "token_entropies_00003.json must hold .*: texts, also as `prompt`, and numbers or null"),
         ("scatter", "tip_scatter.json must hold lists `entropy`, `divergence` and `kept` of the same length"),
@@ -488,7 +496,7 @@ def break_run(tmp_path, how):
         ("--tokens=-1", "argument --tokens: must be a whole number >= 0, got '-1'"),
         ("twice", "RUN must be given once each, got 'run' twice"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_is_one_line(tmp_path, capsys, how, message):
     folder = str(break_run(tmp_path, how))
     extra = {"--tokens": ["--tokens", "2"], "--tokens=-1": ["--tokens=-1"], "twice": [f"{folder}/."]}.get(how, [])

@@ -14,7 +14,8 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
-from support.tiny import TOGETHER, build_model
+from support.registry import required, together_params
+from support.tiny import build_model
 from transformers.trainer_utils import SchedulerType
 
 from trl_entropy import METHODS
@@ -44,16 +45,17 @@ def card_of(make_trainer, tmp_path):
     return make
 
 
-def test_every_method_is_cited_by_its_own_paper(card_of, monkeypatch):
+@pytest.mark.parametrize("methods", together_params())
+def test_every_method_is_cited_by_its_own_paper(card_of, monkeypatch, methods):
     monkeypatch.setattr(card_hooks, "command_line", lambda: "python train.py")  # none in a worker of pytest
-    text = card_of(methods=TOGETHER, aepo_target_entropy=0.5).text
-    for name in TOGETHER:
+    text = card_of(methods=methods, **required(methods)).text
+    for name in methods:
         paper = METHODS[name].paper
         assert f"`{name}`: [{paper.title}]({paper.url})." in text
         assert text.count(paper.bibtex) == 1  # once, also where two methods share a paper
     assert text.count("shao2024deepseekmath") == text.count("vonwerra2020trl") == 1
     assert "{{TRL: Transformers Reinforcement Learning}}" in text
-    assert text.count("```") == 2 * (3 + 1 + len({METHODS[name].paper.arxiv for name in TOGETHER}) + 1)
+    assert text.count("```") == 2 * (3 + 1 + len({METHODS[name].paper.arxiv for name in methods}) + 1)
 
 
 def test_kappa_tune_is_cited_where_it_chose_the_weights(card_of):
@@ -135,8 +137,15 @@ def test_code_in_settings_stays_in_its_place(card_of, monkeypatch):
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [("\n\n", r"`'\n\n'`"), ("", "`''`"), (" a", "`' a'`"), ("a|b c", r"`a\|b c`"), ("a`b", "`` a`b ``"), ([" "], "`[' ']`")],
-)  # fmt: skip
+    [
+        ("\n\n", r"`'\n\n'`"),
+        ("", "`''`"),
+        (" a", "`' a'`"),
+        ("a|b c", r"`a\|b c`"),
+        ("a`b", "`` a`b ``"),
+        ([" "], "`[' ']`"),
+    ],
+)
 def test_cell_shows_what_is_in_a_text(value, shown):
     assert card.cell(value) == shown
 

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.tiny import EXACT, METHOD_SETS, TOGETHER, build_model, count_reward, strong
+from support.registry import covered, method_sets, settings_of, strong, together_sets
+from support.tiny import EXACT, build_model, count_reward
 
 from trl_entropy.methods import METHODS
 
 
-STATEFUL = [name for name in METHODS if METHODS[name].overrides("state_dict")]
+STATEFUL = [name for name in covered() if METHODS[name].overrides("state_dict")]
 CONTROLLERS = dict(entropy_forecast=True, use_adaptive_entropy=True, entropy_controller="pi", entropy_target=2.0)
 
 
@@ -32,7 +33,9 @@ def make_run(make_trainer, folder, methods, draws, **settings):
 
     defaults = dict(max_steps=8, save_strategy="steps", save_steps=2, steps_per_generation=4)
     defaults |= dict(gradient_accumulation_steps=2, entropy_coef=0.01)
-    return make_trainer(output_dir=folder, methods=methods, reward_funcs=reward, **{**defaults, **strong(methods), **settings})  # fmt: skip
+    return make_trainer(
+        output_dir=folder, methods=methods, reward_funcs=reward, **{**defaults, **strong(methods), **settings}
+    )
 
 
 def states(trainer):
@@ -84,22 +87,18 @@ def check_killed_run(make_trainer, tmp_path, methods, step, forward, **settings)
 
 
 @pytest.mark.compatibility("kill and resume")
-@pytest.mark.parametrize("methods", METHOD_SETS)
+@pytest.mark.parametrize("methods", method_sets())
 def test_killed_run(make_trainer, tmp_path, methods):
-    controllers = CONTROLLERS if methods == TOGETHER else {}
+    controllers = CONTROLLERS if len(methods) > 1 else {}
     whole = check_killed_run(make_trainer, tmp_path, methods, step=5, forward=1, **controllers)
-    if methods == TOGETHER:
-        assert set(states(whole)) == {*TOGETHER, "entropy_bonus", "entropy_forecast"} and set(STATEFUL) <= set(
-            TOGETHER
-        )
+    if controllers:
+        assert set(states(whole)) == {*methods, "entropy_bonus", "entropy_forecast"}
+        assert set(STATEFUL) <= {name for names in together_sets() for name in names}
         assert all(state for name, state in states(whole).items() if name not in METHODS or name in STATEFUL)
 
 
-VARIANTS = [([name], {}) for name in STATEFUL] + [
-    (["aepo"], dict(aepo_mode="reweight")),
-    (["siren"], dict(siren_square="ema")),
-    ([], CONTROLLERS),
-]
+VARIANTS = [([name], variant) for name in STATEFUL for variant in ({}, *settings_of(name).variants)]
+VARIANTS += [([], CONTROLLERS)]
 
 
 @pytest.mark.slow
@@ -129,9 +128,16 @@ if __name__ == "__main__":
 
     output, resume = sys.argv[1], len(sys.argv) > 2
     trainer = make_run(
-        lambda **settings: build_trainer(EntropyGRPOTrainer, EntropyGRPOConfig, settings.pop("output_dir"), **settings),
-        output, TOGETHER, [], model=build_model(seed=int(resume)), max_steps=24, **CONTROLLERS,  # three epochs
-    )  # fmt: skip
+        lambda **settings: build_trainer(
+            EntropyGRPOTrainer, EntropyGRPOConfig, settings.pop("output_dir"), **settings
+        ),
+        output,
+        together_sets()[0],
+        [],
+        model=build_model(seed=int(resume)),
+        max_steps=24,
+        **CONTROLLERS,  # three epochs
+    )
     trainer.train(resume_from_checkpoint=resume)
     torch.save((rows(trainer), states(trainer), trainer.model.state_dict()), Path(output) / "end.pt")
 
@@ -139,7 +145,7 @@ if __name__ == "__main__":
 @pytest.mark.slow
 def test_a_process_killed_from_outside(tmp_path):
     here = Path(__file__).parent
-    env = {**os.environ, "PYTHONPATH": f"{here.parent}:{here}", "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "PYTHONPATH": f"{here.parents[1]}:{here.parent}", "OMP_NUM_THREADS": "1"}
 
     def start(folder, *arguments):
         return subprocess.Popen([sys.executable, __file__, str(tmp_path / folder), *arguments], env=env)

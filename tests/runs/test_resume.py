@@ -8,7 +8,8 @@ import pytest
 import torch
 import transformers
 from accelerate import PartialState
-from support.tiny import EXACT, METHOD_SETS, STRONG, TOGETHER, build_dataset, build_model, count_reward, strong
+from support.registry import method_sets, strong, together_sets
+from support.tiny import EXACT, build_dataset, build_model, count_reward
 
 from trl_entropy.methods import METHODS, Method
 from trl_entropy.runs.resuming import CONTROLLER_FILE, last_whole_checkpoint
@@ -19,7 +20,7 @@ def losses(trainer):
     return [(row["step"], row["loss"], row["grad_norm"]) for row in trainer.state.log_history if "loss" in row]
 
 
-@pytest.mark.parametrize("methods", METHOD_SETS)
+@pytest.mark.parametrize("methods", method_sets())
 def test_resumed_run_equals_uninterrupted_run(make_trainer, tmp_path, methods):
     settings = dict(
         methods=methods,
@@ -95,21 +96,19 @@ def test_without_methods_no_state_is_written(make_trainer, tmp_path):
 
 
 def test_evaluation_does_not_move_training(make_trainer, tmp_path):
-    from support.tiny import build_dataset
-
-    weights = []
+    methods, weights = together_sets()[0], []
     for strategy in ("no", "steps"):
         torch.manual_seed(0)
         trainer = make_trainer(
             output_dir=tmp_path / strategy,
-            methods=TOGETHER,
+            methods=methods,
             steps_per_generation=2,
             max_steps=2,
             eval_strategy=strategy,
             eval_steps=2,
             per_device_eval_batch_size=4,
             eval_dataset=build_dataset(4),
-            **STRONG,
+            **strong(methods),
         )
         trainer.train()
         weights.append(trainer.model.state_dict())

@@ -7,15 +7,8 @@ from dataclasses import fields, replace
 
 import torch
 from support.reference import dense_log_policy, dense_logps_and_entropy, reduce_terms
-from support.tiny import (
-    FLOAT32,
-    build_model,
-    config_of,
-    loss_and_gradients,
-    make_loss_batch,
-    random_rollouts,
-    random_tokens,
-)
+from support.tensors import config_of, make_loss_batch, random_rollouts, random_tokens
+from support.tiny import FLOAT32, build_model, loss_and_gradients
 
 from trl_entropy.methods import METHODS
 from trl_entropy.trainers.update import Update
@@ -41,8 +34,8 @@ def check_against_reference(
     """Loss and every gradient of the trainer, against `reference(logps, old_logps, entropy, advantages, mask)`.
 
     The reference gives the (B, T) loss of each token, method included, from dense logits and with gradient; with
-    `policy` it is given the whole log-softmax (B, T, V) too. `scalar(entropy, policy, mask)` is a term that is no token
-    mean. `prepare(method)` sets a state.
+    `policy` it also receives the whole log-softmax (B, T, V). `scalar(entropy, policy, mask)` is a term that is not a
+    mean over tokens. `prepare(method)` sets a state.
     """
     model = build_model()
     batch = {**off_policy_batch(model), **dict(batch_keys)}
@@ -64,7 +57,9 @@ def check_against_reference(
     expected.backward()
     torch.testing.assert_close(loss, expected.detach(), **FLOAT32)
     for parameter_name, parameter in other.named_parameters():
-        torch.testing.assert_close(gradients[parameter_name], parameter.grad, msg=lambda m, p=parameter_name: f"{p}: {m}", **FLOAT32)  # fmt: skip
+        torch.testing.assert_close(
+            gradients[parameter_name], parameter.grad, msg=lambda m, p=parameter_name: f"{p}: {m}", **FLOAT32
+        )
     return trainer, batch, expected.detach()
 
 
@@ -98,8 +93,12 @@ def check_padding_does_not_matter(method, **extra):
     garbage = torch.tensor([[37.0]], dtype=torch.float64)
     wider = map_rows(
         tokens,
-        lambda value: value if value.dim() == 1 else torch.cat([value, (garbage > 99 if value.dtype == torch.bool else garbage).expand(len(value), 3)], 1),
-    )  # fmt: skip
+        lambda value: (
+            value
+            if value.dim() == 1
+            else torch.cat([value, (garbage > 99 if value.dtype == torch.bool else garbage).expand(len(value), 3)], 1)
+        ),
+    )
     for narrow, wide in zip(outcome(method, tokens), outcome(method, wider), strict=True):
         torch.testing.assert_close(wide[:, :-3][tokens.mask], narrow[tokens.mask])
 
@@ -145,7 +144,7 @@ def check_extremes_stay_finite(method, **extra):
 
 
 def check_rollouts(build_method):
-    """What holds for every method that acts on generation batches: padding, order of groups, tokens outside the mask."""
+    """Holds for every method that acts on generation batches: padding, order of groups, tokens outside the mask."""
     rollouts = random_rollouts()
     plain = build_method().group_advantages(rollouts)[0]
     assert plain.shape == rollouts.mask.shape and plain[rollouts.mask].isfinite().all()
@@ -153,8 +152,9 @@ def check_rollouts(build_method):
 
     padding = {"advantages": 37.0, "entropy": 37.0, "mask": False, "generated": False, "completion_ids": 0}
     wider = replace(
-        rollouts, **{name: torch.nn.functional.pad(getattr(rollouts, name), (0, 3), value=v) for name, v in padding.items()}
-    )  # fmt: skip
+        rollouts,
+        **{name: torch.nn.functional.pad(getattr(rollouts, name), (0, 3), value=v) for name, v in padding.items()},
+    )
     torch.testing.assert_close(build_method().group_advantages(wider)[0][:, :-3][rollouts.mask], plain[rollouts.mask])
 
     order = torch.tensor([4, 5, 6, 7, 0, 1, 2, 3])

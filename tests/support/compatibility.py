@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Which method runs with what: the tests marked `compatibility` are run, and their outcomes make docs/compatibility.md.
+"""Which method runs with what: runs the tests marked `compatibility`, and makes docs/compatibility.md of the outcomes.
 
 `python -m tests.support.compatibility` from the root of the repository, or `make compatibility`.
 """
@@ -25,15 +25,15 @@ WORDS = {"passed": "yes", "failed": "**no**", None: "not tested"}
 
 HEAD = """# Compatibility
 
-Made by `make compatibility` from the outcomes of the tests marked `compatibility`; not written by hand. *yes*: the tests
-of this method with this feature pass. **no**: one fails. *not tested*: no test runs it, here or anywhere.
+`make compatibility` writes this page from the outcomes of the tests marked `compatibility`. *yes*: the tests of this
+method with this feature pass. **no**: one fails. *not tested*: no test runs it.
 
-All of it ran on a CPU with models of two layers. With each loss type a run of three optimizer steps, two of them on one
-generation batch, stays finite and differs from the run without the method. With LoRA only the adapter moves; with
-gradient checkpointing and `torch.compile` (backend `aot_eager`) the run is the same as without; *kill and resume* is
-`kill -9` in the middle of a step, and the resumed run is the uninterrupted one, draws, losses and weights. Under FSDP2 a run of two processes
-is the same as under DDP: accelerate has no FSDP on a CPU, so that the test tells it to take the processes' CPUs for
-accelerators. DeepSpeed and vLLM need a GPU.
+Everything ran on a CPU with two-layer models. For each loss type, a run of three optimizer steps, two of them on one
+generation batch, stays finite and differs from the run without the method. With LoRA only the adapter moves. Gradient
+checkpointing and `torch.compile` (backend `aot_eager`) do not change the run. *kill and resume* is `kill -9` in the
+middle of a step; the resumed run equals the uninterrupted one in completions, losses and weights. Two processes give
+the same run under FSDP2 as under DDP. accelerate has no FSDP on a CPU, so the test makes it treat the processes' CPUs
+as accelerators. DeepSpeed and vLLM need a GPU.
 """
 
 

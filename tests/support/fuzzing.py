@@ -13,13 +13,14 @@ from types import FunctionType
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from support.tiny import make_tokens
+from support.tensors import make_tokens
 
 
 # Found with every search, whatever the property: those on which code like this breaks.
 LOGPS, ENTROPIES, ADVANTAGES = (-1e4, 0.0), (0.0, 13.0), (-1e6, 1e6)
 SPECIAL = {LOGPS: [0.0, -1e-7, -88.0, -104.0], ENTROPIES: [0.0, 1e-7], ADVANTAGES: [0.0, 1.0, -1.0, 1e-30]}
 ANY = (-1.7e38, 1.7e38)
+SHARES = st.floats(1e-6, 1.0)
 GARBAGE = [0.0, -7.0, 1e30, -1e30]
 
 PROPERTIES: list[Callable] = []
@@ -38,7 +39,7 @@ def covers(*functions: FunctionType) -> Callable[[Callable], Callable]:
 
 
 def search(check: Callable, examples: int) -> None:
-    """Looks for a counterexample, the same way each time. Draws are small, so that none is made smaller: that is slow."""
+    """Looks for a counterexample, the same way each time. Draws are small, so none is shrunk, which is slow."""
 
     @settings(max_examples=examples, derandomize=True, deadline=None, database=None, phases=[Phase.generate])
     @given(st.data())
@@ -105,5 +106,9 @@ def draw_tokens(draw, dtype=torch.float32, **extra):
         on_policy=bool((logps == old_logps).all()),
     )
     tokens = make_tokens(logps, old_logps, advantages, entropy, draw_flags(draw, shape), **{**fields, **extra})
-    tensors = {name: value.to(dtype) for name, value in vars(tokens).items() if isinstance(value, torch.Tensor) and value.is_floating_point()}  # fmt: skip
+    tensors = {
+        name: value.to(dtype)
+        for name, value in vars(tokens).items()
+        if isinstance(value, torch.Tensor) and value.is_floating_point()
+    }
     return replace(tokens, **tensors)

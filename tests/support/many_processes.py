@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
+from support import registry
 from support.cases import off_policy_batch
 from support.distilling import build_distiller, distillation_results
 from support.tiny import build_model, build_trainer, loss_and_gradients
@@ -22,37 +23,7 @@ from trl_entropy.trainers.generation import Generation
 from trl_entropy.trainers.rollouts import apply_group_hooks
 
 
-METHODS = ["clip_cov", "steer", "clip_b", "clip_v", "aepo", "kl_cov", "siren", "epo"]
-WORLD = dict(
-    methods=METHODS,
-    clip_cov_ratio=0.2,
-    clip_cov_low=0.02,
-    clip_cov_high=2.0,
-    clip_cov_scope="world",
-    kl_cov_ratio=0.3,
-    kl_cov_scope="world",
-    clip_b_mu=0.4,
-    clip_v_mu=0.3,
-    clip_v_max_frac=0.1,
-    steer_omega="exact",
-    aepo_mode="reweight",
-    aepo_target_entropy=1.0,
-    siren_coef=0.5,
-    siren_quantile=0.5,
-    epo_coef=0.3,
-    epo_low=0.8,
-    epo_high=1.2,
-)
-
-
 REWARDS = torch.linspace(0, 1, 8).square().unsqueeze(1)  # of all processes, one function
-
-
-def set_states(trainer):
-    """As if a step had been made: what only acts from the second step on must act here."""
-    methods = {method.name: method for method in trainer.methods}
-    methods["aepo"].entropy, methods["siren"].anchor = 0.8, 0.4
-    methods["epo"].history_total, methods["epo"].history_steps = 1.5, 1
 
 
 def batches():
@@ -78,21 +49,23 @@ def part(batch, rank, processes):
     return {k: v if v.dim() == 0 else v[rank * rows : (rank + 1) * rows] for k, v in batch.items()}
 
 
-# Methods that act on generation batches, with a group of eight that the processes share.
-GROUPED = {
-    "canon and empg": dict(methods=["canon", "empg"], canon_mu=0.7, canon_alpha=0.9, empg_skip_uniform=True),
-    "by length, agentic": dict(
-        methods=["canon", "agentic_aepo"], canon_metric="length", canon_mu_schedule="acc_inter_first"
-    ),
-    "shaped rewards": dict(methods=["pear", "canon"], pear_think_end="w5", canon_mu_schedule="acc_intra_first"),
-}
-
-
 def given_reward(value, **columns):
     return value
 
 
+def scores_of(output):
+    """What scoring the rollouts gives, statistics of the whole vocabulary included."""
+    entropy = output["old_entropies"]
+    moments = {"sum_sq_probs": (-entropy).exp(), "sum_sq_probs_log_probs": -entropy / 9}
+    return {"logps": output["old_per_token_logps"], "entropy": entropy, **moments}
+
+
+def logged_by(trainer, names):
+    return {key: value[-1] for key, value in trainer._metrics["train"].items() if key.split("/")[0] in names}
+
+
 def grouped(output_dir, rank, processes, **settings):
+    """What methods make of a generation batch that is one group of eight, which the processes share."""
     trainer = build_trainer(
         EntropyGRPOTrainer,
         EntropyGRPOConfig,
@@ -104,77 +77,73 @@ def grouped(output_dir, rank, processes, **settings):
     )
     output = part(rollouts(), rank, processes)
     count = 8 // processes
-    ids = [row[:length].tolist() for row, length in zip(output["completion_ids"], output["completion_mask"].sum(1), strict=True)]  # fmt: skip
+    lengths = output["completion_mask"].sum(1)
+    ids = [row[:length].tolist() for row, length in zip(output["completion_ids"], lengths, strict=True)]
     trainer._generation = generation = Generation(trainer)
     generation.prompt_ids, generation.completion_ids = [[2]] * count, ids
-    generation.scores = {"logps": output["old_per_token_logps"], "entropy": output["old_entropies"]}
+    generation.scores = scores_of(output)
     rows = [{"prompt": "w1", "value": value} for value in REWARDS[rank * count :][:count, 0].tolist()]
+    for method in trainer.methods:
+        rows = method.prompts(rows, (0, 0), True)
     trainer._calculate_rewards(rows, ["w1"] * count, [""] * count, ids)
     apply_group_hooks(trainer, generation, output)
-    logged = {key: value[-1] for key, value in trainer._metrics["train"].items() if key.split("/")[0] in METHODS_HERE}
     return {
         "advantages": trainer.accelerator.gather(output["advantages"]),
         "logged": list(trainer._logs["advantages"]),
-        "metrics": logged,
+        "metrics": logged_by(trainer, settings["methods"]),
         "rewards": generation.rewards,
     }
 
 
-METHODS_HERE = ("pear", "canon", "empg", "agentic_aepo")
-
-
-def results(output_dir, rank, processes):
+def results(output_dir, rank, processes, methods):
+    """Losses with their gradients, and the advantages of a generation batch."""
     trainer = build_trainer(
         EntropyGRPOTrainer,
         EntropyGRPOConfig,
         output_dir,
         per_device_train_batch_size=8 // processes,
-        clip_b_renormalize=False,
-        **WORLD,
+        methods=methods,
+        **registry.world(methods, single_loss=True),
     )
     found = {}
     for name, batch in batches().items():
         trainer._metrics["train"].clear()
-        set_states(trainer)
+        registry.set_states(trainer.methods)
         loss, gradients = loss_and_gradients(trainer, part(batch, rank, processes))
         reduce = trainer.accelerator.reduce
-        logged = {k: v[-1] for k, v in trainer._metrics["train"].items() if k.split("/")[0] in (*METHODS, "entropy")}
-        states = {method.name: method.state_dict() for method in trainer.methods}
         found[name] = {
-            "states": states,
+            "states": {method.name: method.state_dict() for method in trainer.methods},
             "loss": reduce(loss, "mean"),
             "gradients": {k: reduce(v, "mean") for k, v in gradients.items()},
-            "metrics": logged,
+            "metrics": logged_by(trainer, (*methods, "entropy")),
         }
     output = part(rollouts(), rank, processes)
-    scores = {"logps": output["old_per_token_logps"], "entropy": output["old_entropies"]}
-    scores |= {
-        "sum_sq_probs": (-output["old_entropies"]).exp(),
-        "sum_sq_probs_log_probs": -output["old_entropies"] / 9,
-    }
     lengths = output["completion_mask"].sum(1).tolist()
     generation = Generation(trainer)
-    generation.completion_ids, generation.scores = [[2] * length for length in lengths], scores
+    generation.completion_ids, generation.scores = [[2] * length for length in lengths], scores_of(output)
     generation.rewards = generation.given_rewards = REWARDS
     apply_group_hooks(trainer, generation, output)
     found["group_advantages"] = trainer.accelerator.gather(output["advantages"])
-    for name, settings in GROUPED.items():
-        found[name] = grouped(output_dir, rank, processes, **settings)
     return found, trainer
 
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    found, trainer = results(folder / "out", rank, count)
-    assert trainer.accelerator.num_processes == count
+    found = {}
+    for number, methods in enumerate(registry.forward_sets()):
+        found[number], trainer = results(folder / "out", rank, count, methods)
+        assert trainer.accelerator.num_processes == count
+    for name, run in registry.group_runs().items():
+        found[name] = grouped(folder / "out", rank, count, **run)
     torch.save(found, folder / f"rank{rank}.pt")
     # And a run of its own, in which truncated completions are masked and a second rollout is drawn.
     trainer = build_trainer(
         EntropyGRPOTrainer,
         EntropyGRPOConfig,
         folder / "run",
-        **{**WORLD, "methods": ["pear", "canon", "empg", *METHODS], "aepo_mode": "rollout"},
+        methods=registry.world_run(),
+        **registry.world(registry.world_run()),
         max_steps=4,
         steps_per_generation=2,
         mask_truncated_completions=True,

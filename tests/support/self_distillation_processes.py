@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import torch
+from support.self_distillation import OURS, TEXTS, reward, texts
 from support.tiny import TRAINING, build_model, build_tokenizer
-from test_experimental import OURS, TEXTS, reward, texts
 
 
 if __name__ == "__main__":

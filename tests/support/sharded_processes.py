@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
-from support.tiny import build_trainer, strong
+from support.registry import strong
+from support.tiny import build_trainer
 from torch.distributed.tensor import DTensor
 
 from trl_entropy import EntropyGRPOConfig, EntropyGRPOTrainer

@@ -3,13 +3,16 @@
 """Methods with each other, and with what TRL ships."""
 
 import math
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
 import torch
 from support import cases
 from support.reference import dense_logps_and_entropy, policy_terms, reduce_terms
-from support.tiny import FLOAT32, LOSS_TYPES, REQUIRED, build_dataset, build_model, loss_and_gradients, random_tokens
+from support.registry import covered, required, set_states, settings_of, strong, together_params
+from support.tensors import random_tokens
+from support.tiny import FLOAT32, LOSS_TYPES, build_dataset, build_model, loss_and_gradients
 
 from trl_entropy.methods import METHODS
 
@@ -19,7 +22,7 @@ STRONG = dict(clip_cov_ratio=0.2, clip_cov_low=0.05, clip_cov_high=1.5, kl_cov_r
 
 
 def record_turns(trainer):
-    """By method: the advantages that its hook was given, and those that it gave back."""
+    """By method: the advantages that its hook was given, and what it gave back."""
     seen = {}
 
     def spy(method, hook):
@@ -47,6 +50,29 @@ def test_each_method_sees_the_advantages_that_those_before_it_left(make_trainer)
     assert not torch.equal(*found.values())
 
 
+@pytest.mark.parametrize("methods", together_params())
+def test_methods_take_turns_in_the_order_in_which_they_are_listed(make_trainer, methods):
+    """In each forward of an update off policy the next method sees what the one before it left."""
+    trainer = make_trainer(methods=methods, steps_per_generation=2, max_steps=2, **strong(methods))
+    forwards = []
+    for method in trainer.methods:
+
+        def spy(tokens, hook=method.token_advantages, name=method.name):
+            if name == methods[0]:
+                forwards.append([])
+            advantages, logs = hook(tokens)
+            forwards[-1].append((name, tokens.advantages, advantages))
+            return advantages, logs
+
+        method.token_advantages = spy
+    trainer.train()
+    assert len(forwards) == 2
+    for turns in forwards:
+        assert [name for name, _, _ in turns] == methods
+        for (_, _, left), (_, seen, _) in zip(turns[:-1], turns[1:], strict=True):
+            assert torch.equal(left, seen)
+
+
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_all_methods_with_every_loss_type_and_trl_entropy_bonus(make_trainer, monkeypatch, loss_type):
     """The loss is TRL's on the composed advantages, plus the penalty, less the entropy bonus."""
@@ -72,29 +98,26 @@ def test_all_methods_with_every_loss_type_and_trl_entropy_bonus(make_trainer, mo
     assert [method.name for method, _ in update["taken"].turns] == ALL
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        dict(entropy_coef=0.01),
-        dict(use_adaptive_entropy=True, entropy_target=1.0),
-        dict(top_entropy_quantile=0.3),
-        dict(importance_sampling_level="sequence", loss_type="grpo"),
-        dict(delta=2.0),
-        dict(off_policy_mask_threshold=0.5),
-        dict(epsilon_high=0.28),
-        dict(num_iterations=2),
-        dict(mask_truncated_completions=True),
-        dict(gradient_checkpointing=True),
-        dict(scale_rewards="batch"),
-        dict(gradient_accumulation_steps=2, steps_per_generation=4),
-    ],
-    ids=lambda settings: next(iter(settings)),
-)
-@pytest.mark.filterwarnings("ignore")
-def test_training_with_trl_options(make_trainer, settings):
+OPTIONS = [
+    dict(entropy_coef=0.01),
+    dict(use_adaptive_entropy=True, entropy_target=1.0),
+    dict(top_entropy_quantile=0.3),
+    dict(importance_sampling_level="sequence", loss_type="grpo"),
+    dict(delta=2.0),
+    dict(off_policy_mask_threshold=0.5),
+    dict(epsilon_high=0.28),
+    dict(num_iterations=2),
+    dict(mask_truncated_completions=True),
+    dict(gradient_checkpointing=True),
+    dict(scale_rewards="batch"),
+    dict(gradient_accumulation_steps=2, steps_per_generation=4),
+]
+
+
+def check_training(make_trainer, methods, **settings):
+    """Training and an evaluation: finite, and not idle. Gives the last row of the log, and that of the evaluation."""
     trainer = make_trainer(
-        methods=ALL,
-        **STRONG,
+        methods=methods,
         **{"steps_per_generation": 2, "max_steps": 4, **settings},
         eval_strategy="steps",
         eval_steps=4,
@@ -107,9 +130,29 @@ def test_training_with_trl_options(make_trainer, settings):
     assert any(not torch.equal(value, before[name]) for name, value in trainer.model.named_parameters())
     rows = [row for row in trainer.state.log_history if "loss" in row]
     assert len(rows) == 4
-    for prefix, row in (("", rows[-1]), ("eval_", next(r for r in trainer.state.log_history if "eval_loss" in r))):
+    return rows[-1], next(row for row in trainer.state.log_history if "eval_loss" in row)
+
+
+@pytest.mark.parametrize("settings", OPTIONS, ids=lambda settings: next(iter(settings)))
+@pytest.mark.filterwarnings("ignore")
+def test_training_with_trl_options(make_trainer, settings):
+    for prefix, row in zip(("", "eval_"), check_training(make_trainer, ALL, **STRONG, **settings), strict=True):
         for name in ("clip_cov/kept_fraction", "kl_cov/selected_fraction", "steer/weight_mean", "entropy/quantile_50"):
             assert prefix + name in row
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("methods", together_params())
+@pytest.mark.parametrize("settings", OPTIONS, ids=lambda settings: next(iter(settings)))
+@pytest.mark.filterwarnings("ignore")
+def test_all_methods_with_trl_options(make_trainer, methods, settings):
+    """A method may refuse an option, in an error that names it."""
+    try:
+        row, _ = check_training(make_trainer, methods, **strong(methods), **settings)
+    except ValueError as error:
+        assert f"`{next(iter(settings))}`" in str(error) and "method" in str(error)
+    else:
+        assert {key.split("/")[0] for key in row} >= set(methods)
 
 
 def test_sequence_level_ratio_reaches_the_methods(make_trainer, monkeypatch):
@@ -133,15 +176,38 @@ def test_lora(make_trainer):
     assert row["kl_cov/penalty_mean"] > 0 and row["clip_cov/kept_fraction"] < 1
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", covered())
 def test_neutral_advantages_stay_neutral(name):
     """Where no reward differs there is nothing to learn, whatever the method."""
-    method = cases.build(name, **REQUIRED.get(name, {}))
+    method = cases.build(name, **required([name]))
     tokens = random_tokens(on_policy=True)
     tokens = replace(tokens, advantages=torch.zeros_like(tokens.advantages))
     assert method.token_advantages(tokens)[0].abs().max() == 0
     term, _ = method.loss(tokens)
-    assert term is None or term.abs().max() == 0 or name == "epo"  # which rewards entropy whatever the rewards
+    assert term is None or term.abs().max() == 0 or settings_of(name).ignores_rewards
+
+
+@pytest.mark.parametrize("name", [name for name in covered() if METHODS[name].overrides("prompts")])
+def test_prompts_do_not_depend_on_how_rows_are_spread(name):
+    """Over processes. A group may span two of them."""
+    rows = [{"prompt": f"w{row // 4} w5"} for row in range(16)]
+    method = cases.build(name, **strong([name]))
+    together = method.prompts([dict(row) for row in rows], (7, 3), True)
+    apart = [method.prompts([dict(row)], (7, 3), True) for row in rows]
+    assert [row for part in apart for row in part] == together and together != rows
+
+
+@pytest.mark.parametrize("name", covered())
+def test_a_method_leaves_its_tokens_alone(name):
+    """Those after it, and the next iteration on the same batch, see the same."""
+    method = cases.build(name, **strong([name]))
+    set_states([method])
+    tokens = random_tokens()
+    before = deepcopy(vars(tokens))
+    first = cases.outcome(method, tokens)
+    for key, value in before.items():
+        assert torch.equal(getattr(tokens, key), value) if isinstance(value, torch.Tensor) else True, key
+    torch.testing.assert_close(cases.outcome(method, tokens), first, rtol=0, atol=0)
 
 
 def test_methods_leave_the_shared_batch_alone(make_trainer):

@@ -13,7 +13,8 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import pytest
 import trl
 from datasets import Dataset
-from support.tiny import LOSS_TYPES, REQUIRED, build_dataset, build_model, build_tokenizer, count_reward
+from support.registry import required
+from support.tiny import LOSS_TYPES, build_dataset, build_model, build_tokenizer, count_reward
 
 from trl_entropy import EntropyGRPOConfig, EntropyGRPOTrainer
 from trl_entropy.methods import METHODS
@@ -38,48 +39,108 @@ def make_config(tmp_path, **fields):
         (dict(methods=["clip_cov"], clip_cov_ratio=0.0), "`clip_cov_ratio` must be a share in (0, 1], got 0.0."),
         (dict(methods=["clip_cov"], clip_cov_ratio=1.5), "`clip_cov_ratio` must be a share in (0, 1], got 1.5."),
         (dict(methods=["clip_cov"], clip_cov_ratio="x"), "`clip_cov_ratio` must be a share in (0, 1], got 'x'."),
-        (dict(methods=["clip_cov"], clip_cov_ratio=float("nan")), "`clip_cov_ratio` must be a share in (0, 1], got nan."),
-        (dict(methods=["clip_cov"], clip_cov_low=5.0), "`clip_cov_low` must be less than `clip_cov_high` (5.0), got 5.0."),
-        (dict(methods=["clip_cov"], clip_cov_scope="rank"), "`clip_cov_scope` must be one of 'micro_batch', 'world', got 'rank'."),
+        (
+            dict(methods=["clip_cov"], clip_cov_ratio=float("nan")),
+            "`clip_cov_ratio` must be a share in (0, 1], got nan.",
+        ),
+        (
+            dict(methods=["clip_cov"], clip_cov_low=5.0),
+            "`clip_cov_low` must be less than `clip_cov_high` (5.0), got 5.0.",
+        ),
+        (
+            dict(methods=["clip_cov"], clip_cov_scope="rank"),
+            "`clip_cov_scope` must be one of 'micro_batch', 'world', got 'rank'.",
+        ),
         (dict(methods=["kl_cov"], kl_cov_ratio=-0.1), "`kl_cov_ratio` must be a share in (0, 1], got -0.1."),
         (dict(methods=["kl_cov"], kl_cov_ratio=2), "`kl_cov_ratio` must be a share in (0, 1], got 2."),
         (dict(methods=["kl_cov"], kl_cov_coef=-1.0), "`kl_cov_coef` must be a finite number >= 0, got -1.0."),
-        (dict(methods=["kl_cov"], kl_cov_penalty="k1"), "`kl_cov_penalty` must be one of 'abs', 'k2', 'k3', got 'k1'."),
+        (
+            dict(methods=["kl_cov"], kl_cov_penalty="k1"),
+            "`kl_cov_penalty` must be one of 'abs', 'k2', 'k3', got 'k1'.",
+        ),
         (dict(methods=["kl_cov"], kl_cov_ppo_clip="yes"), "`kl_cov_ppo_clip` must be true or false, got 'yes'."),
         (dict(methods=["steer"], steer_lambda_min=0.0), "`steer_lambda_min` must be a weight in (0, 1], got 0.0."),
         (dict(methods=["steer"], steer_lambda_min=1.1), "`steer_lambda_min` must be a weight in (0, 1], got 1.1."),
-        (dict(methods=["steer"], steer_mapping="linear", steer_lambda_min=0.9, steer_lambda_max=0.8), "`steer_lambda_min` must be a weight in (0, `steer_lambda_max`], which is 0.8, got 0.9."),
-        (dict(methods=["steer"], steer_omega="exakt"), "`steer_omega` must be one of 'theorem', 'exact', 'released', got 'exakt'."),
+        (
+            dict(methods=["steer"], steer_mapping="linear", steer_lambda_min=0.9, steer_lambda_max=0.8),
+            "`steer_lambda_min` must be a weight in (0, `steer_lambda_max`], which is 0.8, got 0.9.",
+        ),
+        (
+            dict(methods=["steer"], steer_omega="exakt"),
+            "`steer_omega` must be one of 'theorem', 'exact', 'released', got 'exakt'.",
+        ),
         (dict(methods=["clip_b"], clip_b_mu=-2.5), "`clip_b_mu` must be a finite number >= 0, got -2.5."),
         (dict(methods=["clip_v"], clip_v_mu=-1), "`clip_v_mu` must be a finite number >= 0, got -1."),
         (dict(methods=["clip_v"], clip_v_max_frac=0), "`clip_v_max_frac` must be a share in (0, 1], got 0."),
         (dict(methods=["clip_v"], fused_head=False), "`fused_head` must be true for method 'clip_v', got False."),
-        (dict(methods=["steer"], steer_omega="exact", fused_head=False), "`fused_head` must be true for method 'steer', got False."),
-        (dict(entropy_forecast=True, fused_head=False), "`fused_head` must be true for `entropy_forecast`, got False."),
+        (
+            dict(methods=["steer"], steer_omega="exact", fused_head=False),
+            "`fused_head` must be true for method 'steer', got False.",
+        ),
+        (
+            dict(entropy_forecast=True, fused_head=False),
+            "`fused_head` must be true for `entropy_forecast`, got False.",
+        ),
         (dict(methods=["siren"], siren_coef=-0.1), "`siren_coef` must be a finite number >= 0, got -0.1."),
         (dict(methods=["siren"], siren_top_p=1.0), "`siren_top_p` must be a mass in (0, 1), got 1.0."),
         (dict(methods=["siren"], siren_quantile=1.0), "`siren_quantile` must be a quantile in [0, 1), got 1.0."),
-        (dict(methods=["siren"], siren_nucleus="in"), "`siren_nucleus` must be one of 'exclude', 'include', got 'in'."),
-        (dict(methods=["siren"], siren_square="sum"), "`siren_square` must be one of 'micro_batch', 'ema', got 'sum'."),
+        (
+            dict(methods=["siren"], siren_nucleus="in"),
+            "`siren_nucleus` must be one of 'exclude', 'include', got 'in'.",
+        ),
+        (
+            dict(methods=["siren"], siren_square="sum"),
+            "`siren_square` must be one of 'micro_batch', 'ema', got 'sum'.",
+        ),
         (dict(methods=["epo"], epo_low=2.0), "`epo_low` must be in [0, `epo_high`), which is 2.0, got 2.0."),
         (dict(methods=["epo"], epo_coef=float("inf")), "`epo_coef` must be a finite number >= 0, got inf."),
         (dict(methods=["aepo"]), "`aepo_target_entropy` must be an entropy in nats > 0, and set, got None."),
-        (dict(methods=["aepo"], aepo_target_entropy=0.5, aepo_temperature_min=1.1), "`aepo_temperature_min` must be a temperature in (0, 1], got 1.1."),
-        (dict(methods=["aepo"], aepo_target_entropy=0.5, aepo_temperature_max=0.9), "`aepo_temperature_max` must be a temperature >= 1, got 0.9."),
-        (dict(methods=["aepo"], aepo_target_entropy=0.5, aepo_rule="pid"), "`aepo_rule` must be one of 'clip', 'binary', got 'pid'."),
-        (dict(entropy_coef_schedule="step"), "`entropy_coef_schedule` must be one of 'constant', 'linear', 'cosine', got 'step'."),
-        (dict(entropy_coef_schedule="linear", use_adaptive_entropy=True), "`entropy_coef_schedule` must be 'constant' with `use_adaptive_entropy`"),
-        (dict(entropy_controller="pi"), "`entropy_controller` must be 'step' without `use_adaptive_entropy`, got 'pi'."),
-        (dict(use_adaptive_entropy=True, entropy_controller_ki=-1), "`entropy_controller_ki` must be a finite number >= 0, got -1."),
+        (
+            dict(methods=["aepo"], aepo_target_entropy=0.5, aepo_temperature_min=1.1),
+            "`aepo_temperature_min` must be a temperature in (0, 1], got 1.1.",
+        ),
+        (
+            dict(methods=["aepo"], aepo_target_entropy=0.5, aepo_temperature_max=0.9),
+            "`aepo_temperature_max` must be a temperature >= 1, got 0.9.",
+        ),
+        (
+            dict(methods=["aepo"], aepo_target_entropy=0.5, aepo_rule="pid"),
+            "`aepo_rule` must be one of 'clip', 'binary', got 'pid'.",
+        ),
+        (
+            dict(entropy_coef_schedule="step"),
+            "`entropy_coef_schedule` must be one of 'constant', 'linear', 'cosine', got 'step'.",
+        ),
+        (
+            dict(entropy_coef_schedule="linear", use_adaptive_entropy=True),
+            "`entropy_coef_schedule` must be 'constant' with `use_adaptive_entropy`",
+        ),
+        (
+            dict(entropy_controller="pi"),
+            "`entropy_controller` must be 'step' without `use_adaptive_entropy`, got 'pi'.",
+        ),
+        (
+            dict(use_adaptive_entropy=True, entropy_controller_ki=-1),
+            "`entropy_controller_ki` must be a finite number >= 0, got -1.",
+        ),
         (dict(methods=["clip_b"], clip_b_renormalize=1.0), "`clip_b_renormalize` must be true or false, got 1.0."),
         (dict(methods=["clip_cov"], clip_cov_ratio=True), "`clip_cov_ratio` must be a share in (0, 1], got True."),
-        (dict(kappa_mode=False), "`kappa_mode` must be one of 'none', 'freeze', 'lora', got False. YAML reads unquoted yes, no, on and off"),
+        (
+            dict(kappa_mode=False),
+            "`kappa_mode` must be one of 'none', 'freeze', 'lora', got False. YAML reads unquoted yes, no, on and off",
+        ),
         (dict(entropy_coef=math.nan), "`entropy_coef` must be a finite number, got nan."),
         (dict(entropy_coef="x"), "`entropy_coef` must be a finite number, got 'x'."),
         (dict(use_adaptive_entropy=True, entropy_target=math.nan), "`entropy_target` must be a number, got nan."),
-        (dict(use_adaptive_entropy=True, entropy_controller="pi", entropy_target=-1.0), "`entropy_target` must be a finite number >= 0, got -1.0."),
+        (
+            dict(use_adaptive_entropy=True, entropy_controller="pi", entropy_target=-1.0),
+            "`entropy_target` must be a finite number >= 0, got -1.0.",
+        ),
         (dict(use_adaptive_entropy=True, entropy_coef_delta="x"), "`entropy_coef_delta` must be a number, got 'x'."),
-        (dict(use_adaptive_entropy=True, entropy_coef_min=1.0, entropy_coef_max=0.1), "`entropy_coef_min` must be at most `entropy_coef_max`, which is 0.1, got 1.0."),
+        (
+            dict(use_adaptive_entropy=True, entropy_coef_min=1.0, entropy_coef_max=0.1),
+            "`entropy_coef_min` must be at most `entropy_coef_max`, which is 0.1, got 1.0.",
+        ),
         (dict(num_generations=0), "`num_generations` must be an integer >= 2, got 0."),
         (dict(num_generations=1), "`num_generations` must be an integer >= 2, got 1."),
         (dict(num_iterations=0), "`num_iterations` must be an integer >= 1, got 0."),
@@ -93,13 +154,25 @@ def make_config(tmp_path, **fields):
         (dict(max_completion_length=-5), "`max_completion_length` must be an integer >= 1 or none, got -5."),
         (dict(top_entropy_quantile=1.5), "`top_entropy_quantile` must be a share in [0, 1], got 1.5."),
         (dict(temperature=0), "`temperature` must be a finite number > 0, got 0."),
-        (dict(importance_sampling_level="seq"), "`importance_sampling_level` must be one of 'token', 'sequence', got 'seq'."),
+        (
+            dict(importance_sampling_level="seq"),
+            "`importance_sampling_level` must be one of 'token', 'sequence', got 'seq'.",
+        ),
         (dict(scale_rewards="foo"), "`scale_rewards` must be one of 'group', 'batch', 'none', got 'foo'."),
-        (dict(multi_objective_aggregation="sum"), "`multi_objective_aggregation` must be one of 'sum_then_normalize', 'normalize_then_sum', got 'sum'."),
-        (dict(model_init_kwargs="{bad"), "`model_init_kwargs` must be a mapping, or one as JSON, got '{bad': Expecting property name"),
-        (dict(deepspeed="nope.json"), "`deepspeed` must be a mapping, or the path of a file that exists, got 'nope.json'."),
+        (
+            dict(multi_objective_aggregation="sum"),
+            "`multi_objective_aggregation` must be one of 'sum_then_normalize', 'normalize_then_sum', got 'sum'.",
+        ),
+        (
+            dict(model_init_kwargs="{bad"),
+            "`model_init_kwargs` must be a mapping, or one as JSON, got '{bad': Expecting property name",
+        ),
+        (
+            dict(deepspeed="nope.json"),
+            "`deepspeed` must be a mapping, or the path of a file that exists, got 'nope.json'.",
+        ),
     ],
-)  # fmt: skip
+)
 def test_errors_name_field_value_and_what_is_accepted(tmp_path, fields, message):
     with pytest.raises(ValueError) as error:
         make_config(tmp_path, **fields)
@@ -134,7 +207,7 @@ OWN = [field.name for field in fields(EntropyGRPOConfig) if field.name not in {f
 def test_no_field_takes_a_value_of_another_type(tmp_path, name):
     owner = sorted((method for method in METHODS if name.startswith(f"{method}_")), key=len)[-1:]
     settings = dict(methods=owner, use_adaptive_entropy=name == "entropy_controller")
-    settings |= REQUIRED.get(owner[0], {}) if owner else {}
+    settings |= required(owner)
     values = wrong_values(get_type_hints(EntropyGRPOConfig)[name])
     assert len(values) > 1
     for value in values:
@@ -151,25 +224,45 @@ def rows(**columns):
 @pytest.mark.parametrize(
     "given, message",
     [
-        (dict(model="/no/model"), "`model` must be a model, a name on the Hub, or a folder that exists, got '/no/model'."),
+        (
+            dict(model="/no/model"),
+            "`model` must be a model, a name on the Hub, or a folder that exists, got '/no/model'.",
+        ),
         (dict(model="./model"), "`model` must be a model, a name on the Hub, or a folder that exists, got './model'."),
         (dict(model=""), "`model` must be a model, a name on the Hub, or a folder that exists, got ''."),
         (dict(model=None), "`model` must be a model, a name on the Hub, or a folder that exists, got None."),
         (dict(model=3), "`model` must be a model, a name on the Hub, or a folder that exists, got 3."),
         (dict(reward_funcs=None), "No reward source provided. Pass `reward_funcs`"),
         (dict(reward_funcs=[]), "No reward source provided. Pass `reward_funcs`"),
-        (dict(reward_funcs=3), "`reward_funcs` must be functions, or a model, a name on the Hub, or a folder that exists, got 3."),
-        (dict(reward_funcs=[count_reward, None]), "`reward_funcs` must be functions, or a model, a name on the Hub, or a folder that exists, got None."),
-        (dict(reward_funcs="./reward"), "`reward_funcs` must be functions, or a model, a name on the Hub, or a folder that exists, got './reward'."),
+        (
+            dict(reward_funcs=3),
+            "`reward_funcs` must be functions, or a model, a name on the Hub, or a folder that exists, got 3.",
+        ),
+        (
+            dict(reward_funcs=[count_reward, None]),
+            "`reward_funcs` must be functions, or a model, a name on the Hub, or a folder that exists, got None.",
+        ),
+        (
+            dict(reward_funcs="./reward"),
+            "`reward_funcs` must be functions, or a model, a name on the Hub, or a folder that exists, "
+            "got './reward'.",
+        ),
         (dict(reward_weights=[1.0, 2.0]), "Number of reward weights (2) must match number of reward functions (1)"),
-        (dict(train_dataset=rows(text=["w1"])), "`train_dataset` must have the column 'prompt', got the columns ['text']."),
+        (
+            dict(train_dataset=rows(text=["w1"])),
+            "`train_dataset` must have the column 'prompt', got the columns ['text'].",
+        ),
         (dict(train_dataset=rows(prompt=[])), "`train_dataset` must have at least one row, got Dataset("),
         (dict(train_dataset=None), "`train_dataset` is required"),
-        (dict(loss_type="ppo"), "`loss_type` must be one of 'grpo', 'bnpo', 'dr_grpo', 'dapo', 'cispo', 'sapo', 'luspo', 'vespo', got 'ppo'."),
+        (
+            dict(loss_type="ppo"),
+            "`loss_type` must be one of 'grpo', 'bnpo', 'dr_grpo', 'dapo', 'cispo', 'sapo', 'luspo', "
+            "'vespo', got 'ppo'.",
+        ),
         (dict(num_generations=3), "generation_batch_size (4) must be divisible by num_generations (3)."),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
-)  # fmt: skip
+)
 def test_what_a_trainer_is_given(tmp_path, given, message):
     settings = dict(per_device_train_batch_size=4, num_generations=4)
     objects = dict(model=build_model(), reward_funcs=count_reward, train_dataset=build_dataset())

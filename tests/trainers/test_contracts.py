@@ -8,7 +8,8 @@ import re
 import pytest
 import torch
 from support.distilling import make_batch
-from support.tiny import EXACT, FLOAT32, LOSS_TYPES, loss_and_gradients, make_loss_batch
+from support.tensors import make_loss_batch
+from support.tiny import EXACT, FLOAT32, LOSS_TYPES, loss_and_gradients
 from transformers import Trainer
 from trl import GRPOTrainer
 from trl.kernels import chunked_divergence

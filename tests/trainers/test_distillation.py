@@ -9,7 +9,8 @@ from collections import Counter
 import pytest
 import torch
 from support.distilling import LENGTHS, TEACHER, build_distiller, distributions, jsd, kept_by_hand, kl, make_batch
-from support.tiny import EXACT, FLOAT32, build_dataset, build_model, make_tokens
+from support.tensors import make_tokens
+from support.tiny import EXACT, FLOAT32, build_dataset, build_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from trl import DistillationConfig, DistillationTrainer
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
@@ -166,7 +167,7 @@ def test_lora(make_distiller, rule):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_both_ways_for_entropies_agree(make_distiller, dtype):
-    """The teacher's head on all tokens, for the scatter plot, or on the kept ones: logits are of the same precision."""
+    """The teacher's head on all tokens, for the scatter plot, or on the kept ones: logits have the same precision."""
     batch, found, entropies = make_batch(), [], []
     tolerance = FLOAT32 if dtype == torch.float32 else dict(rtol=2e-2, atol=1e-3)
     for every in (None, 1):

@@ -4,10 +4,13 @@
 
 import pytest
 import torch
+from support import registry
 from support.distilling import distillation_results
-from support.many_processes import GROUPED, METHODS, results
+from support.many_processes import REWARDS, grouped, results
 from support.processes import run_processes
 from support.tiny import EXACT, build_model
+
+from trl_entropy.methods import METHODS
 
 
 @pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)], ids="{} processes".format)
@@ -22,41 +25,60 @@ def of_each(many, file):
     return [torch.load(folder / f"{file}{rank}.pt", weights_only=False) for rank in range(count)]
 
 
+SETS = dict(enumerate(registry.forward_sets()))
+
+
 @pytest.mark.parametrize("name", ["off_policy", "on_policy", "half_empty"])
-def test_many_processes_equal_one(many, tmp_path, name):
-    ranks = [found[name] for found in of_each(many, "rank")]
+@pytest.mark.parametrize("number", SETS)
+def test_many_processes_equal_one(many, tmp_path, number, name):
+    methods = SETS[number]
+    ranks = [found[number][name] for found in of_each(many, "rank")]
     for other in ranks[1:]:
         assert ranks[0]["metrics"] == pytest.approx(other["metrics"], nan_ok=True, abs=0, rel=0)
-    one = results(tmp_path, 0, 1)[0][name]
+    one = results(tmp_path, 0, 1, methods)[0][name]
     torch.testing.assert_close(ranks[0]["loss"], one["loss"], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(ranks[0]["gradients"], one["gradients"], rtol=1e-5, atol=3e-6)
     assert ranks[0]["metrics"] == pytest.approx(one["metrics"], rel=1e-5, abs=1e-6, nan_ok=True)
     for method, state in one["states"].items():
-        flat, expected = ({k: v for k, v in s.items() if not isinstance(v, dict)} for s in (ranks[0]["states"][method], state))  # fmt: skip
+        flat, expected = (
+            {key: value for key, value in found.items() if not isinstance(value, dict)}
+            for found in (ranks[0]["states"][method], state)
+        )
         assert flat == pytest.approx(expected, rel=1e-5)
-    # Which act on generation batches where there is more than one update.
-    acted = set(METHODS) if name == "on_policy" else set(METHODS) - {"clip_b", "clip_v"}
-    assert {key.split("/")[0] for key in one["metrics"]} == {*acted, "entropy"}
+    # Off policy, methods with a hook for generation batches may have acted there, as Clip_B and Clip_V have.
+    before = {method for method in methods if registry.acts(method, ("group_advantages",))}
+    acted = {key.split("/")[0] for key in one["metrics"]} - {"entropy"}
+    assert set(methods) - before <= acted <= set(methods)
+    assert {"clip_b", "clip_v"} & acted == ({"clip_b", "clip_v"} if name == "on_policy" else set())
     assert one["metrics"]["clip_cov/kept_fraction"] < 1 and one["metrics"]["kl_cov/selected_fraction"] > 0
 
 
-def test_generation_batch_of_many_processes_equals_one(many, tmp_path):
-    one = results(tmp_path, 0, 1)[0]["group_advantages"]
-    found = of_each(many, "rank")[0]["group_advantages"]
+@pytest.mark.parametrize("number", SETS)
+def test_generation_batch_of_many_processes_equals_one(many, tmp_path, number):
+    one = results(tmp_path, 0, 1, SETS[number])[0]["group_advantages"]
+    found = of_each(many, "rank")[0][number]["group_advantages"]
     torch.testing.assert_close(found, one, **EXACT)
     assert (one == 0).any(1).any() and (one != 0).any()
 
 
-@pytest.mark.parametrize("name", GROUPED)
+@pytest.mark.parametrize("name", registry.group_runs())
 def test_groups_that_processes_share(many, tmp_path, name):
-    one = results(tmp_path, 0, 1)[0][name]
+    run = registry.group_runs()[name]
+    one = grouped(tmp_path, 0, 1, **run)
     for found in (found[name] for found in of_each(many, "rank")):
         torch.testing.assert_close(found["advantages"], one["advantages"], rtol=1e-6, atol=1e-7)
-        assert found["logged"] == pytest.approx(one["logged"], rel=1e-5) and len(one["logged"]) == 8
-        assert found["metrics"] == pytest.approx(one["metrics"], rel=1e-5, abs=1e-7) and len(one["metrics"]) > 2
+        assert found["logged"] == pytest.approx(one["logged"], rel=1e-5)
+        assert found["metrics"] == pytest.approx(one["metrics"], rel=1e-5, abs=1e-7, nan_ok=True)
         torch.testing.assert_close(found["rewards"], one["rewards"], rtol=1e-6, atol=1e-7)
+    changes_advantages = any(registry.acts(method, ("group_advantages",)) for method in run["methods"])
+    assert len(one["logged"]) == 8 * changes_advantages
+    assert {key.split("/")[0] for key in one["metrics"]} == set(run["methods"])
+    assert len(one["metrics"]) > 2 or len(run["methods"]) == 1
     assert one["advantages"].abs().max() > 0.1 and one["advantages"].isfinite().all()
-    assert (one["rewards"].min() < 0) == (name == "shaped rewards")
+    shaped = any(METHODS[method].shapes_reward for method in run["methods"])
+    assert torch.equal(one["rewards"][:, :1], REWARDS) != shaped
+    if not shaped or "pear" in run["methods"]:
+        assert (one["rewards"].min() < 0) == shaped
 
 
 def test_run_of_many_processes_stays_in_step(many):

@@ -2,14 +2,20 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 from support.reference import dense_logps_and_entropy
-from support.tiny import build_model, loss_and_gradients, make_loss_batch
+from support.tensors import make_loss_batch
+from support.tiny import build_model, loss_and_gradients
 
 from trl_entropy.trainers.entropy_bonus import PIController, scheduled_coef
 
 
 @pytest.mark.parametrize(
-    "schedule, expected", [("constant", [0.4] * 5), ("linear", [0.4, 0.3, 0.2, 0.1, 0.0]), ("cosine", [0.4, 0.3414213562, 0.2, 0.0585786438, 0.0])]
-)  # fmt: skip
+    "schedule, expected",
+    [
+        ("constant", [0.4] * 5),
+        ("linear", [0.4, 0.3, 0.2, 0.1, 0.0]),
+        ("cosine", [0.4, 0.3414213562, 0.2, 0.0585786438, 0.0]),
+    ],
+)
 def test_scheduled_coef(schedule, expected):
     assert [scheduled_coef(0.4, schedule, step, 8) for step in (0, 2, 4, 6, 8)] == pytest.approx(expected)
     assert scheduled_coef(0.4, schedule, 99, 8) == pytest.approx(expected[-1])

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.tiny import random_tokens
+from support.tensors import random_tokens
 
 from trl_entropy.trainers.forecast import EntropyForecast
 

@@ -4,7 +4,8 @@
 
 import pytest
 import torch
-from support.tiny import EXACT, FLOAT32, LOSS_TYPES, build_dataset, build_model, loss_and_gradients, make_loss_batch
+from support.tensors import make_loss_batch
+from support.tiny import EXACT, FLOAT32, LOSS_TYPES, build_dataset, build_model, loss_and_gradients
 
 
 def old_logps(batch, spread=0.4):

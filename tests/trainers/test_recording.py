@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from support.scoring import dense_entropies, entropy_reward, scored, seen
 from support.tiny import EXACT, build_dataset, build_model, count_reward
-from test_scoring import dense_entropies, entropy_reward, scored, seen
 
 from trl_entropy import EntropyGRPOConfig
 from trl_entropy.trainers.recording import EntropyRecorder, entropy_of_logits, recording

@@ -6,7 +6,8 @@ import math
 
 import pytest
 import torch
-from support.tiny import EXACT, LOSS_TYPES, METHOD_SETS, TOGETHER, build_model, strong
+from support.registry import covered, method_sets, settings_of, strong, together_sets, untested
+from support.tiny import EXACT, LOSS_TYPES, build_model
 
 from trl_entropy.methods import METHODS
 
@@ -57,15 +58,16 @@ def pairs(first, second):
     return [pytest.param([one], other, id=f"{one}-{other}") for one in first for other in second]
 
 
-@pytest.mark.slow  # by default test_composition.py has each loss type, and the test of a method those that matter to it
+# By default test_composition.py has each loss type, and the tests of a method have those that matter to it.
+@pytest.mark.slow
 @pytest.mark.compatibility("{loss_type}")
-@pytest.mark.parametrize("methods, loss_type", pairs(METHODS, LOSS_TYPES))
+@pytest.mark.parametrize("methods, loss_type", pairs(covered(), LOSS_TYPES))
 def test_loss_types(check_acts, methods, loss_type):
     check_acts(methods, loss_type=loss_type)
 
 
 @pytest.mark.compatibility("bf16")
-@pytest.mark.parametrize("methods", METHOD_SETS)
+@pytest.mark.parametrize("methods", method_sets())
 def test_bf16_autocast(check_acts, methods):
     trainer = check_acts(methods, bf16=True)
     assert trainer.accelerator.mixed_precision == "bf16"
@@ -73,7 +75,7 @@ def test_bf16_autocast(check_acts, methods):
 
 
 @pytest.mark.compatibility("LoRA")
-@pytest.mark.parametrize("methods", METHOD_SETS)
+@pytest.mark.parametrize("methods", method_sets())
 def test_lora(check_acts, methods):
     from peft import LoraConfig
 
@@ -87,7 +89,7 @@ def test_lora(check_acts, methods):
 
 
 @pytest.mark.compatibility("num_iterations: 2")
-@pytest.mark.parametrize("methods", METHOD_SETS)
+@pytest.mark.parametrize("methods", method_sets())
 def test_two_iterations(check_acts, methods):
     trainer = check_acts(methods, num_iterations=2, max_steps=4)
     rows = [row for row in trainer.state.log_history if "loss" in row]
@@ -95,7 +97,7 @@ def test_two_iterations(check_acts, methods):
 
 
 @pytest.mark.compatibility("gradient checkpointing")
-@pytest.mark.parametrize("methods", METHOD_SETS)
+@pytest.mark.parametrize("methods", method_sets())
 def test_gradient_checkpointing_changes_nothing(make_trainer, methods):
     _, plain = run(make_trainer, methods)
     trainer, weights = run(make_trainer, methods, gradient_checkpointing=True)
@@ -105,7 +107,7 @@ def test_gradient_checkpointing_changes_nothing(make_trainer, methods):
 
 @pytest.mark.slow  # by default test_head_model.py compiles the forward alone
 @pytest.mark.compatibility("torch.compile")
-@pytest.mark.parametrize("methods", METHOD_SETS)
+@pytest.mark.parametrize("methods", method_sets())
 def test_compiled_model(make_trainer, methods):
     """Dynamo and AOTAutograd for real, without the code generator, which would take a minute for each method."""
     _, plain = run(make_trainer, methods)
@@ -127,7 +129,7 @@ def nan_reward(completion_ids, **kwargs):
 
 
 @pytest.mark.parametrize("reward", [reward_with_holes, nan_reward])
-@pytest.mark.parametrize("methods", METHOD_SETS)
+@pytest.mark.parametrize("methods", method_sets())
 @pytest.mark.filterwarnings("ignore")
 def test_missing_rewards(make_trainer, methods, reward):
     trainer, _ = run(make_trainer, methods, reward_funcs=reward)
@@ -155,30 +157,38 @@ WRITTEN = {"one token": lambda row: 1, "some empty": lambda row: row % 3, "a gro
 
 
 @pytest.mark.parametrize("own", WRITTEN.values(), ids=WRITTEN)
-@pytest.mark.parametrize("methods", METHOD_SETS)
+@pytest.mark.parametrize("methods", method_sets())
 @pytest.mark.filterwarnings("ignore")
 def test_short_completions(make_trainer, methods, own):
     trainer, _ = run(make_trainer, methods, rollout_func=rollouts(own))
     assert torch.tensor(list(trainer._logs["advantages"])).isfinite().all()
 
 
-@pytest.mark.parametrize("methods", METHOD_SETS)
+@pytest.mark.parametrize("methods", method_sets())
 @pytest.mark.filterwarnings("ignore")
 def test_nothing_to_learn_at_all(make_trainer, methods):
     """No token of the whole generation batch counts: nothing moves, and nothing breaks."""
-    trainer = make_trainer(methods=methods, rollout_func=rollouts(lambda row: 0), steps_per_generation=2, **strong(methods))  # fmt: skip
+    trainer = make_trainer(
+        methods=methods, rollout_func=rollouts(lambda row: 0), steps_per_generation=2, **strong(methods)
+    )
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.train()
     torch.testing.assert_close(trainer.model.state_dict(), before, **EXACT)
 
 
-@pytest.mark.parametrize("methods", METHOD_SETS)
+@pytest.mark.parametrize("methods", method_sets())
 def test_one_token_of_the_models_own(make_trainer, methods):
     trainer, _ = run(make_trainer, methods, max_completion_length=1)
     lengths = {row["completions/max_length"] for row in trainer.state.log_history if "completions/max_length" in row}
     assert lengths == {1.0}
 
 
-def test_all_methods_are_run():
-    assert {name for param in METHOD_SETS for name in param.values[0]} == set(METHODS)
-    assert set(TOGETHER) | {"agentic_aepo"} == set(METHODS)
+@pytest.mark.parametrize("name", METHODS)
+def test_each_method_is_run(name):
+    """With others and alone; or its own tests say why not."""
+    sets = [param.values[0] for param in method_sets()]
+    if settings_of(name).not_tested:
+        assert not any(name in names for names in sets) and name in untested()
+    else:
+        assert name not in untested(), untested()[name]
+        assert [name] in sets and any(name in names for names in together_sets())

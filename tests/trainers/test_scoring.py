@@ -10,47 +10,16 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from support.reference import dense_logps_and_entropy
+from support.scoring import dense_entropies, entropy_reward, scored, seen
 from support.tiny import EXACT, build_dataset, build_model, count_reward
 from transformers import Qwen2ForCausalLM
 
 from trl_entropy.methods import METHODS, Method
 
 
-seen = []
-
-
-def entropy_reward(completions, completion_ids, token_entropies, token_mask, **kwargs):
-    seen.append((completion_ids, token_entropies, token_mask))
-    return [sum(values) for values in token_entropies]
-
-
 async def async_entropy_reward(completions, token_entropies, **kwargs):
     await asyncio.sleep(0)
     return [sum(values) for values in token_entropies]
-
-
-def scored(make_trainer, rewards, **settings):
-    """One generation batch of two groups -> trainer, its output, and the forwards that it took beside generation."""
-    seen.clear()
-    trainer = make_trainer(
-        reward_funcs=rewards, **{"gradient_accumulation_steps": 2, "steps_per_generation": 2, **settings}
-    )
-    forwards = []
-    forward = trainer._get_per_token_logps_and_entropies
-    trainer._get_per_token_logps_and_entropies = lambda *a, **k: (forwards.append(k), forward(*a, **k))[1]
-    rows = [{"prompt": row["prompt"]} for row in trainer.train_dataset.select([0] * 4 + [1] * 4)]
-    output = trainer._generate_and_score_completions(rows)
-    assert all(set(row) == {"prompt"} for row in rows)  # copies were changed, never the dataset's own rows
-    return trainer, output, len(forwards)
-
-
-def dense_entropies(trainer, output, completion_ids):
-    """The entropy of every generated token, from the model's own logits."""
-    length = output["completion_ids"].size(1)
-    lengths = torch.tensor([len(ids) for ids in completion_ids])
-    whole = {**output, "completion_mask": (torch.arange(length) < lengths[:, None]).long()}
-    with torch.no_grad():
-        return dense_logps_and_entropy(trainer.model, whole, trainer.temperature)[1]
 
 
 @pytest.mark.parametrize(
@@ -88,7 +57,9 @@ def test_entropies_are_those_of_a_direct_forward(make_trainer, settings, own, ex
 
 
 @pytest.mark.parametrize("accumulation", [1, 2], ids=["scored_by_trl", "scored_for_us"])
-@pytest.mark.parametrize("methods, rewards", [(["kl_cov"], count_reward), (["empg"], count_reward), ([], entropy_reward)])  # fmt: skip
+@pytest.mark.parametrize(
+    "methods, rewards", [(["kl_cov"], count_reward), (["empg"], count_reward), ([], entropy_reward)]
+)
 def test_a_reference_model_is_asked_for_no_entropies(make_trainer, tmp_path, methods, rewards, accumulation):
     """It has TRL's own head, without entropies."""
     build_model().save_pretrained(tmp_path / "model")
@@ -226,12 +197,17 @@ def test_a_method_shapes_the_reward_of_another(make_trainer, monkeypatch, target
     monkeypatch.setitem(METHODS, "clip_b", Halves)
     Halves.target = target
     if target == "other":
-        with pytest.raises(ValueError, match="`clip_b_reward` must be one of the reward functions 'count_reward', got 'other'."):  # fmt: skip
+        with pytest.raises(
+            ValueError, match="`clip_b_reward` must be one of the reward functions 'count_reward', got 'other'."
+        ):
             scored(make_trainer, count_reward, methods=["clip_b"])
         return
     trainer, output, _ = scored(make_trainer, count_reward, methods=["clip_b"])
     rewards = list(trainer._logs["rewards"]["count_reward"])
-    ids = [row[mask.bool()].tolist() for row, mask in zip(output["completion_ids"], output["completion_mask"], strict=True)]  # fmt: skip
+    ids = [
+        row[mask.bool()].tolist()
+        for row, mask in zip(output["completion_ids"], output["completion_mask"], strict=True)
+    ]
     expected = [value / 2 for value in count_reward(ids)]
     assert math.isnan(rewards[1]) and output["advantages"][1].abs().max() == 0
     assert rewards[:1] + rewards[2:] == pytest.approx(expected[:1] + expected[2:])

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 from support.reference import dense_logps_and_entropy
+from support.scoring import dense_entropies, entropy_reward, scored, seen
 from support.tiny import build_dataset, build_model, build_tokenizer, count_reward
-from test_scoring import dense_entropies, entropy_reward, scored, seen
 
 from trl_entropy.methods import METHODS
 

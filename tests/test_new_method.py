@@ -1,0 +1,207 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A new method takes four files: module, its name in `methods/__init__.py`, test, recipe. The other tests find it."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from support import registry
+
+from trl_entropy.methods import METHODS, Method
+
+
+ROOT = Path(__file__).parents[1]
+LICENSE = "# Copyright 2026 The trl-entropy Authors.\n# SPDX-License-Identifier: Apache-2.0\n"
+MODULE = '''"""Damp: multiplies positive advantages by a share."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..paper import Paper
+from ..settings import share
+from .base import Method
+
+
+@dataclass
+class DampConfig:
+    damp_share: float = field(default=0.5, metadata={"help": "Damp: factor of positive advantages."})
+
+
+def damp_weights(advantages: Tensor, share: float) -> Tensor:
+    """(B, T) `share` at positive advantages, else 1."""
+    return torch.where(advantages > 0, share, 1.0)
+
+
+class Damp(Method):
+    """Multiplies positive advantages by a share."""
+
+    name = "damp"
+    config = DampConfig
+    summary = "multiplies positive advantages by a share"
+    paper = Paper("2601.00001", "Damped Advantages", "@article{damp, journal = {arXiv preprint arXiv:2601.00001}}")
+
+    def __init__(self, config):
+        self.share = share(config, "damp_share")
+
+    def token_advantages(self, tokens):
+        self._weights = damp_weights(tokens.advantages, self.share)
+        return tokens.advantages * self._weights
+
+    def metrics(self, tokens):
+        return {"weight_mean": self._weights}
+'''
+TEST = """import torch
+from support.fuzzing import ADVANTAGES, SHARES, covers, draw_shape, draw_tensor
+
+from support import registry
+from support.sharded_processes import RUNS
+
+from trl_entropy.methods.damp import damp_weights
+
+
+def test_damp_is_listed_with_the_others():
+    lists = (registry.together_sets()[0], registry.forward_sets()[0], registry.world_run(), RUNS)
+    assert all("damp" in names for names in lists)
+
+
+def test_weights_of_damp():
+    assert damp_weights(torch.tensor([-2.0, 0.0, 2.0]), 0.5).tolist() == [1.0, 1.0, 0.5]
+
+
+@covers(damp_weights)
+def weights_of_damp(draw):
+    share = draw(SHARES)
+    found = damp_weights(draw_tensor(draw, draw_shape(draw), ADVANTAGES), share)
+    assert ((found == 1) | (found == torch.tensor(share))).all()
+"""
+# What must have run for the method, by the names of the tests.
+EXPECTED = {
+    "test_each_method_has_its_parts[damp]",
+    "test_methods_know_tensors_and_nothing_of_the_host[damp]",
+    "test_each_method_is_run[damp]",
+    "test_two_iterations[damp]",
+    "test_methods_take_turns_in_the_order_in_which_they_are_listed[together]",
+    "test_neutral_advantages_stay_neutral[damp]",
+    "test_a_method_leaves_its_tokens_alone[damp]",
+    "test_resumed_run_equals_uninterrupted_run[damp]",
+    "test_killed_run[damp]",
+    "test_property[weights_of_damp]",
+    "test_every_pure_function_is_searched",
+    "test_every_method_is_cited_by_its_own_paper[together]",
+    "test_no_field_takes_a_value_of_another_type[damp_share]",
+    "test_recipe_of_a_method_cites_its_paper_and_every_number[damp]",
+    "test_recipe_that_cites_code_has_a_preset_of_it[damp]",
+    "test_committed_matrix_has_each_method_and_is_made_of_the_outcomes",
+    "test_weights_of_damp",
+    "test_damp_is_listed_with_the_others",
+}
+
+
+def add_method(root):
+    """Writes the four files."""
+    (root / "trl_entropy" / "methods" / "damp.py").write_text(LICENSE + MODULE)
+    (root / "tests" / "methods" / "test_damp.py").write_text(LICENSE + TEST)
+    face = root / "trl_entropy" / "methods" / "__init__.py"
+    lines = face.read_text().splitlines(keepends=True)
+    # Beside each line that names Steer, one that names the new method.
+    twice = [
+        line + line.replace("steer", "damp").replace("Steer", "Damp") if "Steer" in line else line for line in lines
+    ]
+    assert len("".join(twice).splitlines()) == len(lines) + 3
+    face.write_text("".join(twice))
+    recipe = (root / "recipes" / "steer.yaml").read_text()
+    _, settings = re.split(r"\n\n(?=# Model and data)", recipe)
+    settings = re.sub(r"(?m)^steer_.*\n", "", settings).replace(
+        "methods: [steer]", "methods: [damp]\ndamp_share: 0.5  # [ours]"
+    )
+    (root / "recipes" / "damp.yaml").write_text(
+        "# Damped Advantages\n#   https://huggingface.co/papers/2601.00001\n#\n"
+        "#   trl-entropy grpo --config recipes/damp.yaml --accelerate_config multi_gpu\n"
+        "#   accelerate launch --num_processes 8 -m trl_entropy.cli grpo --config recipes/damp.yaml\n#\n"
+        "# What to expect: less.\n\n" + settings.replace("[code]", "[ours]").replace("runs/steer", "runs/damp")
+    )
+
+
+def ran(report):
+    return {case.get("name"): [child.tag for child in case] for case in ElementTree.parse(report).iter("testcase")}
+
+
+# The tests of the new method, and those of all methods together, but for most that train.
+CHOSEN = (
+    "(damp and not robustness and not ddp and not many_examples) or each_method_is_run or two_iterations and damp or "
+    "every_pure_function or committed or readme or together and not together-2 and (turns or cited)"
+)
+
+
+@pytest.mark.slow
+def test_a_new_method_of_four_files(tmp_path):
+    root = tmp_path / "copy"
+    left_out = shutil.ignore_patterns("__pycache__", ".*", "*.egg-info", "shared", "wandb", "build", "dist")
+    shutil.copytree(ROOT, root, ignore=left_out)
+    add_method(root)
+    environment = {**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}", "PYTHONDONTWRITEBYTECODE": "1"}
+    run = dict(cwd=root, env=environment, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", CHOSEN, "tests"]
+    result = subprocess.run([*command, f"--junitxml={tmp_path / 'report.xml'}"], **run)
+    assert result.returncode == 0, result.stdout[-6000:]
+    cases = ElementTree.parse(tmp_path / "report.xml").iter("testcase")
+    assert EXPECTED <= {case.get("name") for case in cases if not case.findall("skipped")}
+
+
+class Needy(Method):
+    """Cannot be built with the defaults."""
+
+    name = "needy"
+    paper = METHODS["clip_cov"].paper
+
+    def __init__(self, config):
+        raise ValueError("`needy_target` must be a number, got None.")
+
+
+class Lonely(Method):
+    """Goes with one other method only."""
+
+    name = "lonely"
+    paper = METHODS["clip_cov"].paper
+    excludes = {name: "it is lonely" for name in METHODS if name != "epo"}
+
+    def token_advantages(self, tokens):
+        return tokens.advantages
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """`registered(Method)` puts a method into the registry until the test ends."""
+    caches = (registry.settings_of, registry.untested, registry.together_sets, registry.group_runs)
+
+    def register(method):
+        monkeypatch.setitem(METHODS, method.name, method)
+        for cached in caches:
+            cached.cache_clear()
+
+    yield register
+    for cached in caches:
+        cached.cache_clear()
+
+
+def test_a_method_that_cannot_be_built_says_that_it_is_not_tested(registered):
+    before = registry.together_sets()
+    registered(Needy)
+    reason = registry.untested()["needy"]
+    assert reason.startswith("needy: not tested, because `needy_target` must be a number, got None. (see")
+    assert registry.together_sets() == before
+
+
+def test_a_method_that_excludes_others_gets_a_set_of_its_own(registered):
+    before = registry.together_sets()
+    registered(Lonely)
+    assert registry.untested() == {} and registry.together_sets() == [*before, ["epo", "lonely"]]
+    assert "lonely" in [param.id for param in registry.method_sets()]
