@@ -24,6 +24,8 @@ compatibility: $(VENV)/.installed
 quality: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 style: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`trl-entropy report`: compares runs in a page and a picture."""
 
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -52,7 +53,9 @@ def write_report(folders: list[Path], output: Path, tokens: int | None) -> str:
     from ..report.panels import build_panels
     from ..report.summary import summarize
     from ..tables import text_table
+    from ..trainers.grpo_config import EntropyGRPOConfig
 
+    runs = [replace(run, config=EntropyGRPOConfig) for run in runs]
     panels = build_panels(runs)
     maps = heat_maps(runs, SHOWN_COMPLETIONS if tokens is None else tokens)
     labels = [run.label for run in runs]

@@ -37,12 +37,14 @@ class Run:
         folder: its folder.
         lines: its log lines, each with a `step`, reduced to finite numbers.
         settings: settings that are known to differ from their defaults.
+        config: the trainer's config class, whose fields have the defaults. Without it those of TRL and of the methods.
     """
 
     label: str
     folder: Path
     lines: list[dict[str, float]]
     settings: dict[str, Any] = field(default_factory=dict)
+    config: type | None = None
 
     @property
     def steps(self) -> int:
@@ -69,12 +71,15 @@ class Run:
 
     def with_defaults(self) -> dict[str, Any]:
         """The changed settings, and the defaults of all others but those of methods that it does not use."""
-        from ..methods import METHODS
-        from ..trainers.grpo_config import EntropyGRPOConfig
+        from trl import GRPOConfig
+
+        from ..methods import METHODS, MethodsConfig
 
         idle = tuple(f"{name}_" for name in METHODS if METHODS[name] not in self.methods)
         active = tuple(f"{method.name}_" for method in self.methods)
-        defaults = {item.name: item.default for item in fields(EntropyGRPOConfig) if item.default is not MISSING}
+        configs = (GRPOConfig, MethodsConfig) if self.config is None else (self.config,)
+        known = [item for config in configs for item in fields(config)]
+        defaults = {item.name: item.default for item in known if item.default is not MISSING}
         kept = {key: value for key, value in defaults.items() if key.startswith(active) or not key.startswith(idle)}
         return {"methods": [], **kept, **self.settings}
 
