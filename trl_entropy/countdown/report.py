@@ -70,8 +70,8 @@ def plot_distillation(results: dict, path: Path) -> None:
     for label, history in results["history"].items():
         steps = [point["step"] for point in history]
         entropy.plot(steps, running_mean([point["entropy"] for point in history]), color=colors[label])
-        values = [divergence(point) for point in history]
-        if None not in values:
+        values = [value for point in history if (value := divergence(point)) is not None]
+        if len(values) == len(steps):
             distance.plot(steps, running_mean(values), color=colors[label])
     _draw_passes(found, results["rows"], colors)
     _finish(figure, {distance: "KL(student || teacher), all tokens", entropy: "student's entropy (nats)"}, path)

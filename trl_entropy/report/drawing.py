@@ -43,14 +43,15 @@ def draw_series(axes: Axes, item: Series) -> None:
     """Draws one series as its `kind` says."""
     color, x, y = color_of(item.run), item.x, item.y
     if item.kind == "band":
-        if item.upper == y:
+        if item.upper is None or item.upper == y:
             axes.plot(x, y, color=color, linestyle=":", linewidth=1.4)
         else:
             axes.fill_between(x, y, item.upper, color=color, alpha=0.12, linewidth=0)
     elif item.kind == "points":
         filled = color if item.label != "dropped" else "none"
-        style = dict(facecolors=filled, edgecolors=color, linewidths=0.6, alpha=0.6)
-        axes.scatter(x, y, s=4 if len(x) >= MANY_POINTS else 12, rasterized=len(x) > MOST_POINTS, **style)
+        size, rasterized = 4 if len(x) >= MANY_POINTS else 12, len(x) > MOST_POINTS
+        dots = axes.scatter(x, y, s=size, facecolors=filled, edgecolors=color, linewidths=0.6, alpha=0.6)
+        dots.set_rasterized(rasterized)
     elif item.kind == "evaluation":
         axes.plot(x, y, color=color, marker="D", markersize=4, linestyle="none")
     elif item.kind == "threshold":

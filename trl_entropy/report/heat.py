@@ -85,9 +85,11 @@ def colored_text(shown: HeatMap, scale: float) -> "Text":
 
     text = Text(f"{shown.prompt} | ", style="dim")
     for token, entropy in shown.tokens:
-        cold = entropy is None or entropy < COLD * scale
-        style = "not dim" if cold else f"not dim black on {color_at(entropy, scale)}"
-        text.append(token, style="dim" if entropy is None else style)
+        if entropy is None:
+            style = "dim"
+        else:
+            style = "not dim" if entropy < COLD * scale else f"not dim black on {color_at(entropy, scale)}"
+        text.append(token, style=style)
     if shown.left_out:
         text.append(f" ... {shown.left_out} more tokens", style="dim")
     return text

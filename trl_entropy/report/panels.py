@@ -17,6 +17,9 @@ from .samples import pass_at_k_points, tip_scatter
 PASS_AT_K = re.compile(r"(.*/)?(eval_)?pass@\d+$")
 
 
+Kind = Literal["line", "second", "noisy", "noisy_second", "points", "evaluation", "fit", "threshold", "band"]
+
+
 @dataclass(frozen=True)
 class Series:
     """One line, cloud of points or band in a panel.
@@ -33,9 +36,7 @@ class Series:
     run: int
     x: list[float]
     y: list[float]
-    kind: Literal["line", "second", "noisy", "noisy_second", "points", "evaluation", "fit", "threshold", "band"] = (
-        "line"
-    )
+    kind: Kind = "line"
     label: str = ""
     upper: list[float] | None = None
 
@@ -89,18 +90,20 @@ def method_metrics(runs: list[Run]) -> list[str]:
     return [key for group in metric_groups() for key in keys if key.startswith(f"{group}/")]
 
 
-def metric_panel(runs: list[Run], title: str, key: str, kind: str = "line") -> Panel:
+def metric_panel(runs: list[Run], title: str, key: str, kind: Kind = "line") -> Panel:
     """One metric over steps, with its values in evaluations as points."""
     return Panel(title, [*metric_series(runs, key, kind)])
 
 
-def metric_series(runs: list[Run], key: str, kind: str = "line") -> Iterator[Series]:
+def metric_series(runs: list[Run], key: str, kind: Kind = "line") -> Iterator[Series]:
     """A metric of each run in training and in evaluation."""
     for index, run in enumerate(runs):
-        for name, how in ((key, kind), (f"eval_{key}", "evaluation")):
-            x, y = run.series("step", name)
-            if x:
-                yield Series(index, x, y, how, "evaluation" if how == "evaluation" else "")
+        x, y = run.series("step", key)
+        if x:
+            yield Series(index, x, y, kind)
+        x, y = run.series("step", f"eval_{key}")
+        if x:
+            yield Series(index, x, y, "evaluation", "evaluation")
 
 
 def entropy_panel(runs: list[Run]) -> Panel:
@@ -126,11 +129,12 @@ def pass_at_k_panel(runs: list[Run]) -> Panel:
             sources.add(f"Of the completions trained on; right means that `{found[0]}` returned 1.")
             x = [point["step"] for point in found[1]]
             one, many = (key for key in found[1][0] if key != "step")
-            for key, kind in ((many, "noisy"), (one, "noisy_second")):
-                series.append(Series(index, x, [point[key] for point in found[1]], kind, key))
+            series.append(Series(index, x, [point[many] for point in found[1]], "noisy", many))
+            series.append(Series(index, x, [point[one] for point in found[1]], "noisy_second", one))
             continue
         for position, key in enumerate(sorted(filter(PASS_AT_K.match, run.keys), key=k_of, reverse=True)):
-            series.append(Series(index, *run.series("step", key), "second" if position else "line", key))
+            x, y = run.series("step", key)
+            series.append(Series(index, x, y, "second" if position else "line", key))
             sources.add("As logged.")
     return Panel("pass@k", series, about=" ".join(sorted(sources)))
 
@@ -183,8 +187,8 @@ def paired_changes(run: Run) -> tuple[list[float], list[float]]:
     before = dict(zip(steps, predicted, strict=True))
     each = any(step + 1 in before for step in steps)
     steps, realized = run.series("step", "entropy/realized_change")
-    pairs = [(before.get(step - each), change) for step, change in zip(steps, realized, strict=True)]
-    pairs = [pair for pair in pairs if pair[0] is not None]
+    changes = zip(steps, realized, strict=True)
+    pairs = [(before[step - each], change) for step, change in changes if step - each in before]
     return [x for x, _ in pairs], [y for _, y in pairs]
 
 
@@ -192,10 +196,10 @@ def advantage_panel(runs: list[Run]) -> Panel:
     """Mean entropy of tokens by the sign of their advantage."""
     series = []
     for index, run in enumerate(runs):
-        for sign, kind in (("positive", "line"), ("negative", "second")):
+        for sign in ("positive", "negative"):
             x, y = run.series("step", f"entropy/{sign}_advantage_mean")
             if x:
-                series.append(Series(index, x, y, kind, f"{sign} advantage"))
+                series.append(Series(index, x, y, "line" if sign == "positive" else "second", f"{sign} advantage"))
     return Panel("entropy by sign of the advantage (nats)", series, from_zero=True)
 
 

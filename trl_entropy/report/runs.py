@@ -85,15 +85,18 @@ class Run:
 
     def target(self) -> tuple[list[float], list[float], list[float]] | None:
         """Steps, and the lower and upper end of the entropy target in nats; `None` without a target."""
-        settings, found = self.with_defaults(), []
+        settings = self.with_defaults()
+        steps, lows, highs = [], [], []
         for line in self.lines:
             ranges = [method.entropy_range(settings, line) for method in self.methods]
             if settings["use_adaptive_entropy"] and "entropy" in line:  # TRL's own controller
                 ranges.append((settings["entropy_target"],) * 2)
-            ranges = [ends for ends in ranges if ends is not None]
-            if ranges:
-                found.append((line["step"], *ranges[0]))
-        return tuple(map(list, zip(*found, strict=True))) if found else None
+            known = [ends for ends in ranges if ends is not None]
+            if known:
+                steps.append(line["step"])
+                lows.append(known[0][0])
+                highs.append(known[0][1])
+        return (steps, lows, highs) if steps else None
 
 
 def read_runs(folders: list[Path]) -> list[Run]:
@@ -127,8 +130,8 @@ def find_states(folder: Path) -> list[tuple[float, Path]]:
         what = "is a file" if folder.exists() else "does not exist"
         raise ValueError(f"RUN must be the folder of a run, got {str(folder)!r}, which {what}.")
     checkpoints = {path: path.parent.name[11:] for path in folder.glob(f"checkpoint-*/{STATE}")}
-    found = sorted(((int(name), path) for path, name in checkpoints.items() if name.isdecimal()), reverse=True)
-    found = [(math.inf, path) for path in (folder / STATE,) if path.exists()] + found
+    found = [(float(name), path) for path, name in checkpoints.items() if name.isdecimal()]
+    found = [(math.inf, path) for path in (folder / STATE,) if path.exists()] + sorted(found, reverse=True)
     if found:
         return found
     below = sorted(str(path.parent) for path in folder.glob(f"*/{STATE}"))
@@ -138,7 +141,9 @@ def find_states(folder: Path) -> list[tuple[float, Path]]:
 
 def read_lines(folder: Path) -> list[dict[str, float]]:
     """The log lines of a run, from its newest readable state, which may be that of a checkpoint if it was resumed."""
-    last, lines, source, errors = -1, [], None, []
+    last, lines = -1, []
+    source: Path | None = None
+    errors: list[ValueError] = []
     for bound, path in find_states(folder):
         if bound <= last:
             break
@@ -151,8 +156,8 @@ def read_lines(folder: Path) -> list[dict[str, float]]:
             last, lines, source = step, found, path
     if source is None:
         raise errors[0]
-    for error in errors:
-        logger.warning(f"{error} Showing the run from {source} instead.")
+    for unreadable in errors:
+        logger.warning(f"{unreadable} Showing the run from {source} instead.")
     return lines
 
 

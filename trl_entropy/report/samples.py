@@ -17,8 +17,8 @@ from .runs import Run, read_json
 def files_of(run: Run, pattern: str) -> list[Path]:
     """The files of logged steps, in order. Files of other steps come from an earlier run and are left out."""
     logged = {line["step"] for line in run.lines}
-    found = {path: number_of(path) for path in (run.folder / COMPLETIONS).glob(pattern)}
-    return sorted((path for path, step in found.items() if step in logged), key=found.get)
+    found = {path: number_of(path) or 0 for path in (run.folder / COMPLETIONS).glob(pattern)}
+    return sorted((path for path, step in found.items() if step in logged), key=lambda path: found[path])
 
 
 def pass_at_k_points(run: Run) -> tuple[str, list[dict[str, float]]] | None:

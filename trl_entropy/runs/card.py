@@ -167,7 +167,7 @@ def build_card(
     model_id: str,
     base_model: str | None,
     dataset_name: str | None,
-    license: dict[str, str],
+    license: dict[str, Any],
     library_name: str,
     tags: list[str],
     metrics: dict[str, dict[str, float]],

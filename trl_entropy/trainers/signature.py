@@ -10,12 +10,12 @@ def like(stock: type, config: type) -> Callable[[Callable], Callable]:
     """Gives a constructor the signature of that of `stock`, whose `args` is a `config` here."""
 
     def show(constructor: Callable) -> Callable:
-        signature = inspect.signature(stock.__init__)
+        signature = inspect.signature(vars(stock)["__init__"])
         parameters = [
             parameter.replace(annotation=config | None) if parameter.name == "args" else parameter
             for parameter in signature.parameters.values()
         ]
-        constructor.__signature__ = signature.replace(parameters=parameters)
+        setattr(constructor, "__signature__", signature.replace(parameters=parameters))  # noqa: B010 (mypy knows no attributes of functions)
         return constructor
 
     return show
