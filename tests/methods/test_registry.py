@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Methods of other packages are known wherever ours are."""
+"""Methods of other packages are known everywhere that ours are."""
 
 import json
 import os
