@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The list of packages. Everything else is in `pyproject.toml`.
 
-`trl_entropy.recipes` is the top folder `recipes`. `pyproject.toml` cannot add it to the packages that setuptools finds.
+`trl_entropy.recipes` is the top folder `recipes`. `pyproject.toml` cannot add it to the packages that setuptools
+finds.
 """
 
 from setuptools import find_packages, setup

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures of all tests. What they build is in `support`; no test needs the network."""
+"""Fixtures for all tests, built from `support`. No test needs the network."""
 
 import sys
 
@@ -42,7 +42,7 @@ def make_distiller(tmp_path):
 
 @pytest.fixture
 def cache_folder(tmp_path_factory, monkeypatch):
-    """Where condition numbers are cached: the test's own folder, not the one of the machine."""
+    """The cache of condition numbers: the test's own folder, not the machine's."""
     from trl_entropy.kappa import cache
 
     folder = tmp_path_factory.mktemp("kappa")

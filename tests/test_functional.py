@@ -36,7 +36,7 @@ def test_masked_statistics():
 
 
 def test_masked_mean_of_a_constant_is_that_constant():
-    """Not so in float32 sums, and a covariance of constants must be exactly 0."""
+    """float32 sums do not give this, and a covariance of constants must be exactly 0."""
     values = torch.full((7, 1013), 0.1)
     mask = torch.rand(7, 1013, generator=torch.Generator().manual_seed(0)) < 0.7
     assert masked_mean(values, mask).item() == values[0, 0].double().item()
@@ -80,7 +80,7 @@ def test_quantiles_of_nothing():
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_aggregate(loss_type):
     tokens = random_tokens()
-    terms = tokens.advantages.masked_fill(~tokens.mask, torch.inf)  # nothing of the padding may come through
+    terms = tokens.advantages.masked_fill(~tokens.mask, torch.inf)  # padding must have no effect
     found = aggregate(terms, tokens.mask, loss_type, tokens.mask.sum(), 8)
     torch.testing.assert_close(found, reduce_terms(loss_type, tokens.advantages, tokens.mask, max_length=8))
 

@@ -132,7 +132,7 @@ def accumulators(draw):
     settings.name_or_none,
 )
 def fields_are_read_or_refused(draw):
-    """Whatever stands in a field, it is given back or refused in one line that names it."""
+    """Any value of a field is returned, or refused in one line that names it."""
     value = draw(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.just([]) | st.just({})
     )

@@ -82,7 +82,7 @@ def weights_of_damp(draw):
     found = damp_weights(draw_tensor(draw, draw_shape(draw), ADVANTAGES), share)
     assert ((found == 1) | (found == torch.tensor(share))).all()
 """
-# What must have run for the method, by the names of the tests.
+# Tests that must have run for the method, by name.
 EXPECTED = {
     "test_each_method_has_its_parts[damp]",
     "test_methods_know_tensors_and_nothing_of_the_host[damp]",
@@ -134,7 +134,7 @@ def ran(report):
     return {case.get("name"): [child.tag for child in case] for case in ElementTree.parse(report).iter("testcase")}
 
 
-# The tests of the new method, and those of all methods together, but for most that train.
+# The tests of the new method, and those of all methods together, without most that train.
 CHOSEN = (
     "(damp and not robustness and not ddp and not many_examples) or each_method_is_run or two_iterations and damp or "
     "every_pure_function or committed or readme or together and not together-2 and (turns or cited)"
@@ -167,7 +167,7 @@ class Needy(Method):
 
 
 class Lonely(Method):
-    """Goes with one other method only."""
+    """Can be combined with only one other method."""
 
     name = "lonely"
     paper = METHODS["clip_cov"].paper

@@ -46,7 +46,7 @@ def test_methods_know_tensors_and_nothing_of_the_host(path):
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "trainers").glob("*.py")), ids=lambda path: path.stem)
 def test_trainers_name_no_method(path):
-    """Neither as a string nor by a field."""
+    """Neither a string nor a field names a method."""
     nodes = list(ast.walk(ast.parse(path.read_text())))
     quoted = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     fields_read = {node.attr for node in nodes if isinstance(node, ast.Attribute)} | quoted
@@ -109,7 +109,7 @@ def test_no_field_hides_one_of_trl():
 
 
 def test_fields_of_tip_have_prefix_help_and_default():
-    assert not issubclass(Tip, Method) and Tip.name not in METHODS  # it sees other tensors than a method of GRPO
+    assert not issubclass(Tip, Method) and Tip.name not in METHODS  # its tensors are not those of GRPO methods
     for field in fields(TipConfig):
         assert field.name.startswith("tip_") and field.metadata["help"] and "%" not in field.metadata["help"]
         assert field.default is not MISSING

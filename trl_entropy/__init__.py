@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Entropy control for TRL: published methods against policy entropy collapse, as drop-in trainers.
 
-Names load on first use, so that importing the package costs nothing before a trainer is asked for.
+Names load on first use, so importing the package alone is cheap.
 """
 
 from importlib import import_module
@@ -46,7 +46,7 @@ _PUBLIC = {
     "METHODS": ".methods",
     "Method": ".methods",
     "kappa_peft_config": ".kappa.tuning",
-    "register": ".trainers.grpo_config",  # with which fields of TRL are known
+    "register": ".trainers.grpo_config",  # from there, so that TRL's own fields are known too
 }
 
 

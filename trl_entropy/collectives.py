@@ -16,9 +16,9 @@ def _itself(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Collectives:
-    """What a statistic over all processes needs. The defaults are those of a single process.
+    """Collective operations for statistics over all processes. The defaults serve a single process.
 
-    Every process must make every call, also with nothing valid of its own.
+    Every process must make every call, even if it holds no valid token.
 
     Attributes:
         sum: elementwise sum over processes, same shape.
@@ -41,7 +41,7 @@ SINGLE_PROCESS = Collectives()
 
 
 def collectives_of(accelerator: Any) -> Collectives:
-    """Sum and ragged gather over all processes; the identity where there is one."""
+    """Sum and ragged gather over all processes of an accelerator. For a single process both return their input."""
     if accelerator.num_processes == 1:
         return SINGLE_PROCESS
 

@@ -12,12 +12,12 @@ from .tokens import TokenBatch
 
 
 def accumulator_dtype(device: torch.device) -> torch.dtype:
-    """float64 where the device has it, so that a sum does not depend on its order in any digit that matters."""
+    """float64 if the device has it, else float32. In float64 the order of a sum changes no digit that matters."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def masked_mean(values: Tensor, mask: Tensor, world: Collectives = SINGLE_PROCESS) -> Tensor:
-    """Scalar mean of `values` (B, T) over `mask` (B, T) and over all processes; 0 where nothing is valid."""
+    """Scalar mean of `values` (B, T) over `mask` (B, T) and over all processes; 0 if no token is valid."""
     dtype = accumulator_dtype(values.device)
     total, count = world.sum(torch.stack([values.masked_fill(~mask, 0).sum(dtype=dtype), mask.sum().to(dtype)]))
     return total / count.clamp(min=1)
@@ -30,14 +30,14 @@ def masked_mean_and_std(values: Tensor, mask: Tensor, world: Collectives = SINGL
 
 
 def masked_max(values: Tensor, mask: Tensor, world: Collectives = SINGLE_PROCESS) -> Tensor:
-    """Scalar maximum of `values` (B, T) over `mask` (B, T) and over all processes; -inf where nothing is valid."""
+    """Scalar maximum of `values` (B, T) over `mask` (B, T) and over all processes; -inf if no token is valid."""
     return world.gather(values.masked_fill(~mask, -torch.inf).amax().reshape(1)).amax()
 
 
 def top_count_mask(values: Tensor, mask: Tensor, share: float, world: Collectives = SINGLE_PROCESS) -> Tensor:
     """(B, T) -> (B, T) bool: the `max(1, floor(share * N))` largest of the N valid values of all processes.
 
-    Ties go to the earlier token, in the order process, sequence, position.
+    Of tied values the earlier token wins, in the order process, sequence, position.
     """
     local = values[mask]
     gathered = world.gather(local)
@@ -54,12 +54,12 @@ def scatter_valid(flags: Tensor, mask: Tensor) -> Tensor:
 
 
 def share_of(share: float, count: int) -> int:
-    """`floor(share * count)`, at least 1 and at most `count`. The nudge keeps 0.29 of 100 at 29, not 28."""
+    """`floor(share * count)`, at least 1 and at most `count`. The factor 1 + 1e-12 makes 0.29 of 100 give 29."""
     return min(count, max(1, int(share * count * (1 + 1e-12))))
 
 
 def quantiles(values: Tensor, probabilities: tuple[float, ...]) -> list[Tensor]:
-    """Quantiles of a 1-D tensor with linear interpolation, of any length (`torch.quantile` stops at 16 million)."""
+    """Quantiles of a 1-D tensor, interpolated; NaN if it is empty. `torch.quantile` stops at 16 million values."""
     if values.numel() == 0:
         return [values.new_full((), torch.nan) for _ in probabilities]
     ordered = values.sort().values
@@ -73,16 +73,20 @@ def quantiles(values: Tensor, probabilities: tuple[float, ...]) -> list[Tensor]:
 
 
 def centered_product(x: Tensor, y: Tensor, mask: Tensor, world: Collectives = SINGLE_PROCESS) -> Tensor:
-    """(B, T), (B, T) -> (B, T): (x - mean x)(y - mean y), whose mean is the covariance; 0 outside the mask."""
+    """(B, T), (B, T) -> (B, T): (x - mean x)(y - mean y), whose mean is their covariance; 0 outside the mask."""
     product = (x - masked_mean(x, mask, world)) * (y - masked_mean(y, mask, world))
     return product.masked_fill(~mask, 0)
 
 
 def aggregate(terms: Tensor, mask: Tensor, loss_type: str, items: Tensor, max_length: int) -> Tensor:
-    """(B, T) -> scalar, by the mean that TRL's `loss_type` takes of its own per-token loss.
+    """(B, T) -> scalar, reduced as TRL reduces its own per-token loss.
 
-    `items` is the number of valid tokens per process and micro-batch, for the types that divide by the tokens of the
-    whole optimizer step.
+    Args:
+        terms: (B, T) one value per token.
+        mask: (B, T) bool, the tokens that count.
+        loss_type: TRL's `loss_type`.
+        items: valid tokens per process and micro-batch. Some types divide by the tokens of the whole optimizer step.
+        max_length: TRL's `max_completion_length`, by which `dr_grpo` divides.
     """
     terms = terms.masked_fill(~mask, 0)
     if loss_type in ("grpo", "sapo"):
@@ -102,7 +106,7 @@ def discriminator(logps: Tensor, entropy: Tensor) -> Tensor:
 
 
 def mean_discriminator(entropy: Tensor, sum_sq_probs: Tensor, sum_sq_probs_log_probs: Tensor) -> Tensor:
-    """(B, T) H, Σp², Σp² log p -> (B, T) N = H Σp² + Σp² log p, the mean of S under the policy itself, in nats."""
+    """(B, T) H, Σp², Σp² log p -> (B, T) N = H Σp² + Σp² log p, the policy's own mean of S, in nats."""
     return entropy * sum_sq_probs + sum_sq_probs_log_probs
 
 
@@ -118,7 +122,7 @@ def row_quantiles(values: Tensor, mask: Tensor, probability: float) -> Tensor:
 
 
 def row_top_mask(values: Tensor, mask: Tensor, counts: Tensor) -> Tensor:
-    """(B, T), (B, T), (B,) -> (B, T) bool: each row's `counts` largest valid values; ties go to the earlier token."""
+    """(B, T), (B, T), (B,) -> (B, T) bool: each row's `counts` largest valid values; of tied ones the earlier wins."""
     order = values.masked_fill(~mask, -torch.inf).argsort(dim=1, descending=True, stable=True)
     places = torch.arange(values.size(1), device=values.device).expand_as(order)
     rank = torch.empty_like(order).scatter_(1, order, places)
@@ -132,7 +136,7 @@ class StepMean:
         self.step, self.total, self.count = None, 0.0, 0.0
 
     def add(self, step: int, total: Tensor, count: Tensor | int, world: Collectives) -> float | None:
-        """Adds a forward. Returns the mean of the step before where this forward opens a new one, else `None`."""
+        """Adds a forward. Returns the mean of the previous step if this forward begins a new one, else `None`."""
         finished = None
         if step != self.step:
             finished = self.total / self.count if self.count else None
@@ -145,7 +149,7 @@ class StepMean:
         return finished
 
     def add_tokens(self, tokens: TokenBatch, values: Tensor) -> float | None:
-        """Adds the mean of (B, T) values over the valid tokens of a forward."""
+        """Adds (B, T) values of a forward, averaged over its valid tokens. Returns as `add` does."""
         return self.add(
             tokens.step, values.detach().masked_fill(~tokens.mask, 0).sum(), tokens.mask.sum(), tokens.world
         )

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Paper:
-    """A published method: arXiv identifier, title, BibTeX entry."""
+    """The paper of a published method.
+
+    Attributes:
+        arxiv: arXiv identifier, as in `url`.
+        title: title.
+        bibtex: BibTeX entry, for model cards.
+    """
 
     arxiv: str
     title: str

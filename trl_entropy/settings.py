@@ -15,6 +15,8 @@ def checked(config: Any, name: str, accepts: Callable[[Any], bool], accepted: st
     """The value of the field `name` of `config`.
 
     Args:
+        config: object with the field.
+        name: name of the field.
         accepts: tells whether a value is valid.
         accepted: describes valid values in the error message.
         switch: whether the field is boolean. Other fields refuse true and false, which Python counts as numbers.

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a method sees: the completion tokens of one forward, or those of a whole generation batch."""
+"""The tokens that a method sees: the completions of one forward, or of a whole generation batch."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,28 +20,28 @@ class TokenBatch:
 
     Attributes:
         logps: (B, T) log-probability of each sampled token under the current policy, with gradient.
-        old_logps: (B, T) the same under the policy that generated, without gradient.
+        old_logps: (B, T) the same under the old policy, without gradient.
         entropy: (B, T) entropy of the current policy at each token, with gradient.
-        old_entropy: (B, T) entropy of the policy that generated, without gradient.
-        advantages: (B, T) as the rewards and the methods listed before left them.
+        old_entropy: (B, T) entropy of the old policy, without gradient.
+        advantages: (B, T) from the rewards, as the methods listed before left them.
         mask: (B, T) bool, the tokens that the loss counts: no padding, no tool results.
         ratio: (B, T) importance ratio of the loss, without gradient; one value per row if it is sequence-level.
-        clip_low, clip_high: the ratio below which a negative, and above which a positive advantage is clipped;
-            -inf and inf where the loss does not clip.
-        on_policy: the current policy is the one that generated, and the ratio is 1 by construction.
-        training: False during evaluation, which must not move the state of a method.
+        clip_low, clip_high: bounds of the ratio. The loss clips tokens with a negative advantage below `clip_low`, and
+            tokens with a positive advantage above `clip_high`. -inf and inf if it does not clip.
+        on_policy: the current policy is the old policy, so the ratio is 1 by construction.
+        training: False during evaluation, which must not change the state of a method.
         draw: integers that identify this forward in the run (seed, optimizer step, micro-batch).
         total_steps: optimizer steps of the whole run.
-        rewards: (B,) weighted sum of the rewards, where a method needs `rewards`.
-        sum_sq_probs, sum_sq_probs_log_probs: (B, T) Σp² and Σp² log p of the current policy, without gradient, where
-            a method needs `second_moments`.
-        nucleus_entropy: (B, T) entropy of the current policy renormalised on its nucleus, with gradient, where a
-            method needs `nucleus_entropy`.
-        old_second_logps: (B, T) log-probability of each sampled token under the policy that generated, at a second
-            temperature, where a method needs `second_temperature`.
-        engine_ratio: (B, T) or (B, 1) correction for the inference engine by which the loss multiplies its terms.
-        policy_mask: (B, T) bool, the tokens whose policy term TRL's 80/20 mask leaves in the loss, or `None` where all do;
-            known once that loss is computed, to `loss` and `metrics`.
+        rewards: (B,) weighted sum of the rewards, if a method needs `rewards`.
+        sum_sq_probs, sum_sq_probs_log_probs: (B, T) Σp² and Σp² log p of the current policy, without gradient, if a
+            method needs `second_moments`.
+        nucleus_entropy: (B, T) entropy of the current policy renormalized on its nucleus, with gradient, if a method
+            needs `nucleus_entropy`.
+        old_second_logps: (B, T) log-probability of each sampled token under the old policy at a second temperature,
+            without gradient, if a method needs `second_temperature`.
+        engine_ratio: (B, T) or (B, 1) correction for the inference engine. The loss multiplies its terms by it.
+        policy_mask: (B, T) bool, the tokens whose policy term TRL's 80/20 mask keeps, or `None` without such a mask.
+            TRL makes it while it computes its loss, so only the `loss` hook sees it.
         world: collectives over all processes.
     """
 
@@ -74,13 +74,13 @@ class TokenBatch:
 
     @cached_property
     def clipped(self) -> Tensor:
-        """(B, T) bool: tokens whose policy gradient the loss already cuts."""
+        """(B, T) bool: tokens whose policy gradient the loss clips already."""
         high = (self.ratio > self.clip_high) & (self.advantages > 0)
         low = (self.ratio < self.clip_low) & (self.advantages < 0)
         return high | low
 
     def scope(self, name: str) -> Collectives:
-        """The processes that a statistic runs over: `micro_batch` is this process alone, `world` all of them."""
+        """The processes that a statistic covers: `micro_batch` is this process alone, `world` all of them."""
         return self.world if name == "world" else SINGLE_PROCESS
 
 
@@ -89,19 +89,19 @@ class Rollouts:
     """The completions of one generation batch, before it is shuffled and split into micro-batches.
 
     Attributes:
-        advantages: (B, T) from the rewards, each sequence's value at all its tokens.
+        advantages: (B, T) from the rewards: all tokens of a sequence have its value.
         mask: (B, T) bool, as in [`TokenBatch`].
-        generated: (B, T) bool, the tokens that the policy generated, also where the loss leaves a completion out.
-        completion_ids: (B, T) tokens.
-        rewards: (B,) weighted sum of the rewards; NaN where no reward function gave one.
-        reward_columns: (B,) rewards by the name of the function that gave them, before any method has shaped them.
-        num_generations: completions per prompt, which follow each other and may span processes.
-        logps: (B, T) log-probabilities under the policy that generated, or `None` where no pass over the whole
-            generation batch was made.
-        entropy: (B, T) entropies of that policy in nats, or `None` likewise.
-        sum_sq_probs, sum_sq_probs_log_probs: (B, T) Σp² and Σp² log p of that policy, where a method needs
+        generated: (B, T) bool, the tokens that the policy generated, including completions that the loss leaves out.
+        completion_ids: (B, T) token ids.
+        rewards: (B,) weighted sum of the rewards; NaN if no reward function gave one.
+        reward_columns: (B,) rewards by the name of their function, before any method has shaped them.
+        num_generations: completions per prompt. They follow each other and may span processes.
+        logps: (B, T) log-probabilities under the old policy, or `None` if it made no pass over the whole generation
+            batch.
+        entropy: (B, T) entropies of the old policy in nats, or `None` likewise.
+        sum_sq_probs, sum_sq_probs_log_probs: (B, T) Σp² and Σp² log p of the old policy, if a method needs
             `second_moments` and such a pass was made.
-        on_policy: each forward of the loss is made with the policy that generated.
+        on_policy: whether each forward of the loss is the old policy's.
         training: False during evaluation.
         batch: generation batches made so far.
         world: collectives over all processes.
@@ -128,7 +128,7 @@ class Rollouts:
         return self.world.gather(values).view(-1, self.num_generations)
 
     def uniform_groups(self) -> Tensor:
-        """(B,) bool: sequences in whose group all rewards that were given are equal."""
+        """(B,) bool: sequences whose group has equal rewards; missing rewards do not count."""
         rewards = self.groups(self.rewards)
         lowest = rewards.nan_to_num(nan=torch.inf).amin(1, keepdim=True)
         highest = rewards.nan_to_num(nan=-torch.inf).amax(1, keepdim=True)

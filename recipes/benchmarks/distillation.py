@@ -118,7 +118,7 @@ def step(trainer, batch: dict[str, torch.Tensor]) -> Callable[[], None]:
 
 
 def heads(options: argparse.Namespace, ratio: float | None) -> Callable[[], None]:
-    """Forward and backward of the divergence on `rows * length` tokens. Without a ratio, of TRL's kernel."""
+    """Forward and backward of the divergence on `rows * length` tokens. Without a ratio, TRL's kernel."""
     generator = torch.Generator(options.device).manual_seed(0)
     count, dtype = options.rows * options.length, getattr(torch, options.dtype)
 

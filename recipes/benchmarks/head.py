@@ -140,7 +140,7 @@ def now(tensor: Tensor) -> float:
 
 
 def peak_bytes(variant: Variant, data: tuple[Tensor, ...], grads: Tensor) -> int:
-    """Peak memory of forward and backward, without that of the inputs."""
+    """Peak memory of forward and backward, without the inputs."""
     data[0].grad = data[1].grad = None
     if data[0].device.type == "cuda":
         before = torch.cuda.memory_allocated()

@@ -19,7 +19,7 @@ APART = ("seed", "model_name_or_path", "dataset_name", "output_dir", "report_to"
 
 @dataclass
 class Scores:
-    """Scores by arm and seed, of the model before training, seconds of a step over stock's, runs of other settings."""
+    """Scores by arm and seed and before training, step time relative to stock, and runs with other settings."""
 
     runs: dict[str, dict[int, dict[str, float]]]
     before: dict[str, float]
@@ -116,7 +116,7 @@ def cell(values: list[float], key: str, paired: bool = False) -> str:
 def table(scores: Scores, arms: dict[str, dict], paired: bool = False) -> str:
     """A table in Markdown: one line per arm, means over seeds ± half-width of the 95 % interval.
 
-    With `paired`, of the differences to stock with the same seed.
+    With `paired`, the table shows differences to stock with the same seed.
     """
     columns = SPREAD if paired else SCORES
     head = ["", "setting", *columns, *([] if paired else ["step time"]), "seeds"]

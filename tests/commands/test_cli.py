@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: it trains, it launches, and what is wrong is one line and status 2."""
+"""The command line trains and launches. Errors are one line, with status 2."""
 
 import json
 import os
@@ -91,7 +91,7 @@ def settings(model, **keys):
     return {key: value for key, value in {**defaults, **keys}.items() if value is not ...}
 
 
-# For a command that distils: the keys that it has not, without the methods of the other.
+# For a command that distills: keys that it lacks, without the other command's methods.
 OF_GRPO = dict(reward_funcs=..., methods=..., num_generations=..., steps_per_generation=...)
 
 
@@ -396,7 +396,7 @@ def test_processes_that_do_not_see_each_other_are_refused(monkeypatch):
 
 @pytest.fixture
 def launched(monkeypatch):
-    """What `accelerate launch` would have been asked for, instead of asking it."""
+    """Records the arguments for `accelerate launch` instead of running it."""
     calls = []
     monkeypatch.setattr(launch, "launch_command", calls.append)
     monkeypatch.setattr(os, "environ", dict(os.environ))
@@ -415,7 +415,7 @@ def test_launch_options_and_training_options_part(run, launched):
 
 
 def test_launch_builds_no_dataclass(run, launched):
-    """Two completions per prompt fit two processes of one completion each, and not the one that launches."""
+    """Two completions per prompt fit two processes with one completion each, but not the launching process."""
     assert run(started=True, per_device_train_batch_size=1, steps_per_generation=1, num_processes=2)[0] == 0
     assert launched[0].num_processes == 2
 
@@ -485,7 +485,7 @@ def test_two_processes_on_cpu_from_the_command(run, tiny):
     history = logged("out/checkpoint-2")
     assert [entry["step"] for entry in history] == [1, 2] and "steer/weight_mean" in history[0]
     assert done.stdout.count("Model saved to out.") == 1
-    # What the report reads is there once, not once per process.
+    # The report's input exists once, not once per process.
     (run_there,) = read_runs([Path("out")])
     assert (run_there.steps, named_methods(run_there)) == (2, "clip_cov, steer") and Path(
         "out/trainer_state.json"

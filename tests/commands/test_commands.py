@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The commands that tell what there is: methods with every field, versions and hardware."""
+"""The commands that list things: methods with every field, versions and hardware."""
 
 import subprocess
 import sys

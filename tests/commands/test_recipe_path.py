@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Recipes and accelerate configs by name: which file is found, and what an unknown name is told."""
+"""Recipes and accelerate configs by name: the file found, and the error for an unknown name."""
 
 from pathlib import Path
 

@@ -53,7 +53,7 @@ ATTEMPTS = TASKS["attempts"]
     [
         (f"{THOUGHT} 4 * 6 - 9 + 2", True),
         (f"{THOUGHT}  6 * 4   - 9 + 2 ", True),
-        ("</think> 4 * 6 - 9 + 2", True),  # what is thought is not verified
+        ("</think> 4 * 6 - 9 + 2", True),  # thoughts are not verified
         ("<think> no idea </think> 2 + 4 * 6 - 9", False),  # (2 + 4) * 6 is 36, beyond the totals
         (f"{THOUGHT} 9 + 2 + 6 - 4", False),  # 13
         (f"{THOUGHT} 9 + 2 + 6", False),  # 17 without the 4
@@ -196,7 +196,7 @@ def test_supervised_rows_hold_up_to_two_failed_attempts():
 
 
 def test_warm_start_does_not_learn_the_padding():
-    """The loss of the first step is the mean over words; one over padding too would be another."""
+    """The loss of the first step is the mean over words, without padding."""
     settings = replace(TINY, steps=1, batch_size=5, task=ATTEMPTS)
     tokenizer, losses = build_tokenizer(ATTEMPTS), []
     original = torch.Tensor.backward

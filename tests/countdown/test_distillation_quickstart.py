@@ -86,7 +86,7 @@ def test_results_are_written(quick):
 
 
 def test_each_run_kept_its_share(quick):
-    """Of 23 tokens at most, so that rounding down takes up to a token of each completion."""
+    """Completions have at most 23 tokens, so rounding down removes up to one token of each."""
     history = quick[1]["history"]
     kept = {label: history[label][0]["tip/kept_fraction"] for label in RUNS}
     assert kept["all"] == 1 and 0.45 < kept["soft_or 50%"] == kept["random 50%"] <= 0.5

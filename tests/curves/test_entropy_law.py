@@ -19,7 +19,7 @@ def test_fit_of_points_on_the_law():
 
 
 def test_fit_is_least_squares():
-    """By the formulas of simple regression on exp(H)."""
+    """The formulas of simple regression on exp(H)."""
     entropies, rewards = [0.2, 0.4, 0.7, 1.1, 0.9], [0.8, 0.75, 0.3, 0.1, 0.45]
     x = [math.exp(h) for h in entropies]
     mean_x, mean_y = sum(x) / 5, sum(rewards) / 5

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The committed matrix is that of the present methods, and of outcomes alone."""
+"""The committed matrix lists the current methods, and only outcomes of tests."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from trl_entropy.methods import METHODS
 
 
 def check_page(text, outcomes, methods):
-    """The page is that of the outcomes. A method without an outcome has a row of "not tested", or none yet."""
+    """The page shows the outcomes. A method without outcomes has a row "not tested" or is missing."""
     sections = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
     rows = [re.findall(r"^\| `(\w+)` \|", section, flags=re.MULTILINE) for section in sections]
     assert len(rows) == len(SECTIONS) and all(names == rows[0] for names in rows)

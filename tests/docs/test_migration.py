@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The settings that docs/migrating_from_verl.md pairs give one loss: verl's formula written out, and the trainer's."""
+"""The settings paired in docs/migrating_from_verl.md give the same loss in verl's formula and in the trainer."""
 
 import re
 from dataclasses import fields

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What README and docs say of the methods is what the registry says."""
+"""README and docs agree with the registry of methods."""
 
 import ast
 import re

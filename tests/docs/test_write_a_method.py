@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "write_a_method.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE)
 OUTPUTS = [text for language, text in BLOCKS if language == ""]
-# The blocks whose line before names a file, by this name.
+# Blocks by the file that the line before them names.
 FILES = dict(re.findall(r"^`([\w./]+)`[^\n]*:\n\n```\w+\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE))
 SCALED_DOWN = {name: value for name, value in SETTINGS.items() if name != "reward_funcs"}
 

@@ -20,7 +20,7 @@ from trl_entropy.head.function import token_statistics
 from trl_entropy.head.spec import HeadSpec
 
 
-# Sizes that are no multiple of any tile, over several tiles each way
+# Sizes that are not multiples of a tile, over several tiles each way
 N, H, V = 37, 11, 101
 EVERYTHING = HeadSpec(second_moments=True, second_temperature=0.8, top_p=0.8, vocab_tile=24, token_tile=16)
 SPECS = {
@@ -35,7 +35,7 @@ SPECS = {
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    """Several blocks to a tile, several searches for nuclei to a batch, a last block of bins that is not full."""
+    """Several blocks per tile, several nucleus searches per batch, and a partly filled last block of bins."""
     monkeypatch.setattr(torch_tiles, "CPU_BLOCK", 150)
     monkeypatch.setattr(sweeps, "FEWEST_ROWS", 4)
     monkeypatch.setattr(function, "FEWEST_ROWS", 4)
@@ -45,9 +45,9 @@ def small_blocks(monkeypatch):
 
 @pytest.fixture(params=["read off likely tokens", "from bins"])
 def search(request, monkeypatch):
-    """Both ways to find a nucleus."""
+    """Both ways of finding a nucleus."""
     if request.param == "from bins":
-        monkeypatch.setattr(nucleus, "LIKELY", 2.0)  # as no token is
+        monkeypatch.setattr(nucleus, "LIKELY", 2.0)  # which no token reaches
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def real_blocks(small_blocks, monkeypatch):
 
 
 def example(dtype=torch.float64, bias=True, rows=N, width=H, vocab=V, seed=0):
-    """Hidden, weight and bias that require gradients, and labels: entropies from 0.1 to 4 nats."""
+    """Hidden states, weight and bias with gradients, and labels: entropies from 0.1 to 4 nats."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape):
@@ -69,7 +69,7 @@ def example(dtype=torch.float64, bias=True, rows=N, width=H, vocab=V, seed=0):
 
 
 def in_nucleus(z: Tensor, top_p: float, include_crossing: bool) -> Tensor:
-    """(N, V) bool, by the mass of all tokens with a logit of at least one's own, or above it."""
+    """(N, V) bool nucleus, by the mass of all tokens with at least, or above, a token's own logit."""
     rising, order = (x.contiguous() for x in z.detach().sort(-1))
     mass = torch.nn.functional.pad(z.detach().softmax(-1).gather(-1, order).flip(-1).cumsum(-1).flip(-1), (0, 1))
     first = torch.searchsorted(rising, z.detach().contiguous(), right=include_crossing)
@@ -85,7 +85,7 @@ def nucleus_entropy(z: Tensor, top_p: float, include_crossing: bool) -> Tensor:
 
 
 def dense(hidden, weight, bias, targets, spec: HeadSpec) -> tuple[Tensor, ...]:
-    """The definitions, on `[N, V]` logits."""
+    """All statistics by their definitions, on `[N, V]` logits."""
     x = hidden @ weight.t() + (0.0 if bias is None else bias)
     x = x * spec.logit_scale
     if spec.softcap is not None:
@@ -203,11 +203,11 @@ def test_a_large_logit_of_a_single_token_leaves_no_entropy_and_no_nan():
     assert torch.autograd.grad(weighted(outputs), hidden)[0].isfinite().all()
 
 
-# The spec's worked examples: three tokens over four words, and four tokens over five
+# Worked examples: three tokens over four words, and four tokens over five
 
 
 def logits_of(rows):
-    """A hidden state per row that picks its logits, exactly, from a weight that holds them in columns."""
+    """Hidden states that select their logits exactly from a weight that holds them in columns."""
     rows = torch.tensor(rows, dtype=torch.float64)
     return torch.eye(len(rows), dtype=torch.float64).requires_grad_(), rows.t().contiguous().requires_grad_()
 
@@ -232,7 +232,7 @@ def test_second_moments_of_three_tokens():
 @pytest.mark.parametrize(
     ("include_crossing", "entropies", "first_gradient"),
     [
-        # The three tied tokens of the last row hold 0.968 together: excluded, they leave nothing
+        # The three tied tokens of the last row hold 0.968 together. Without them the nucleus is empty.
         (False, [0.5822031089, 1.0952872687, 0.0, 0.0], [-0.1966119332, 0.1966119332, 0, 0, 0]),
         (
             True,
@@ -259,7 +259,7 @@ def test_nucleus_entropy_of_four_tokens(search, include_crossing, entropies, fir
 @pytest.mark.parametrize("include_crossing", [False, True])
 @pytest.mark.parametrize("top_p", [0.3, 0.8, 0.95])
 def test_tied_logits_go_in_or_out_together(search, include_crossing, top_p):
-    """Logits from a handful of values, so that every row is full of ties, at the crossing and at the maximum."""
+    """Logits from a few values, so every row has many ties, at the crossing and at the maximum."""
     generator = torch.Generator().manual_seed(0)
     z = 0.37 * torch.randint(-3, 4, (40, 23), generator=generator).double()
     hidden, weight = logits_of(z.tolist())
@@ -272,7 +272,7 @@ def test_tied_logits_go_in_or_out_together(search, include_crossing, top_p):
 
 
 def flat_logits(vocab=3001, rows=12, dtype=torch.float32):
-    """Normal logits of spread 1 to 3, with thousands of tokens in every nucleus, by an identity projection."""
+    """Normal logits with standard deviation 1 to 3 and an identity projection: thousands of tokens per nucleus."""
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(rows, vocab, generator=generator) * torch.linspace(1, 3, rows).unsqueeze(-1)
     return torch.eye(rows, dtype=dtype), z.t().contiguous().to(dtype).requires_grad_()
@@ -281,7 +281,7 @@ def flat_logits(vocab=3001, rows=12, dtype=torch.float32):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("include_crossing", [False, True])
 def test_crowded_boundary_bins_are_swept_again(real_blocks, monkeypatch, dtype, include_crossing):
-    """Without tolerance, the nucleus is that of a sort up to tokens 4e-6 nats apart, also with thousands inside."""
+    """Without tolerance, the nucleus equals a sort's up to tokens 4e-6 nats apart, even with thousands inside."""
     monkeypatch.setattr(nucleus, "BOUNDARY_TOLERANCE", 0.0)
     hidden, weight = flat_logits(dtype=dtype)
     spec = HeadSpec(top_p=0.8, include_crossing=include_crossing, vocab_tile=1000)
@@ -296,7 +296,7 @@ def test_crowded_boundary_bins_are_swept_again(real_blocks, monkeypatch, dtype, 
 
 
 def test_a_light_boundary_bin_costs_at_most_its_tolerance_of_top_p(real_blocks):
-    """The entropy and its gradient are then those of the nucleus of a slightly smaller mass, to the last token."""
+    """Entropy and gradient are then exactly those of the nucleus for a slightly smaller mass."""
     hidden, weight = flat_logits()
     spec = HeadSpec(top_p=0.8)
     ours = token_statistics(hidden, weight, None, torch.zeros(12, dtype=torch.int64), spec).nucleus_entropy
@@ -324,7 +324,7 @@ def test_only_rows_without_likely_tokens_are_swept_again(real_blocks):
 
 
 def test_more_likely_tokens_than_are_kept(real_blocks):
-    """300 about equally likely tokens in the first tile: the last of all, or before four, or one, of a later tile."""
+    """300 about equally likely tokens in the first tile, followed by no, four or one likely token of a later tile."""
     z = torch.full((3, 900), -30.0)
     z[:, :300] = torch.linspace(0, 0.5, 300)
     z[1, 500:504] = 9.0 + torch.linspace(0, 0.5, 4)
@@ -336,7 +336,7 @@ def test_more_likely_tokens_than_are_kept(real_blocks):
 
 
 def test_tokens_that_crowd_out_the_likeliest(real_blocks):
-    """300 words of probability 0.002, each likely, fill all the room before one of 0.4, which crosses 0.3 alone."""
+    """300 likely words of probability 0.002 fill the room before one of 0.4, which alone crosses 0.3."""
     z = torch.full((20, 900), -30.0)
     z[:, :300] = torch.linspace(0, 0.01, 300)
     z[:, 700] = math.log(200)
@@ -354,7 +354,7 @@ def test_a_nucleus_that_may_reach_below_the_bins_is_refused():
 
 
 class GemmCount(TorchDispatchMode):
-    """Rows times columns of every product that writes a tile, rows times depth times columns of all of them."""
+    """Rows x columns of every product that writes a tile, and the sum of rows x depth x columns."""
 
     def __init__(self):
         super().__init__()
@@ -370,7 +370,7 @@ class GemmCount(TorchDispatchMode):
 
 
 class Allocations(TorchDispatchMode):
-    """Size of the largest tensor that any operation made, and of the memory of all of them at the worst moment."""
+    """Size of the largest tensor that any operation made, and peak memory of all tensors."""
 
     def __init__(self):
         super().__init__()
@@ -414,7 +414,7 @@ def log_probs_gradients(head, inputs, targets, spec, share=1.0):
     ids=["plain", "temperature", "scale and softcap"],
 )
 def test_bit_equal_to_trl(real_blocks, spec, share):
-    """Also where fewer rows are live than a matrix product needs in order to round like one of many."""
+    """Also with fewer live rows than a matrix product needs to round like one of many rows."""
     *inputs, targets = example(torch.float32, bias=spec.softcap is None, rows=150, width=64, vocab=1501)
     ours, trls = (log_probs_gradients(head, inputs, targets, spec, share) for head in (token_statistics, stock))
     torch.testing.assert_close(ours[:2], trls[:2], **EXACT)
@@ -455,7 +455,7 @@ def test_small_entropies_are_not_lost():
 
 @pytest.mark.parametrize(("live", "multiplied"), [(0, 0), (1, 16), (16, 16), (31, 31), (64, 64)])
 def test_backward_multiplies_live_rows_only(real_blocks, live, multiplied):
-    """One product to recompute the logits and one for each gradient, of as many rows as are live, if not too few."""
+    """One product to recompute the logits and one per gradient, of the live rows or `FEWEST_ROWS`."""
     *inputs, targets = example(torch.float32, bias=False, rows=64)
     log_probs = token_statistics(*inputs, targets, replace(EVERYTHING, vocab_tile=24)).log_probs
     grad = torch.zeros(64)
@@ -466,7 +466,7 @@ def test_backward_multiplies_live_rows_only(real_blocks, live, multiplied):
 
 
 def test_a_row_is_live_for_any_of_its_outputs(real_blocks):
-    """16 rows by log-probability, 16 by entropy, 16 by nucleus entropy; 8 of these by two, an empty one by none."""
+    """16 rows live by log-probability, entropy and nucleus entropy each; 8 by two, an empty nucleus by none."""
     *inputs, targets = example(torch.float32, bias=False, rows=128)
     out = token_statistics(*inputs, targets, EVERYTHING)
     undecided, decided = (
@@ -513,7 +513,7 @@ def test_frozen_head_and_frozen_hidden_states():
 
 @pytest.mark.parametrize("spec", [HeadSpec(), EVERYTHING], ids=["plain", "all statistics"])
 def test_never_all_logits_and_never_more_memory_than_trl(real_blocks, spec):
-    """Between the largest tile and `[N, V]` lies a factor of 4. Beyond TRL's peak, only per-token statistics."""
+    """The largest tile is a quarter of `[N, V]`. Only per-token statistics exceed TRL's peak."""
     spec = replace(spec, vocab_tile=1000)
     *inputs, targets = example(torch.float32, bias=False, rows=512, vocab=4000)
     peaks = []
@@ -537,7 +537,7 @@ def test_no_rows():
 
 @pytest.mark.parametrize("live", [0, 3])
 def test_a_sharded_head_is_gathered_in_the_backward_of_every_process(monkeypatch, live):
-    """Outside of the context the weight is empty, as under ZeRO-3."""
+    """Outside the context the weight is empty, as under ZeRO-3."""
     hidden, weight, _, targets = example(bias=False)
     weight = weight.detach()
     full, entered = weight.data, []

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The head on a model: the same call as TRL's, the same outputs and gradients, and the statistics beside them."""
+"""The head on a model: TRL's call, outputs and gradients, and the additional statistics."""
 
 import copy
 
@@ -51,7 +51,7 @@ MODELS = {
 
 
 def pair(build, **settings):
-    """The same model twice: with TRL's head, and with ours over TRL's, as a trainer leaves it."""
+    """The same model twice: with TRL's head, and with our head over TRL's, as in a trainer."""
     stock = build().train()
     ours = copy.deepcopy(stock)
     for model in (stock, ours):
@@ -87,7 +87,7 @@ def test_outputs_and_gradients_are_trls(batch, name, temperature):
     actual = gradients(ours, (outputs.log_probs * weight).sum())
     assert expected and actual.keys() == expected.keys()
     for parameter, gradient in expected.items():
-        # A sum over live rows rounds otherwise than one over all of them; all but the head's bias came out equal
+        # A sum over live rows rounds differently from one over all rows; only the head's bias differed
         tolerance = FLOAT32 if parameter == "lm_head.bias" else EXACT
         torch.testing.assert_close(actual[parameter], gradient, **tolerance)
 
@@ -110,7 +110,7 @@ def test_statistics_are_those_of_the_logits(batch):
     assert ((out.nucleus_entropy >= 0) & (out.nucleus_entropy <= out.entropy + 1e-6)).all()
     assert [getattr(out, name).requires_grad for name in EXTRA] == [False, False, True, False]
 
-    # The settings are read anew by each forward
+    # Each forward reads the settings
     head.second_temperature = 0.5
     close(model(**batch).second_log_probs, (logits / 0.5).log_softmax(-1).gather(-1, label).squeeze(-1))
     head.nucleus_rule = "include"
@@ -160,7 +160,7 @@ def test_mixture_of_experts_returns_its_auxiliary_loss(batch):
 
 @pytest.mark.parametrize("labelled", [0, 1, 5])
 def test_few_labelled_tokens(batch, labelled):
-    """With none, the forward still contributes a differentiable zero. With few, it rounds as with many."""
+    """Without labeled tokens, the forward contributes a differentiable zero. Few tokens round as many do."""
     stock, ours = pair(build_model, statistics=ALL, second_temperature=1.2)
     batch["labels"][:] = -100
     batch["labels"][0, 7 : 7 + labelled] = 3
@@ -210,7 +210,7 @@ def test_the_plain_forward_and_generation_are_untouched(batch):
 
 
 def test_outputs_survive_being_rebuilt_from_their_items(batch):
-    """As mixed precision does, when it casts the outputs of a forward."""
+    """Mixed precision does this when it casts the outputs of a forward."""
     model = build_model()
     add_entropy_head(model, statistics=("second_moments",))
     outputs = model(**batch)
@@ -233,7 +233,7 @@ def test_compiled_model(batch):
 
 @pytest.mark.slow
 def test_two_compiled_models(batch):
-    """Whose forwards share their code and not their globals, where Dynamo puts what the code calls."""
+    """Their forwards share code but not globals, in which Dynamo keeps what the code calls."""
     for seed in (0, 1):
         model = build_model(seed, num_hidden_layers=1)
         add_entropy_head(model)
@@ -250,7 +250,7 @@ def lora(model, **settings):
 
 @pytest.mark.parametrize("first", ["head", "adapter"])
 def test_lora_beside_the_head(batch, first):
-    """Put on before or after; with `modules_to_save`, the saved copy of the head is used and trained."""
+    """The adapter may come before or after. With `modules_to_save`, the head's saved copy is used and trained."""
     model = build_model()
     if first == "head":
         add_entropy_head(model)
@@ -293,7 +293,7 @@ def test_an_adapter_on_the_head_is_refused(batch):
 
 
 def test_fully_sharded_head(batch, tmp_path):
-    """FSDP2 on one process: the head is a DTensor, and its gradient too."""
+    """FSDP2 on one process: the head and its gradient are DTensors."""
     stock, ours = pair(build_model, statistics=ALL, second_temperature=1.2)
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
@@ -331,7 +331,7 @@ def test_the_loss_of_a_trainer_is_trls(make_trainer, loss_type, settings):
 
 
 def test_a_trainer_can_record_the_statistics(make_trainer):
-    """TRL's trainer keeps log-probabilities and entropy only, of as many forwards as it splits a batch into."""
+    """TRL's trainer splits a batch into forwards and keeps only log-probabilities and entropy."""
     trainer = make_trainer(stock=True)
     head = add_entropy_head(trainer.model, statistics=("second_moments",))
     batch = make_loss_batch()

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not is_triton_available(), reason="needs Triton"
 
 
 def test_interpreted():
-    """In a process of its own, since Triton interprets only where it was imported to interpret."""
+    """In its own process, because Triton decides at import whether to interpret."""
     if Version(version("triton")) < Version("3.7") and Version(np.__version__) >= Version("2.4"):
         pytest.skip("this interpreter takes no array of one element for a number, and this NumPy insists")
     tests = Path(__file__).parents[1] / "support" / "interpreted_kernels.py"
@@ -39,7 +39,7 @@ FLOATS = {"logit_scale", "softcap", "inverse_temperature", "second_ratio", "like
     "options", ["all", *(pytest.param(name, marks=pytest.mark.slow) for name in ("none", "all but IS_FIRST"))]
 )
 def test_kernels_compile_for_a_gpu(kernel, options):
-    """To machine code of compute capability 9.0, which needs no GPU."""
+    """Compiles to machine code for compute capability 9.0, which does not need a GPU."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

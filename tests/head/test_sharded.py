@@ -17,7 +17,7 @@ from trl_entropy.methods import METHODS
 
 @pytest.fixture
 def mesh(tmp_path):
-    """A group of this process alone."""
+    """A process group with this process only."""
     torch.distributed.init_process_group(
         "gloo", store=torch.distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1
     )
@@ -26,7 +26,7 @@ def mesh(tmp_path):
 
 
 def test_head_of_a_sharded_model(mesh):
-    """The head reads a weight that is gathered in the forward, freed after it, and gathered again in the backward."""
+    """The head reads a weight that is gathered for the forward, freed, and gathered again for the backward."""
     batch = make_loss_batch()
     results = []
     for sharded in (False, True):

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The command: its table, what it writes, its errors, and that a second call loads nothing slow."""
+"""The command: its table, its files, its errors, and that a second call loads nothing slow."""
 
 import json
 import os
@@ -154,7 +154,7 @@ def test_more_modules_than_there_are(folder, caplog):
 
 
 def test_second_call_needs_no_torch(folder, tmp_path):
-    """What makes it take under a second."""
+    """A second call takes under a second because of this."""
     call = [sys.executable, "-X", "importtime", "-m", "trl_entropy.cli", "kappa", str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     assert cli.main(["kappa", str(folder), "--cache", str(tmp_path)]) == 0

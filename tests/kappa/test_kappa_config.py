@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The knobs of KappaTune are described once, in the help of the config's fields; all else shows that text."""
+"""The knobs of KappaTune are described once, in the help of the config's fields. All other places show it."""
 
 import argparse
 import re

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What the weights of a model are: candidates, routers, stacks of experts, and parts for other modalities."""
+"""Kinds of weights in a model: candidates, routers, stacks of experts, and parts for other modalities."""
 
 import pytest
 import torch
@@ -78,7 +78,7 @@ def test_routers_and_experts_whatever_they_are_called(make, routers, experts):
 
 
 class TopKGating(nn.Module):
-    """A router that is known by its type alone."""
+    """A router that only its type identifies."""
 
     def __init__(self):
         super().__init__()

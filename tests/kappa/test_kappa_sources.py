@@ -122,7 +122,7 @@ def test_fingerprint_sees_every_byte(tmp_path):
 
 
 def test_key_of_a_cached_analysis(tmp_path, monkeypatch):
-    """It depends on all that decides which weights there are, and their names."""
+    """The key depends on everything that decides the weights and their names."""
     build_model().save_pretrained(tmp_path)
     stored, live = CheckpointSource(str(tmp_path)).fingerprint(), LiveSource(build_model()).fingerprint()
     key = cache_key(stored)
@@ -179,7 +179,7 @@ def test_chunks_have_the_hash_of_the_whole(size, small_chunks):
 
 
 def test_files_are_known_by_every_byte(tmp_path):
-    """Also an empty one, which cannot be mapped into memory."""
+    """An empty file cannot be mapped into memory."""
     path = tmp_path / "modeling.py"
     path.write_bytes(b"")
     assert file_fingerprint(path) == xxh3_128(b"").hexdigest()

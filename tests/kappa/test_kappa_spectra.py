@@ -54,7 +54,7 @@ def test_by_hand(matrix, expected):
 )
 @pytest.mark.parametrize("shape", [(48, 48), (160, 48), (48, 96)])
 def test_known_condition_numbers(exponent, tolerance, shape):
-    """Up to 1e5 the Gram matrix must do; beyond, the singular values, which are then more exact again."""
+    """The Gram matrix must suffice up to 1e5. Beyond that, singular values are used, which are more exact."""
     matrix = with_kappa(10**exponent, *shape)
     values, method = singular_values(matrix)
     assert values == pytest.approx(np.linalg.svd(matrix.numpy(), compute_uv=False), rel=10 * tolerance)

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What is trained is what was selected: in our trainer, in TRL's, resumed, with adapters and without."""
+"""Exactly the selected weights train: in our trainer, in TRL's, resumed, with adapters and without."""
 
 import json
 import logging
@@ -39,7 +39,7 @@ def selected(model, **settings):
 
 
 def assert_trained(trainer, before, chosen):
-    """Weights that were not chosen are what they were to the bit, and the optimizer does not know them."""
+    """Other weights stay the same to the bit, and the optimizer does not have them."""
     names = {layer.parameter for layer in chosen}
     after = dict(trainer.model.named_parameters())
     changed = {name for name, weight in after.items() if not torch.equal(weight, before[name])}
@@ -83,7 +83,7 @@ def test_freeze_a_model_given_by_name(make_trainer, tmp_path, monkeypatch):
 
 
 def test_gradients_of_the_trained_weights_are_those_of_full_training(make_trainer):
-    """One step of plain gradient descent from the same rollouts: what is trained moves as it does in full training."""
+    """One step of gradient descent from the same rollouts: trained weights move as in full training."""
     settings = dict(optim="sgd", max_steps=1, max_grad_norm=0.0)
     full = make_trainer(model=build_model(), **settings)
     full.train()
@@ -98,7 +98,7 @@ def test_gradients_of_the_trained_weights_are_those_of_full_training(make_traine
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_freeze_with_gradient_checkpointing(make_trainer, reentrant):
-    """Reentrant checkpoints pass no gradient on where no input asks for one: that one does is left to transformers."""
+    """Reentrant checkpoints pass gradients only if an input requires one. transformers sees to that."""
     model = build_model()
     before, chosen = copies(model), selected(model, include=["layers.0"], num_modules=2)
     trainer = make_trainer(
@@ -140,14 +140,14 @@ def test_lora_targets_are_the_selected_modules(tmp_path, by_name):
         str(tmp_path / "model") if by_name else model, count_reward, args, build_dataset(),
         processing_class=build_tokenizer(), peft_config=given,
     )  # fmt: skip
-    assert given.target_modules is None  # the user's own is left as it is
+    assert given.target_modules is None  # the user's own stays the same
     trainer.train()
     assert adapted(trainer.model) == {layer.name for layer in chosen}
     merged = dict(trainer.model.merge_and_unload().named_parameters())
     assert {name for name in before if not torch.equal(before[name], merged[name])} == {
         row.parameter for row in chosen
     }
-    # What was tracked last is the merged weight's.
+    # The last tracked value is the merged weight's.
     expected = [torch.linalg.cond(merged[layer.parameter].double()).item() for layer in chosen]
     assert trainer.state.log_history[1]["kappa/max"] == pytest.approx(max(expected), rel=1e-4)
 
@@ -161,7 +161,7 @@ def test_in_the_distillation_trainer_with_tip(tmp_path, mode):
         EntropyDistillationTrainer, EntropyDistillationConfig, tmp_path, model=student, kappa_mode=mode,
         kappa_num_modules=2, kappa_track_steps=1, tip_ratio=0.5, **adapters,
     )  # fmt: skip
-    assert isinstance(trainer.callback_handler.callbacks[0], KappaMonitor)  # so that what reports has its numbers
+    assert isinstance(trainer.callback_handler.callbacks[0], KappaMonitor)  # so reporting callbacks get its numbers
     trainer.train()
     if mode == "freeze":
         assert_trained(trainer, before, chosen)
@@ -397,7 +397,7 @@ def test_selection_is_shown_once(tmp_path, caplog):
 
 
 class Packed(torch.nn.Module):
-    """What takes the place of a linear layer with GPTQ."""
+    """Replaces a linear layer, as GPTQ does."""
 
     def __init__(self):
         super().__init__()

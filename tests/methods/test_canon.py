@@ -98,7 +98,7 @@ def literal(rewards, metric, mu, alpha, plus_is_low):
 @pytest.mark.parametrize("metric", ["entropy", "length"])
 @pytest.mark.parametrize("group", [2, 4, 8])
 def test_against_the_equations(metric, group):
-    """Over all tokens that the policy wrote, also of the completion that the loss leaves out."""
+    """Covers all tokens that the policy wrote, including the completion that the loss leaves out."""
     for seed in range(3):
         rollouts = random_rollouts(seed=seed, group=group)
         method = cases.build("canon", canon_metric=metric, canon_mu=0.3, canon_alpha=0.8)
@@ -121,7 +121,7 @@ def test_ties_missing_rewards_and_small_groups():
     assert found == pytest.approx([1 - 0.5, 0, -1, 0])
     assert advantages([1.0, nan], [0.1, 0.2])[0] == [0, 0]
     assert advantages([1.0, 0.0], [0.1, 0.2], group=1)[0] == [0, 0]
-    for group in (1, 2):  # where a half is empty there is no gap
+    for group in (1, 2):  # no gap if a half is empty
         assert advantages([1.0, nan], [0.1, 0.2], group=group)[1]["high_minus_low_reward"].isnan().all()
 
 
@@ -189,7 +189,7 @@ def test_the_accuracy_is_that_before_another_method_shapes_it(make_trainer):
 
 
 def test_the_cosine_counts_generation_batches(make_trainer):
-    """Not the updates that they serve, and also those of the run before it was resumed."""
+    """Counts generation batches, not updates, including those before the run was resumed."""
     trainer = make_trainer(
         methods=["canon"], canon_metric="length", canon_mu_schedule="cosine_intra_first", max_steps=5,
         steps_per_generation=2, num_iterations=2,

@@ -79,7 +79,7 @@ def rollouts_of(trainer):
 
 @pytest.mark.parametrize("renormalize", [False, True])
 def test_generation_batch(make_trainer, renormalize):
-    """Several updates per generation batch: S and its moments belong to the policy and batch that generated."""
+    """Several updates per generation batch: S and its moments are those of the old policy and its batch."""
     trainer = make_trainer(
         methods=["clip_b"],
         clip_b_mu=0.4,
@@ -138,7 +138,7 @@ def test_renormalized_loss(make_trainer, loss_type):
     ids=["on_policy", "on_policy_renormalized", "several_updates", "several_updates_renormalized"],
 )
 def test_number_of_forwards(make_trainer, settings, forwards):
-    """An extra forward only where TRL makes none and the denominators must be known before the loss."""
+    """An extra forward only if TRL makes none and the denominators must be known before the loss."""
     trainer = make_trainer(methods=["clip_b"], max_steps=settings.get("steps_per_generation", 1), **settings)
     calls = []
     head = trainer.model.forward
@@ -251,7 +251,7 @@ def test_clip_v_worked_example():
 
 
 def test_clip_v_generation_batch(make_trainer):
-    """Second moments of the generating policy reach the hook that acts before the loss."""
+    """Second moments of the old policy reach the hook that acts before the loss."""
     trainer = make_trainer(methods=["clip_v"], clip_v_mu=0.2, clip_v_max_frac=1.0, steps_per_generation=2)
     stock, ours = rollouts_of(trainer)
     with torch.no_grad():

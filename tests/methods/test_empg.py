@@ -100,7 +100,7 @@ def test_one_step_or_equal_entropies_change_nothing_but_the_mean():
 
 
 def test_advantages_per_token_keep_their_shape():
-    """What a method before it did to single tokens stays, at the step's weight."""
+    """Changes of an earlier method to single tokens stay, scaled by the step's weight."""
     advantages = torch.randn(8, 7, dtype=torch.float64)
     rollouts = replace(random_rollouts(rewards=torch.ones(8)), advantages=advantages)
     method = cases.build("empg", empg_k=0.0, empg_zeta=0.0)
@@ -116,7 +116,7 @@ def test_splitter():
     rollouts = make_rollouts([[1.0, 2.0, 5.0, 3.0]], [1.0], completion_ids=torch.tensor([[4, 7, 7, 4]]))
     _, metrics = method.group_advantages(rollouts)
     assert metrics["steps"].tolist() == [3] and metrics["step_entropy"].tolist() == [1.5, 5.0, 3.0]
-    # What a tool answered ends no step of the policy, beside the one that it interrupts.
+    # A tool's result ends only the step of the policy that it interrupts.
     rollouts = replace(rollouts, mask=torch.tensor([[True, False, True, True]]))
     assert method.group_advantages(rollouts)[1]["steps"].tolist() == [3]
 
@@ -133,7 +133,7 @@ def test_it_excludes_agentic_aepo():
 
 @pytest.mark.parametrize("steps", [1, 2])
 def test_training(make_trainer, steps):
-    """One pass where TRL makes none; advantages in the table are those used."""
+    """One pass if TRL makes none. The table shows the advantages in use."""
     trainer = make_trainer(methods=["empg"], steps_per_generation=steps, per_device_train_batch_size=8)
     trainer.current_gradient_accumulation_steps = 1
     rows = [row for index in range(2 * steps) for row in [{"prompt": f"w{index} w8"}] * 4]

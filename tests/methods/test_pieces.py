@@ -83,7 +83,7 @@ def test_characters_of_several_tokens_stand_at_the_last():
     ids = tokenizer(text)["input_ids"]
     texts = token_texts(ids, tokenizer.decode)
     assert texts == ["a", " ", "", "", "", "\U0001f600", "", "é", "\n"]
-    # What ends within a character, or is no text at all, is not lost.
+    # Tokens that end within a character or are not valid text are not lost.
     assert "".join(token_texts(ids[:4], tokenizer.decode)) == "a \ufffd"
     broken = tokenizer("é")["input_ids"][:1] * 20
     assert len(token_texts(broken, tokenizer.decode)) == 20 and token_texts(broken, tokenizer.decode)[7]

@@ -60,7 +60,7 @@ def test_format_scores(name, text, score):
 
 
 def test_templates():
-    """Thirteen, of which five are free form, four have one phrase less in the completion than in the whole."""
+    """Thirteen templates. Five are free form. In four, the prefill contains one of the phrases."""
     assert len(TEMPLATES) == 13
     assert Counter(len(template.markers) for template in TEMPLATES.values()) == {0: 5, 1: 2, 3: 3, 4: 3}
     for name, template in TEMPLATES.items():
@@ -168,7 +168,7 @@ OWN = {
 
 
 def test_training_with_templates_of_ones_own(make_trainer):
-    """Rewards are those of the formats; half the weight; prompts in the table are those that were completed."""
+    """Rewards are for the formats, at half weight. The table shows the prompts that were completed."""
     trainer = make_trainer(
         methods=["prompt_augmentation", "empg"],
         prompt_augmentation_templates=OWN,

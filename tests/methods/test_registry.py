@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Methods of other packages are known wherever ours are."""
+"""Methods of other packages are known everywhere that ours are."""
 
 import json
 import os
@@ -194,26 +194,67 @@ def without(attribute):
     [
         (3, "`method` must be a subclass of `trl_entropy.methods.Method`, got 3."),
         (dict, "`method` must be a subclass of `trl_entropy.methods.Method`, got <class 'dict'>."),
-        (other(name="clip_cov"), "`name` of `some.module.Other` must be free, got 'clip_cov', the name of `trl_entropy.methods.clip_cov.ClipCov`."),
+        (
+            other(name="clip_cov"),
+            "`name` of `some.module.Other` must be free, got 'clip_cov', the name of "
+            "`trl_entropy.methods.clip_cov.ClipCov`.",
+        ),
         (other(name="kappa"), "`name` of `some.module.Other` must be free, got 'kappa', which is reserved."),
-        (other(name="clip_cov_soft"), "`name` of `some.module.Other` must not begin with the name of another method, got 'clip_cov_soft': 'clip_cov' exists."),
-        (other(name="get"), "must be one with which no other field begins, got 'get': `transformers.training_args.TrainingArguments` has `get_"),
-        (other(name="My-Method"), "`name` of `some.module.Other` must be lower-case letters, digits and _, got 'My-Method'."),
+        (
+            other(name="clip_cov_soft"),
+            "`name` of `some.module.Other` must not begin with the name of another method, got "
+            "'clip_cov_soft': 'clip_cov' exists.",
+        ),
+        (
+            other(name="get"),
+            "must be one with which no other field begins, got 'get': "
+            "`transformers.training_args.TrainingArguments` has `get_",
+        ),
+        (
+            other(name="My-Method"),
+            "`name` of `some.module.Other` must be lower-case letters, digits and _, got 'My-Method'.",
+        ),
         (without("name"), "`name` of `some.module.Other` must be lower-case letters, digits and _, got None."),
         (without("summary"), "`summary` of `some.module.Other` must be one line of text, got None."),
         (without("paper"), "`paper` of `some.module.Other` must be a `trl_entropy.methods.Paper`, got None."),
-        (type("Variant", (ClipCov,), dict(name="variant")), "Field `clip_cov_ratio` of `trl_entropy.methods.clip_cov.ClipCovConfig` must begin with 'variant_', the name of its method."),
+        (
+            type("Variant", (ClipCov,), dict(name="variant")),
+            "Field `clip_cov_ratio` of `trl_entropy.methods.clip_cov.ClipCovConfig` must begin with "
+            "'variant_', the name of its method.",
+        ),
         (other([("other_size", int)]), "Field `other_size` of `some.module.Settings` must have a default."),
-        (other([("other_size", int, field(default=3))]), "Field `other_size` of `some.module.Settings` must have a help text without '%' as `metadata={'help': ...}`, got None."),
-        (other([("other_size", int, field(default=3, metadata={"help": "5 %"}))]), "must have a help text without '%' as `metadata={'help': ...}`, got '5 %'."),
-        (other([("size", int, field(default=3, **HELP))]), "Field `size` of `some.module.Settings` must begin with 'other_', the name of its method."),
-        (other([("top_k", int, field(default=3, **HELP))], name="top"), "`name` of `some.module.Other` must be one with which no other field begins, got 'top': `trl.trainer.grpo_config.GRPOConfig` has `top_p`."),
-        (other([("clip_cov_ratio", int, field(default=3, **HELP))], name="clip"), "`name` of `some.module.Other` must be one with which no other field begins, got 'clip': `trl_entropy.methods."),
-        (other([("fused_head", int, field(default=3, **HELP))], name="fused"), "`name` of `some.module.Other` must be one with which no other field begins, got 'fused': `trl_entropy.trainers.grpo_config.EntropyGRPOConfig` has `fused_head`."),
+        (
+            other([("other_size", int, field(default=3))]),
+            "Field `other_size` of `some.module.Settings` must have a help text without '%' as "
+            "`metadata={'help': ...}`, got None.",
+        ),
+        (
+            other([("other_size", int, field(default=3, metadata={"help": "5 %"}))]),
+            "must have a help text without '%' as `metadata={'help': ...}`, got '5 %'.",
+        ),
+        (
+            other([("size", int, field(default=3, **HELP))]),
+            "Field `size` of `some.module.Settings` must begin with 'other_', the name of its method.",
+        ),
+        (
+            other([("top_k", int, field(default=3, **HELP))], name="top"),
+            "`name` of `some.module.Other` must be one with which no other field begins, got 'top': "
+            "`trl.trainer.grpo_config.GRPOConfig` has `top_p`.",
+        ),
+        (
+            other([("clip_cov_ratio", int, field(default=3, **HELP))], name="clip"),
+            "`name` of `some.module.Other` must be one with which no other field begins, got 'clip': "
+            "`trl_entropy.methods.",
+        ),
+        (
+            other([("fused_head", int, field(default=3, **HELP))], name="fused"),
+            "`name` of `some.module.Other` must be one with which no other field begins, got 'fused': "
+            "`trl_entropy.trainers.grpo_config.EntropyGRPOConfig` has `fused_head`.",
+        ),
         (other(settings=3), "`config` of `some.module.Other` must be a dataclass that is not frozen, got 3."),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_refused(method, message):
     names = [item.name for item in fields(EntropyGRPOConfig)]
     with pytest.raises((TypeError, ValueError)) as error:
@@ -308,7 +349,7 @@ def logged(folder):
 
 
 def test_installed_package_on_the_command_line(tmp_path):
-    """It is listed, a misspelt field is refused, it trains, and it resumes. One process knows it by its entry point."""
+    """Listed, trained, resumed, a misspelt field refused. A process knows it by its entry point."""
     write_package(tmp_path, "my-methods", {"mine": "mine_method:Mine"}, mine_method=MINE)
     write_run(tmp_path)
     recipe = SETTINGS | dict(methods=["mine"], mine_weight=0.25, save_steps=1)

@@ -363,7 +363,7 @@ def scores_of_tip(draw):
 
 @covers(draws, quantile_or_none)
 def draws_of_tip(draw):
-    """Positive, the same again, and not a matter of the padding."""
+    """Positive, reproducible, and independent of padding."""
     shape, place = draw_shape(draw), draw(st.tuples(*[st.integers(0, 99)] * 3))
     mask = draw_flags(draw, shape)
     found = draws(TipTokens(torch.zeros(shape), mask, draw=place), False)
@@ -376,7 +376,7 @@ def draws_of_tip(draw):
 
 @covers(functional.row_top_mask, kept_counts)
 def tops_of_rows(draw):
-    """As many as asked for, none of what is left larger, and ties in order."""
+    """The requested number, no dropped token larger, and ties in order."""
     shape, ratio, least = draw_shape(draw), draw(SHARES), draw(st.integers(0, 3))
     values, mask = draw_tensor(draw, shape, ENTROPIES), draw_flags(draw, shape)
     counts = kept_counts(mask, ratio, least)

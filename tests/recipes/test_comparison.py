@@ -40,7 +40,7 @@ def test_committed_scores_are_those_of_the_document(comparison, arms, tmp_path, 
     assert report.table(scores, arms) in (ROOT / "docs" / "comparison.md").read_text()
     paired = {line.split("|")[1].strip(" `"): line for line in report.table(scores, arms, True).splitlines()}
     assert "stock" not in paired and "| 0.08 | **+0.047 ± 0.012** | **-0.071 ± 0.016** |" in paired["kl_cov"]
-    # What is written is what was read, and settings of another day are left out.
+    # The scores written equal those read, without runs of other settings.
     report.write_scores(scores, arms, tmp_path / "again.json")
     assert (tmp_path / "again.json").read_text() == script.SCORES_FILE.read_text()
     other = {**arms, "siren/1": {**arms["siren/1"], "siren_coef": 99.0}}

@@ -112,7 +112,7 @@ def test_recipe_of_distillation(path):
 def test_batch_of_tip_is_that_of_the_paper():
     _, args, _, _ = parse(ROOT / "recipes" / "tip.yaml")
     assert GPUS * args.per_device_train_batch_size * args.gradient_accumulation_steps == 8
-    # and so is what its scores are normalised over
+    # and so are the tokens over which scores are normalized
     assert args.tip_scope == "global" and args.gradient_accumulation_steps == 1
 
 

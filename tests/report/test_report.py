@@ -237,7 +237,7 @@ def test_no_target(tmp_path):
 
 
 def test_pass_at_k_of_the_completions(tmp_path):
-    """By hand: of four, one and two right are pass@1 (1/4 + 2/4) / 2 and pass@4 1; none and one, 1/8 and 1/2."""
+    """By hand, of four samples: 1 and 2 right give pass@1 (1/4 + 2/4) / 2 and pass@4 1; 0 and 1 give 1/8 and 1/2."""
     folder = tmp_path / "run"
     logged = {"rewards/shape/mean": [0.5] * 3, "rewards/right/mean": [0.1, 0.2, 0.3]}
     runs = one_run(folder, lines_of(entropy=[1.0, 0.9, 0.8], **logged))
@@ -257,7 +257,7 @@ def test_pass_at_k_of_the_completions(tmp_path):
 
 
 def test_files_of_an_earlier_run_are_left_out(tmp_path):
-    """Those of steps that this run has not logged; and steps are in the order of their numbers."""
+    """Left out are steps that this run has not logged. Steps are in numerical order."""
     logged = {"entropy": 1.0, "rewards/right/mean": 0.5}
     steps = [90_000, 100_000, 110_000]
     runs = one_run(tmp_path, [{"step": step, **logged} for step in steps])
@@ -309,7 +309,7 @@ def test_law_of_points_on_it(tmp_path):
 
 @pytest.mark.parametrize(("every", "pairs"), [(1, [(0.1, 1.0), (0.2, 2.0)]), (4, [(0.2, 1.0), (0.3, 2.0)])])
 def test_changes_are_paired(tmp_path, every, pairs):
-    """A line of one step has the prediction of its step and the realized change that the line before predicted."""
+    """A log line has the prediction for its step and the realized change that the line before predicted."""
     lines = [
         {"step": every, "entropy": 1.0, "entropy/predicted_change": 0.1},
         {"step": 2 * every, "entropy": 1.0, "entropy/predicted_change": 0.2, "entropy/realized_change": 1.0},

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Model cards: what they say, whom they cite, and what they must not tell."""
+"""Model cards: their facts and citations, and what they must leave out."""
 
 import math
 import os

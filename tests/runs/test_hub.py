@@ -81,7 +81,7 @@ def hub(tmp_path_factory):
 
 
 def run(server, folder, repository, *arguments):
-    """`trl-entropy` in a process that can reach nothing but `server` -> what it reports."""
+    """Runs `trl-entropy` in a process that can reach only `server` -> its report."""
     strange = ("HF_", "HUGGING", "WANDB", "TRL_", "CI", "RANK", "WORLD_SIZE")
     kept = {
         key: value for key, value in os.environ.items() if not key.startswith(strange) and "proxy" not in key.lower()
@@ -103,7 +103,7 @@ def run(server, folder, repository, *arguments):
 
 @pytest.fixture(scope="module")
 def pushed(hub, tmp_path_factory):
-    """What a run reports that has trained a model of the Hub on a dataset of the Hub and pushed it."""
+    """The report of a run that trained a model from the Hub on a dataset from the Hub and pushed it."""
     folder = tmp_path_factory.mktemp("run")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(SETTINGS))
     return run(hub, folder, "user/tuned", "grpo", "--config", "recipe.yaml", "--learning_rate", "0.02")
@@ -163,7 +163,7 @@ def test_completions_with_their_entropies_are_pushed(hub, pushed):
 
 @pytest.mark.slow
 def test_a_model_trained_further_in_its_repository(hub, pushed, tmp_path):
-    """Its card names the base that it had, and nothing is left of the state of methods that are no longer there."""
+    """Its card names its base, and the state of methods that it no longer uses is gone."""
     hub.repositories["model", "user/again"].commit("files", hub.repositories["model", "user/tuned"].files)
     settings = SETTINGS | dict(model_name_or_path="user/again", hub_model_id="user/again", methods=[], max_steps=2)
     del settings["epo_coef"]

@@ -109,7 +109,7 @@ def test_killed_at_another_step(make_trainer, tmp_path, methods, settings, step,
 
 
 def test_a_checkpoint_that_passes_for_whole_has_the_states(make_trainer, tmp_path, monkeypatch):
-    """The states are on disk before the file by which a checkpoint is read is: no kill leaves one without them."""
+    """States are on disk before the file that makes a checkpoint readable, so no kill leaves one without them."""
     from trl_entropy.runs import states
 
     save, seen = states.save_states, []

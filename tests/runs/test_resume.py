@@ -41,7 +41,7 @@ def test_resumed_run_equals_uninterrupted_run(make_trainer, tmp_path, methods):
 
 @pytest.mark.parametrize("last", [4, 6])
 def test_resumed_in_a_later_epoch(make_trainer, tmp_path, last):
-    """At its start and within it. An epoch has four prompts, in another order each time, and four steps."""
+    """At the start of an epoch and within it. Each epoch has four prompts in a new order, and four steps."""
     settings = dict(max_steps=10, save_strategy="steps", save_steps=2, steps_per_generation=2)
     settings |= dict(train_dataset=build_dataset(4), reward_funcs=count_reward)
     whole = make_trainer(output_dir=tmp_path / "whole", **settings)

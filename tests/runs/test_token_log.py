@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a run leaves for the report: its settings, and tokens with the entropies that the model had at them."""
+"""Files of a run for the report: its settings, and tokens with the model's entropies at them."""
 
 import json
 import math

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What every method is held to, whatever it does: called with the method's name from its own test."""
+"""Checks that every method must pass. The method's own test calls them with its name."""
 
 from copy import deepcopy
 from dataclasses import fields, replace
@@ -19,7 +19,7 @@ def build(name, **settings):
 
 
 def off_policy_batch(model, spread=0.35, **extra):
-    """A batch whose generating policy differs from `model`: ratios on both sides of every clip bound."""
+    """A batch whose old policy differs from `model`: ratios on both sides of every clip bound."""
     batch = make_loss_batch(**extra)
     with torch.no_grad():
         logps, _ = dense_logps_and_entropy(model, batch)
@@ -64,7 +64,7 @@ def check_against_reference(
 
 
 def outcome(method, tokens):
-    """What a method does to a batch: its advantages, and its term and that term's gradient where it has one.
+    """The effect of a method on a batch: advantages, and its loss term with gradient, if any.
 
     The method itself stays as it is, state included.
     """
@@ -170,7 +170,7 @@ def check_rollouts(build_method):
 
 
 def record_update(monkeypatch):
-    """The update that is computed next, under "taken"."""
+    """The next update, under "taken"."""
     found, take = {}, Update.take_turns
 
     def spy(update, *arguments):

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Which method runs with what: runs the tests marked `compatibility`, and makes docs/compatibility.md of the outcomes.
+"""Runs the tests marked `compatibility`, and writes their outcomes to docs/compatibility.md.
 
 `python -m tests.support.compatibility` from the root of the repository, or `make compatibility`.
 """
@@ -38,7 +38,7 @@ as accelerators. DeepSpeed and vLLM need a GPU.
 
 
 def cells_of(item: pytest.Item) -> list[tuple[str, str]]:
-    """The (method, feature) pairs that the outcome of a test speaks of: none where several methods run at once."""
+    """The (method, feature) pairs that a test's outcome is about; empty if several methods run at once."""
     marker = item.get_closest_marker("compatibility")
     params = item.callspec.params if marker and hasattr(item, "callspec") else {}
     methods = params.get("methods", [])
@@ -46,7 +46,7 @@ def cells_of(item: pytest.Item) -> list[tuple[str, str]]:
 
 
 class Recorder:
-    """A pytest plugin: leaves only tests that speak of a pair, and keeps their outcomes."""
+    """A pytest plugin: runs only tests that are about a pair, and keeps their outcomes."""
 
     def __init__(self):
         self.cells: dict[str, list[tuple[str, str]]] = {}

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from support.tensors import make_tokens
 
 
-# Found with every search, whatever the property: those on which code like this breaks.
+# Part of every search, because code like this breaks on them.
 LOGPS, ENTROPIES, ADVANTAGES = (-1e4, 0.0), (0.0, 13.0), (-1e6, 1e6)
 SPECIAL = {LOGPS: [0.0, -1e-7, -88.0, -104.0], ENTROPIES: [0.0, 1e-7], ADVANTAGES: [0.0, 1.0, -1.0, 1e-30]}
 ANY = (-1.7e38, 1.7e38)
@@ -71,12 +71,12 @@ def draw_flags(draw, shape) -> torch.Tensor:
 
 
 def spoiled(draw, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """`values` with something else outside the mask."""
+    """`values` with other values outside the mask."""
     return values.masked_fill(~mask, draw(st.sampled_from(GARBAGE)))
 
 
 def finite_gradients(value: torch.Tensor, *leaves: torch.Tensor) -> list[torch.Tensor]:
-    """The gradients of the sum of `value`. It and they are finite."""
+    """The gradients of the sum of `value`. Checks that both are finite."""
     assert value.isfinite().all(), value
     gradients = torch.autograd.grad(value.sum(), leaves, materialize_grads=True)
     assert all(gradient.isfinite().all() for gradient in gradients), gradients

@@ -33,7 +33,7 @@ def stay_inside(event: str, arguments: tuple) -> None:
 
 
 def load(repository: str) -> dict:
-    """What others get who ask the Hub for the model."""
+    """Loads the model as other users of the Hub would."""
     from huggingface_hub import ModelCard, hf_hub_download
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

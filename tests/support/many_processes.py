@@ -54,7 +54,7 @@ def given_reward(value, **columns):
 
 
 def scores_of(output):
-    """What scoring the rollouts gives, statistics of the whole vocabulary included."""
+    """The scores of the rollouts, including statistics of the whole vocabulary."""
     entropy = output["old_entropies"]
     moments = {"sum_sq_probs": (-entropy).exp(), "sum_sq_probs_log_probs": -entropy / 9}
     return {"logps": output["old_per_token_logps"], "entropy": entropy, **moments}
@@ -65,7 +65,7 @@ def logged_by(trainer, names):
 
 
 def grouped(output_dir, rank, processes, **settings):
-    """What methods make of a generation batch that is one group of eight, which the processes share."""
+    """The results of methods for a generation batch of one group of eight, shared by the processes."""
     trainer = build_trainer(
         EntropyGRPOTrainer,
         EntropyGRPOConfig,
@@ -171,7 +171,7 @@ if __name__ == "__main__":
     rows = [row for row in trainer.state.log_history if "loss" in row]
     weights = trainer.accelerator.unwrap_model(trainer.model).state_dict()
     torch.save({"rows": rows, "weights": weights}, folder / f"distillation_run{rank}.pt")
-    # And one that trains what KappaTune selects: each process computes a part of the condition numbers.
+    # And one that trains KappaTune's selection: each process computes some of the condition numbers.
     trainer = build_trainer(
         EntropyGRPOTrainer,
         EntropyGRPOConfig,

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Packages with methods of their own, as Python sees installed ones, and what a run on the command line needs."""
+"""Packages with methods, as Python sees installed ones, and the files of a run on the command line."""
 
 import sys
 from collections.abc import Iterator

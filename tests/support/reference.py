@@ -23,7 +23,7 @@ def dense_logps_and_entropy(model, batch, temperature=1.0):
 
 
 def nucleus_entropy(log_policy, top_p, include=False):
-    """(..., V) -> (...,) entropy renormalised on the longest prefix of mass below `top_p`, with gradient.
+    """(..., V) -> (...,) entropy renormalized on the longest prefix of mass below `top_p`, with gradient.
 
     With `include` the token that crosses `top_p` is in. Takes rows without ties.
     """
@@ -70,7 +70,7 @@ def reduce_terms(loss_type, terms, mask, max_length=8, accumulation=1):
 
 
 def covariance(logps, advantages, mask):
-    """(B, T) centred product of log-probabilities and advantages over the valid tokens, token by token."""
+    """(B, T) centered product of log-probabilities and advantages over the valid tokens, token by token."""
     valid = mask.bool()
     centred = (logps - logps[valid].mean()) * (advantages - advantages[valid].mean())
     return torch.where(valid, centred, 0.0).detach()

@@ -29,17 +29,17 @@ ON_ROLLOUTS = ("reward", "group_advantages", "group_mask")
 
 @dataclass(frozen=True)
 class MethodSettings:
-    """What the tests of all methods must know of one. Every field may be left out.
+    """Facts about a method for the tests of all methods. Every field may be left out.
 
     Args:
         required: fields without which the method cannot be built.
         strong: fields with which it acts on batches of a few dozen tokens.
-        variants: other settings that take another way through the code.
+        variants: other settings, for other code paths.
         state: entries of its `state_dict` as they are after a step.
         world: fields with which a run of many processes equals a run of one; `strong` if left out.
         world_loss: fields besides `world` for a single loss, without rollouts of its own.
         group_runs: settings of trainers, `methods` included, by name: each is given one group that processes share.
-        ignores_rewards: its loss term acts also if no reward differs.
+        ignores_rewards: whether its loss term acts even if all rewards are equal.
         batches: completions per update and per generation batch in the authors' runs, which the recipe repeats.
         not_tested: why the tests of all methods cannot run it.
     """
@@ -122,7 +122,7 @@ def acts(name: str, hooks: tuple[str, ...]) -> bool:
 
 
 def stage(name: str) -> int:
-    """The later a method acts on its way from prompts to the loss, the later it is listed."""
+    """The later a method acts between prompts and loss, the later it is listed."""
     if METHODS[name].replaces_advantages:
         return 2
     if acts(name, IN_FORWARD):
@@ -185,7 +185,7 @@ def group_runs() -> dict[str, dict[str, Any]]:
 
 
 def set_states(methods: list) -> None:
-    """As if a step had been made: what acts only from the second step on acts now."""
+    """Sets states as after a step, so that methods which start at the second step act."""
     for method in methods:
         if state := settings_of(method.name).state:
             method.load_state_dict({**method.state_dict(), **state})

@@ -6,7 +6,7 @@ import torch
 from support.reference import dense_logps_and_entropy
 
 
-seen = []  # what `entropy_reward` was given: ids, entropies, masks
+seen = []  # arguments of `entropy_reward`: ids, entropies, masks
 
 
 def entropy_reward(completions, completion_ids, token_entropies, token_mask, **kwargs):

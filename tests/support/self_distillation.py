@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""TRL's experimental trainers that distill, ours of them, and texts for both."""
+"""TRL's experimental trainers that distill, our versions of them, and texts for both."""
 
 import torch
 from datasets import Dataset
@@ -34,5 +34,5 @@ def texts() -> Dataset:
 
 
 def reward(completion_ids, **kwargs):
-    """Every other completion succeeds, so that half of them are distilled from one that did."""
+    """Every other completion succeeds, so half of them are distilled from a successful one."""
     return [float(index % 2) for index in range(len(completion_ids))]

@@ -10,7 +10,7 @@ from trl_entropy.tokens import Rollouts, TokenBatch
 
 
 def config_of(**fields):
-    """The method fields at their defaults, but for those given."""
+    """The method fields at their defaults, except those given."""
     return MethodsConfig(**fields)
 
 
@@ -95,7 +95,7 @@ def random_tokens(rows=4, length=7, seed=0, **extra):
 
 
 def make_rollouts(entropy, advantages=None, mask=None, **extra):
-    """A generation batch from nested lists, in float64, all of whose tokens the policy wrote."""
+    """A generation batch from nested lists, in float64. The policy wrote all its tokens."""
     entropy = torch.as_tensor(entropy, dtype=torch.float64)
     mask = torch.ones_like(entropy, dtype=torch.bool) if mask is None else torch.as_tensor(mask).bool()
     advantages = torch.zeros(len(entropy)) if advantages is None else torch.as_tensor(advantages)

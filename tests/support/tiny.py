@@ -30,7 +30,7 @@ EXACT = dict(rtol=0, atol=0)
 FLOAT32 = dict(rtol=2e-5, atol=5e-6)  # two orders of the same float32 operations
 FLOAT64 = dict(rtol=1e-9, atol=1e-10)  # against literals printed with ten digits
 
-# What all tiny trainings of the tests share.
+# Settings of all tiny training runs.
 TRAINING = dict(
     logging_steps=1,
     save_strategy="no",

@@ -31,7 +31,7 @@ def test_columns_are_mean_and_peak_of_what_rewards_get(make_trainer):
 
 
 def test_columns_are_there_where_trl_scores(make_trainer):
-    """Of truncated completions too, although their tokens are hidden from the loss."""
+    """Truncated completions have entropies too, although the loss does not see their tokens."""
     trainer = make_trainer(log_completions=True, steps_per_generation=2, max_steps=1, mask_truncated_completions=True)
     trainer.train()
     assert table_of(trainer)[MEAN].between(0, 3.2, inclusive="neither").all()
@@ -68,7 +68,7 @@ def test_a_reward_may_log_a_column_of_the_same_name(make_trainer):
 def test_a_completion_without_a_token_of_the_policy_has_no_entropy(make_trainer):
     def rollout(prompts, trainer):
         rows = len(prompts)
-        masks = [[1, 1], [0, 0]] * (rows // 2)  # what tools answer is not the policy's
+        masks = [[1, 1], [0, 0]] * (rows // 2)  # tool results are not the policy's tokens
         given = {"prompt_ids": [[2, 3]], "completion_ids": [[5, 6]], "logprobs": [[-1.0, -1.0]]}
         return {key: value * rows for key, value in given.items()} | {"env_mask": masks}
 

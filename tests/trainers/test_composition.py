@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Methods with each other, and with what TRL ships."""
+"""Methods combined with each other and with TRL's own features."""
 
 import math
 from copy import deepcopy
@@ -22,7 +22,7 @@ STRONG = dict(clip_cov_ratio=0.2, clip_cov_low=0.05, clip_cov_high=1.5, kl_cov_r
 
 
 def record_turns(trainer):
-    """By method: the advantages that its hook was given, and what it gave back."""
+    """By method: the advantages that its hook received and returned."""
     seen = {}
 
     def spy(method, hook):
@@ -52,7 +52,7 @@ def test_each_method_sees_the_advantages_that_those_before_it_left(make_trainer)
 
 @pytest.mark.parametrize("methods", together_params())
 def test_methods_take_turns_in_the_order_in_which_they_are_listed(make_trainer, methods):
-    """In each forward of an update off policy the next method sees what the one before it left."""
+    """In each off-policy forward, a method sees the advantages that the one before it returned."""
     trainer = make_trainer(methods=methods, steps_per_generation=2, max_steps=2, **strong(methods))
     forwards = []
     for method in trainer.methods:
@@ -115,7 +115,7 @@ OPTIONS = [
 
 
 def check_training(make_trainer, methods, **settings):
-    """Training and an evaluation: finite, and not idle. Gives the last row of the log, and that of the evaluation."""
+    """Trains and evaluates: finite and not idle. Returns the last log line of training and of evaluation."""
     trainer = make_trainer(
         methods=methods,
         **{"steps_per_generation": 2, "max_steps": 4, **settings},
@@ -178,7 +178,7 @@ def test_lora(make_trainer):
 
 @pytest.mark.parametrize("name", covered())
 def test_neutral_advantages_stay_neutral(name):
-    """Where no reward differs there is nothing to learn, whatever the method."""
+    """If all rewards are equal, no method learns anything."""
     method = cases.build(name, **required([name]))
     tokens = random_tokens(on_policy=True)
     tokens = replace(tokens, advantages=torch.zeros_like(tokens.advantages))
@@ -189,7 +189,7 @@ def test_neutral_advantages_stay_neutral(name):
 
 @pytest.mark.parametrize("name", [name for name in covered() if METHODS[name].overrides("prompts")])
 def test_prompts_do_not_depend_on_how_rows_are_spread(name):
-    """Over processes. A group may span two of them."""
+    """Gathers over processes. A group may span two of them."""
     rows = [{"prompt": f"w{row // 4} w5"} for row in range(16)]
     method = cases.build(name, **strong([name]))
     together = method.prompts([dict(row) for row in rows], (7, 3), True)
@@ -199,7 +199,7 @@ def test_prompts_do_not_depend_on_how_rows_are_spread(name):
 
 @pytest.mark.parametrize("name", covered())
 def test_a_method_leaves_its_tokens_alone(name):
-    """Those after it, and the next iteration on the same batch, see the same."""
+    """Later methods, and the next iteration on the same batch, see the same tensors."""
     method = cases.build(name, **strong([name]))
     set_states([method])
     tokens = random_tokens()
@@ -211,7 +211,7 @@ def test_a_method_leaves_its_tokens_alone(name):
 
 
 def test_methods_leave_the_shared_batch_alone(make_trainer):
-    """TRL reads a micro-batch once per iteration: what one reading changes would compound."""
+    """TRL reads a micro-batch once per iteration, so changes to it would compound."""
     trainer = make_trainer(methods=ALL, **STRONG)
     batch = cases.off_policy_batch(trainer.model)
     copy = {key: value.clone() for key, value in batch.items()}

@@ -180,7 +180,7 @@ def test_errors_name_field_value_and_what_is_accepted(tmp_path, fields, message)
 
 
 def wrong_values(kind):
-    """Values that a field of this type does not take, whatever its range."""
+    """Values that a field of this type never accepts."""
     parts = get_args(kind) or (kind,)
     if get_origin(kind) is Literal:
         return ["nothing", 3, None, []]
@@ -369,7 +369,7 @@ def test_loss_types_are_those_of_trl():
 
 @pytest.mark.filterwarnings("ignore")
 def test_what_trl_takes_is_taken(tmp_path):
-    """Also where it is unusual."""
+    """Unusual valid values are accepted too."""
     taken = [dict(scale_rewards=value) for value in (True, False, "batch")]
     taken += [dict(num_generations=2, generation_batch_size=4), dict(max_completion_length=None), dict(deepspeed=None)]
     taken += [dict(top_entropy_quantile=0.0), dict(entropy_coef=-0.1), dict(entropy_target=-1.0)]

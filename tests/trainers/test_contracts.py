@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What this package assumes about private parts of TRL, one test per assumption, named after it."""
+"""The package's assumptions about TRL's internals. Each test is named after its assumption."""
 
 import inspect
 import re
@@ -37,7 +37,7 @@ def test_compute_loss_makes_its_forward_before_it_reads_the_advantages(make_trai
             read.append(key)
             return super().__getitem__(key)
 
-        get = None  # a read of the advantages by another way would escape the recorder
+        get = None  # the recorder would miss other ways of reading the advantages
 
     Recorder.get = lambda self, key, default=None: self[key] if key in self else default
     forward = trainer._get_per_token_logps_and_entropies
@@ -72,7 +72,7 @@ def test_advantages_may_have_one_value_per_token(make_trainer, loss_type):
 
 
 def test_extra_tensors_travel_with_the_rollouts(make_trainer):
-    """Through the shuffle and the split into micro-batches, row by row."""
+    """They survive the shuffle and the split into micro-batches, row by row."""
     trainer = make_trainer(stock=True, steps_per_generation=2)
     generate = trainer._generate_and_score_completions
 
@@ -89,7 +89,7 @@ def test_extra_tensors_travel_with_the_rollouts(make_trainer):
 
 
 def test_tool_mask_takes_tokens_out_of_the_loss_only(make_trainer):
-    """It changes no attention: the loss equals that of a batch whose denominators leave the tokens out."""
+    """It does not change attention: the loss equals that of a batch whose denominators exclude the tokens."""
     trainer = make_trainer(stock=True, loss_type="bnpo")
     batch = make_loss_batch()
     keep = torch.ones(4, 6, dtype=torch.long)
@@ -121,7 +121,7 @@ def test_loss_is_reduced_as_we_reduce_our_terms(make_trainer, loss_type, accumul
     update = Update(trainer, batch)
     expected = update.reduce(torch.as_tensor(constant).expand(4, 6), batch["completion_mask"].bool())
     torch.testing.assert_close(loss, expected)
-    # A scalar term is scaled for accumulation and by nothing else.
+    # A scalar term is scaled for accumulation only.
     assert update.reduce(torch.tensor(3.0), batch["completion_mask"].bool()).item() == 3.0 / accumulation
 
 
@@ -143,7 +143,7 @@ def test_clip_range_is_read_from_the_trainer(make_trainer, infinite):
 
 
 def test_rollouts_are_scored_first_and_stored_as_old_per_token_logps(make_trainer):
-    """The first forward of `_generate_and_score_completions` is the generating policy's, where TRL makes one."""
+    """The first forward of `_generate_and_score_completions`, if TRL makes one, is the old policy's."""
     trainer = make_trainer(stock=True, steps_per_generation=2)
     forward, found = trainer._get_per_token_logps_and_entropies, []
 
@@ -190,7 +190,7 @@ def test_table_of_completions_takes_columns_until_rewards_are_made():
 
 
 def test_a_completion_without_any_token_is_refused(make_trainer):
-    """TRL reads the last token of each: what empties completions here are masks."""
+    """TRL reads the last token of each completion, so completions are emptied by masks here."""
 
     def rollout(prompts, trainer):
         return {
@@ -242,7 +242,7 @@ def test_distillation_loss_hands_mask_and_heads_to_one_function(make_distiller):
 
 @pytest.mark.parametrize("compact", [False, True])
 def test_distillation_loss_makes_one_call_of_the_kernel(compact, monkeypatch):
-    """With all positions in their order or, on Triton devices, the valid ones; it sums what comes back over them."""
+    """It passes all positions in order (valid ones only on Triton devices) and sums the results."""
     arguments = list(inspect.signature(ChunkedDivergenceFunction.forward).parameters)[1:]
     assert len(arguments) == len(Head._fields)
     assert [name.replace("final_logit_softcapping", "softcap") for name in arguments] == list(Head._fields)
@@ -269,7 +269,7 @@ def test_distillation_loss_makes_one_call_of_the_kernel(compact, monkeypatch):
 
 
 def test_divergence_kernel_folds_tiles_into_seven_sums():
-    """In this order, in one buffer of all rows each, which the rest of the kernel only reads."""
+    """In this order, each in one buffer for all rows, which the rest of the kernel only reads."""
     for fold in (chunked_divergence._stats_tile, getattr(chunked_divergence._stats_kernel, "fn", None)):
         names = list(inspect.signature(fold).parameters)[4:11] if fold is not None else []
         stems = [name.removesuffix("_ptr") for name in names]
@@ -284,7 +284,7 @@ def test_divergence_projects_in_float32():
 
 
 def test_divergence_kernel_remembers_what_its_backward_reads():
-    """The saved tensors, nine, of which the last three have one number per row; and a few attributes."""
+    """It saves nine tensors, the last three with one number per row, and a few attributes."""
     source = inspect.getsource(ChunkedDivergenceFunction.backward)
     read = set(re.findall(r"ctx\.(\w+)", source))
     assert read == {"saved_tensors", "dtypes", "needs_input_grad", "beta", "mode", "kernel_args"}
@@ -306,7 +306,7 @@ def test_distillation_counts_the_tokens_of_an_update_after_generation(make_disti
 
 
 def test_each_epoch_is_one_permutation_of_the_sampler_s_generator():
-    """And a new sampler, as that of a resumed run, begins with the first."""
+    """A new sampler, like that of a resumed run, begins with the first epoch."""
     first, again = (RepeatSampler(range(6), mini_repeat_count=2, seed=3) for _ in range(2))
     epochs = [list(first), list(first)]
     assert epochs[0] != epochs[1] and list(RepeatSampler(range(6), mini_repeat_count=2, seed=3)) == epochs[0]

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The distillation trainer: stock where nothing is chosen, the paper's loss over full logits where something is."""
+"""The distillation trainer: stock if no token is selected, else the paper's loss over full logits."""
 
 import json
 import math
@@ -51,7 +51,7 @@ def test_all_tokens_are_stock_to_the_bit(make_distiller, beta, neutral):
     torch.testing.assert_close(found, stock, **EXACT)
 
 
-# The combinations that are left are slow tests.
+# The other combinations are slow tests.
 RUNS = [(0.0, NEUTRAL[1]), (0.5, NEUTRAL[0]), (1.0, NEUTRAL[1])]
 RUNS += [pytest.param(beta, NEUTRAL[1 - NEUTRAL.index(n)], marks=pytest.mark.slow) for beta, n in RUNS]
 
@@ -61,7 +61,7 @@ def test_runs_on_all_tokens_are_stock_to_the_bit(make_distiller, beta, neutral):
     settings = dict(beta=beta, gradient_accumulation_steps=2, per_device_train_batch_size=2)
     stock = make_distiller(stock=True, **settings)
     stock.train()
-    trainer = make_distiller(**settings, **neutral)  # here, since it sets the seed of generation
+    trainer = make_distiller(**settings, **neutral)  # set here because it seeds generation
     trainer.train()
     assert history(trainer) == history(stock) and len(history(stock)) == 3
     torch.testing.assert_close(trainer.model.state_dict(), stock.model.state_dict(), **EXACT)
@@ -72,7 +72,7 @@ def test_half_of_the_tokens_are_not_stock(make_distiller):
     batch = make_batch()
     stock, trainer = make_distiller(stock=True), make_distiller()
     assert loss_and_gradients(trainer, batch)[0] != loss_and_gradients(stock, batch)[0]
-    # The entropy is that of all tokens, as TRL logs it
+    # As in TRL, the logged entropy covers all tokens
     assert trainer._metrics["train"]["entropy"] == stock._metrics["train"]["entropy"]
     assert trainer._metrics["train"]["tip/kept_fraction"] == [5 / 12]
 
@@ -93,7 +93,7 @@ def test_evaluation_is_over_all_tokens(make_distiller, tmp_path):
 
 
 def reference(trainer, batch, rule, ratio, beta, temperature):
-    """Loss by full logits, the tokens that it keeps, and the gradients of all parameters."""
+    """The loss from full logits, the kept tokens, and the gradients of all parameters."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     student = distributions(model, batch, temperature)
@@ -167,7 +167,7 @@ def test_lora(make_distiller, rule):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_both_ways_for_entropies_agree(make_distiller, dtype):
-    """The teacher's head on all tokens, for the scatter plot, or on the kept ones: logits have the same precision."""
+    """The teacher's head gives logits of the same precision on all tokens (for the scatter plot) and on kept ones."""
     batch, found, entropies = make_batch(), [], []
     tolerance = FLOAT32 if dtype == torch.float32 else dict(rtol=2e-2, atol=1e-3)
     for every in (None, 1):
@@ -187,7 +187,7 @@ def test_both_ways_for_entropies_agree(make_distiller, dtype):
 
 
 def test_rollouts_without_a_token(make_distiller):
-    """A micro-batch with nothing to train on contributes a differentiable zero, whatever the rule."""
+    """A micro-batch without tokens to train on contributes a differentiable zero under every rule."""
     batch = make_batch(lengths=(0, 0, 3), tools=False)
     batch["completion_mask"][:] = 0
     for rule in ("soft_or", "entropy", "entropy_sample", "q3"):
@@ -198,7 +198,7 @@ def test_rollouts_without_a_token(make_distiller):
 
 
 def test_equal_entropies_keep_the_earlier_tokens(make_distiller):
-    """A head of zeros makes all distributions of the student uniform, and every axis of the teacher's too."""
+    """With a head of zeros all distributions are uniform, and all tokens tie on every axis."""
     model, teacher = build_model(), build_model(**TEACHER)
     with torch.no_grad():
         model.lm_head.weight.zero_()
@@ -213,7 +213,7 @@ def test_equal_entropies_keep_the_earlier_tokens(make_distiller):
 
 
 def test_bfloat16(make_distiller):
-    """Rows of bf16 repeat; what is kept is a mean over as many tokens, and finite."""
+    """bf16 rows repeat. The loss is a finite mean over the right number of tokens."""
     trainer = make_distiller(model=build_model().bfloat16(), teacher=build_model(**TEACHER).bfloat16())
     loss, gradients = loss_and_gradients(trainer, make_batch())
     assert loss.isfinite() and all(gradient.isfinite().all() for gradient in gradients.values())
@@ -221,7 +221,7 @@ def test_bfloat16(make_distiller):
 
 
 def test_mean_is_over_the_kept_tokens_of_the_update(make_distiller, monkeypatch):
-    """TRL divides by the count that is set after generation; tokens of tools are not in it."""
+    """TRL divides by the count set after generation, without tool tokens."""
     trainer = make_distiller(gradient_accumulation_steps=2)
     generate, outputs = DistillationTrainer._generate_and_score_completions, []
 
@@ -260,7 +260,7 @@ def test_tokens_that_are_not_finite_leave_no_trace(rule):
 
 @pytest.mark.parametrize("rule", ["entropy", "entropy_sample", "random"])
 def test_kept_tokens_whose_teacher_is_not_finite_leave_no_trace(rule):
-    """Where the teacher's head runs on kept tokens alone. The normaliser, of lengths, is the same in both ways."""
+    """The teacher's head runs on kept tokens only. The divisor depends on lengths, so it is the same both ways."""
     torch.manual_seed(0)
     hidden, teacher = torch.randn(6, 5, requires_grad=True), torch.randn(6, 4)
     weight, teacher_weight = torch.randn(30, 5, requires_grad=True), torch.randn(30, 4)
@@ -339,7 +339,7 @@ def test_statistics_of_the_sweep(beta, monkeypatch):
 
 
 class CountProducts(TorchDispatchMode):
-    """Work of the matrix products with the vocabulary, in rows x vocabulary x width, by width."""
+    """Matrix products with the vocabulary by width, in units of rows x vocabulary x width."""
 
     def __init__(self, vocabulary):
         super().__init__()
@@ -357,7 +357,7 @@ class CountProducts(TorchDispatchMode):
 
 
 def counted(rule, ratio, beta=1.0, frozen=False, stock=False):
-    """Products of student and teacher, in those of one projection of all rows."""
+    """Products of student and teacher, in units of one projection of all rows."""
     head = example_head(rows=100, vocabulary=51, beta=beta, bias=False)
     if frozen:
         head = head._replace(student_weight=head.student_weight.detach())

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Several processes are one: statistics over `world` do not depend on how the batch is spread."""
+"""Several processes equal one: `world` statistics do not depend on how the batch is split."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from trl_entropy.methods import METHODS
 
 @pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)], ids="{} processes".format)
 def many(request, tmp_path_factory):
-    """The folder with what each of two, or four, processes found, and their number."""
+    """The folder with the results of each of two or four processes, and their number."""
     count, folder = request.param, tmp_path_factory.mktemp("many")
     return run_processes("many_processes.py", count, folder, timeout=120 * count), count
 
@@ -45,7 +45,7 @@ def test_many_processes_equal_one(many, tmp_path, number, name):
             for found in (ranks[0]["states"][method], state)
         )
         assert flat == pytest.approx(expected, rel=1e-5)
-    # Off policy, methods with a hook for generation batches may have acted there, as Clip_B and Clip_V have.
+    # Off policy, methods may act in the hook for generation batches instead, as Clip_B and Clip_V do.
     before = {method for method in methods if registry.acts(method, ("group_advantages",))}
     acted = {key.split("/")[0] for key in one["metrics"]} - {"entropy"}
     assert set(methods) - before <= acted <= set(methods)

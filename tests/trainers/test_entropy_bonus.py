@@ -48,7 +48,7 @@ def test_controller_by_hand():
 
 
 def test_controller_settles_where_the_plant_meets_the_target():
-    """A plant whose entropy answers the coefficient with a lag: 0.5 nats without bonus, 4 nats more per unit."""
+    """A plant whose entropy follows the coefficient with a lag: 0.5 nats without bonus, plus 4 nats per unit."""
     controller, entropy = PIController(1.0, kp=0.05, ki=0.02, start=0.0, low=0.0, high=1.0), 0.5
     for _ in range(400):
         entropy += 0.2 * (0.5 + 4 * controller.update(entropy) - entropy)
@@ -71,7 +71,7 @@ def test_controller_in_training_and_across_a_checkpoint(make_trainer, tmp_path):
     rows = [row for row in whole.state.log_history if "loss" in row]
     controller = PIController(3.0, 0.1, 0.01, whole.args.entropy_coef, 0.0, 1.0)
     expected = [controller.update(row["entropy"]) for row in rows]
-    # The logged entropy averages micro-batches, TRL's measurement their tokens.
+    # The logged entropy averages over micro-batches, TRL's measurement over their tokens.
     assert [row["entropy_coef"] for row in rows] == pytest.approx(expected, rel=0.1)
     assert rows[0]["entropy_coef"] > 0.05
     resumed = make_trainer(output_dir=tmp_path / "resumed", model=build_model(seed=1), **settings)

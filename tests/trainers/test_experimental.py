@@ -137,7 +137,7 @@ def test_evaluation_is_over_all_tokens(make, name, tmp_path):
 
 
 def logits_of(trainer, batch, name, temperature):
-    """(B, T, V) log-probabilities of student and teacher, (B, T) mask and ids of the tokens that the loss is about."""
+    """(B, T, V) log-probabilities of student and teacher, (B, T) mask and ids of the tokens that the loss counts."""
     if name == "GKD":
         kind = dict(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
         student, teacher = (model(**kind).logits[:, :-1] for model in (trainer.model, trainer.teacher_model))
@@ -155,7 +155,7 @@ def logits_of(trainer, batch, name, temperature):
 
 
 def reference(trainer, batch, name, rule, ratio, beta, temperature=1.0, num_items=None, old_logps=None):
-    """Loss over the chosen tokens from full logits, which tokens these are, and the gradients of all parameters."""
+    """Loss over the selected tokens from full logits, those tokens, and the gradients of all parameters."""
     student, teacher, mask, labels = logits_of(trainer, batch, name, temperature)
     p = student.detach()
     keep = kept_by_hand(rule, ratio, -(p.exp() * p).sum(-1), kl(p, teacher), kl(teacher, p), mask)
@@ -210,7 +210,7 @@ def test_loss_and_gradients(make, variant):
 @pytest.mark.parametrize("name", ["SDFT", "SDPO"])
 @pytest.mark.parametrize("mode", ["full_logits", "topk_logits", "sampled_token"])
 def test_dropping_rows_is_masking_them(make, name, mode):
-    """In each of TRL's objectives, with its importance weights: the loss is the stock one with the tokens masked."""
+    """In each of TRL's objectives, importance weights included, the loss is the stock loss with tokens masked."""
     settings = dict(distillation_mode=mode, tip_ratio=0.4)
     settings |= dict(distillation_topk=5, distillation_add_tail=True) if mode == "topk_logits" else {}
     batch = make_inputs(name) | {"old_per_token_logps": torch.linspace(-4, -2, 24).view(4, 6)}
@@ -255,9 +255,9 @@ def test_policy_loss_is_over_all_tokens(make):
 
 
 def test_loss_of_gkd_is_a_mean_over_the_kept_tokens_of_the_update(make):
-    """Rows of 1 to 6 tokens, half of each kept and one at least, in two micro-batches of an update.
+    """Rows of 1 to 6 tokens in two micro-batches of an update. Half of each row is kept, and at least one token.
 
-    What is counted does not depend on the mode that loading or an evaluation leaves the model in.
+    The count does not depend on the mode in which loading or evaluation leaves the model.
     """
     settings = dict(gradient_accumulation_steps=2, eval_strategy="steps", eval_steps=1)
     trainer = make("GKD", model=build_model().eval(), **settings)
@@ -280,7 +280,7 @@ def test_loss_of_gkd_is_a_mean_over_the_kept_tokens_of_the_update(make):
 @pytest.mark.parametrize("settings", [dict(), dict(tip_ratio=0.1, tip_min_tokens=0)], ids=["none there", "none kept"])
 @pytest.mark.parametrize("name", STOCK)
 def test_batches_without_a_token(make, name, settings):
-    """They have no gradient, and a process that got one enters every collective that the others enter."""
+    """Such a micro-batch has no gradient, and its process enters every collective of the others."""
     batch, trainer, calls = make_inputs(name), make(name, tip_scope="global"), []
 
     def recorded(trainer, batch):
@@ -331,7 +331,7 @@ def test_a_process_that_keeps_nothing_does_not_hold_up_the_others(tmp_path):
 
 @pytest.mark.parametrize("broken_tokens", [[7], range(24)], ids=["one", "all"])
 def test_tokens_that_are_not_finite_leave_no_trace(make, broken_tokens):
-    """A row whose statistics are not finite is neither kept nor a place holder for shorter rows."""
+    """A row without finite statistics is neither kept nor used to pad shorter rows."""
     trainer, batch = make("SDFT"), make_inputs("SDFT")
     forward = trainer._forward_logits
 
@@ -399,7 +399,7 @@ def saved_bytes(compute):
 
 @pytest.mark.parametrize("name", STOCK)
 def test_memory_of_the_loss_falls_with_the_ratio(make, name):
-    """What the loss saves are tensors of as many rows as there are tokens in it."""
+    """The loss saves tensors with one row per token it counts."""
     rows, length, words = 4, 40, 512
     generator = torch.Generator().manual_seed(0)
     student, teacher = (3 * torch.randn(rows, length, words, generator=generator) for _ in range(2))
@@ -484,7 +484,7 @@ def test_random_draws_differ_between_forwards_and_repeat_in_another_run(make):
     assert found[0] == found[1] and len(set(found[0])) > 1
 
 
-# What is assumed about TRL
+# Assumptions about TRL
 
 
 def test_gkd_calls_its_divergence_once_with_shifted_labels(make):

@@ -60,9 +60,7 @@ def test_realized_change_and_correlation():
     means = [batch.entropy[batch.mask].mean().item() for batch in batches]
     realized = [row["entropy/realized_change"] for row in rows[2:]]
     assert realized == pytest.approx([means[i] - means[i - 1] for i in (1, 2, 3, 4)])
-    predicted = [
-        row["entropy/predicted_change"] for row in rows[1:5]
-    ]  # the change that follows step k is forecast in k
+    predicted = [row["entropy/predicted_change"] for row in rows[1:5]]  # step k forecasts the change after it
     expected = torch.corrcoef(torch.tensor([predicted, realized], dtype=torch.float64))[0, 1].item()
     assert rows[5]["entropy/change_correlation"] == pytest.approx(expected)
     assert math.isnan(rows[3]["entropy/change_correlation"])  # two points always lie on a line

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Entropies recorded while generating are those of a direct forward, and no forward is made for them."""
+"""Entropies recorded during generation equal those of a direct forward, without another forward."""
 
 import math
 
@@ -15,7 +15,7 @@ from trl_entropy.trainers.recording import EntropyRecorder, entropy_of_logits, r
 
 
 def check_recorded(trainer, output):
-    """The entropies of the last batch against the model's own logits. Returns lists of ids and entropies."""
+    """Checks the entropies of the last batch against the model's logits. Returns lists of ids and entropies."""
     completion_ids, entropies, masks = seen[-1]
     expected = dense_entropies(trainer, output, completion_ids)
     for row, ids in enumerate(completion_ids):
@@ -43,7 +43,7 @@ def check_recorded(trainer, output):
 )
 def test_recorded_entropies_are_those_of_a_direct_forward(make_trainer, settings):
     extra = 0
-    if "beta" in settings:  # with an adapter, whose reference is the model below it
+    if "beta" in settings:  # with an adapter, the reference is the base model
         settings = {**settings, "model": get_peft_model(build_model(), LoraConfig(r=2, target_modules="all-linear"))}
         extra = 1
     trainer, output, forwards = scored(make_trainer, entropy_reward, record_entropies=True, **settings)

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Every method with what training may throw at it: precision, adapters, compilation, and rollouts with holes."""
+"""Every method under hard conditions: precision, adapters, compilation, and rollouts with holes."""
 
 import math
 
@@ -12,12 +12,12 @@ from support.tiny import EXACT, LOSS_TYPES, build_model
 from trl_entropy.methods import METHODS
 
 
-# Two runs of the same arithmetic in another order; three optimizer steps at a high learning rate amplify it.
+# The runs do the same arithmetic in another order. Three steps at a high learning rate amplify rounding.
 SAME_RUN = dict(rtol=1e-3, atol=1e-4)
 
 
 def run(make_trainer, methods, **settings):
-    """A short run with updates off policy, after which all weights are finite, and each method has left its trace."""
+    """A short off-policy run: all weights stay finite, and each method has acted."""
     trainer = make_trainer(
         methods=methods, **{"steps_per_generation": 2, "max_steps": 3, **settings}, **strong(methods)
     )
@@ -34,13 +34,13 @@ def run(make_trainer, methods, **settings):
 
 @pytest.fixture(scope="module")
 def plain_runs():
-    """Weights after runs without any method, by their settings: made once, looked at by the test of each method."""
+    """Weights after runs without methods, by settings: made once, compared by the test of each method."""
     return {}
 
 
 @pytest.fixture
 def check_acts(make_trainer, plain_runs):
-    """`check_acts(methods, **settings)`: with the methods the run is another than without them."""
+    """`check_acts(methods, **settings)`: the run differs from the run without methods."""
 
     def check(methods, **settings):
         key = repr(settings)
@@ -54,11 +54,11 @@ def check_acts(make_trainer, plain_runs):
 
 
 def pairs(first, second):
-    """Each of `first` with each of `second`."""
+    """All pairs of `first` and `second`."""
     return [pytest.param([one], other, id=f"{one}-{other}") for one in first for other in second]
 
 
-# By default test_composition.py has each loss type, and the tests of a method have those that matter to it.
+# test_composition.py covers each loss type by default, the tests of a method those that matter to it.
 @pytest.mark.slow
 @pytest.mark.compatibility("{loss_type}")
 @pytest.mark.parametrize("methods, loss_type", pairs(covered(), LOSS_TYPES))
@@ -105,11 +105,11 @@ def test_gradient_checkpointing_changes_nothing(make_trainer, methods):
     torch.testing.assert_close(weights, plain, **SAME_RUN)
 
 
-@pytest.mark.slow  # by default test_head_model.py compiles the forward alone
+@pytest.mark.slow  # by default only test_head_model.py compiles the forward
 @pytest.mark.compatibility("torch.compile")
 @pytest.mark.parametrize("methods", method_sets())
 def test_compiled_model(make_trainer, methods):
-    """Dynamo and AOTAutograd for real, without the code generator, which would take a minute for each method."""
+    """Real Dynamo and AOTAutograd, without code generation, which would take a minute per method."""
     _, plain = run(make_trainer, methods)
     trainer, weights = run(make_trainer, methods, torch_compile=True, torch_compile_backend="aot_eager")
     assert isinstance(trainer.model_wrapped, torch._dynamo.eval_frame.OptimizedModule)
@@ -120,7 +120,7 @@ def test_compiled_model(make_trainer, methods):
 
 
 def reward_with_holes(completion_ids, **kwargs):
-    """No reward for the first group of four; in each other group one right, two wrong, and one without a reward."""
+    """The first group of four has no rewards. Each other group has one right, two wrong, and one missing reward."""
     return [None if row < 4 or row % 4 == 1 else float(row % 4 == 3) for row in range(len(completion_ids))]
 
 
@@ -152,7 +152,7 @@ def rollouts(own):
     return rollout
 
 
-# TRL itself takes no completion without any token: see test_contracts.py. What is left is one with nothing to learn.
+# TRL rejects completions without tokens (test_contracts.py), so here they have none that the loss counts.
 WRITTEN = {"one token": lambda row: 1, "some empty": lambda row: row % 3, "a group empty": lambda row: 3 * (row > 3)}
 
 
@@ -167,7 +167,7 @@ def test_short_completions(make_trainer, methods, own):
 @pytest.mark.parametrize("methods", method_sets())
 @pytest.mark.filterwarnings("ignore")
 def test_nothing_to_learn_at_all(make_trainer, methods):
-    """No token of the whole generation batch counts: nothing moves, and nothing breaks."""
+    """No token of the generation batch counts: weights stay the same, and nothing fails."""
     trainer = make_trainer(
         methods=methods, rollout_func=rollouts(lambda row: 0), steps_per_generation=2, **strong(methods)
     )
@@ -185,7 +185,7 @@ def test_one_token_of_the_models_own(make_trainer, methods):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_each_method_is_run(name):
-    """With others and alone; or its own tests say why not."""
+    """Each method is tested with others and alone, or its tests say why not."""
     sets = [param.values[0] for param in method_sets()]
     if settings_of(name).not_tested:
         assert not any(name in names for names in sets) and name in untested()

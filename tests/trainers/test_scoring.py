@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Entropies that reach reward functions are those of the policy that generated, at the cost that is promised."""
+"""Reward functions get the old policy's entropies, at the documented cost."""
 
 import asyncio
 import math
@@ -37,11 +37,11 @@ async def async_entropy_reward(completions, token_entropies, **kwargs):
     ids=str,
 )
 def test_entropies_are_those_of_a_direct_forward(make_trainer, settings, own, extra):
-    if "beta" in settings:  # the reference of an adapter is the model below it
+    if "beta" in settings:  # with an adapter, the reference is the base model
         settings = {**settings, "model": get_peft_model(build_model(), LoraConfig(r=2, target_modules="all-linear"))}
     trainer, output, forwards = scored(make_trainer, entropy_reward, **settings)
     ((completion_ids, entropies, masks),) = seen
-    # Where TRL makes the pass itself it is the only one; elsewhere there is one more, and the loss does not see it.
+    # If TRL makes the pass, it is the only one. Otherwise there is one more, which the loss does not see.
     assert forwards == extra and ("old_per_token_logps" in output) == own
     expected = dense_entropies(trainer, output, completion_ids)
     for row, ids in enumerate(completion_ids):
@@ -61,7 +61,7 @@ def test_entropies_are_those_of_a_direct_forward(make_trainer, settings, own, ex
     "methods, rewards", [(["kl_cov"], count_reward), (["empg"], count_reward), ([], entropy_reward)]
 )
 def test_a_reference_model_is_asked_for_no_entropies(make_trainer, tmp_path, methods, rewards, accumulation):
-    """It has TRL's own head, without entropies."""
+    """The reference has TRL's own head, without entropies."""
     build_model().save_pretrained(tmp_path / "model")
     model = Qwen2ForCausalLM.from_pretrained(tmp_path / "model").train()
     settings = dict(
@@ -87,7 +87,7 @@ def test_nothing_is_computed_unless_asked_for(make_trainer, rewards):
 
 
 def test_scoring_leaves_the_run_as_it_is(make_trainer):
-    """With a reward that ignores the entropies it takes, the run is that of stock TRL."""
+    """If the reward ignores its entropies, the run equals stock TRL's."""
 
     def ignores(completion_ids, token_entropies=None, **kwargs):
         return count_reward(completion_ids)
@@ -102,7 +102,7 @@ def test_scoring_leaves_the_run_as_it_is(make_trainer):
 
 
 def rollout_with_tools(prompts, trainer):
-    """Completions of 4, 5, ... tokens, the second and third of which came from a tool."""
+    """Completions of 4, 5, ... tokens, of which a tool wrote the second and third."""
     ids = [[5, 6, 7, 8, *range(9, 9 + row)] for row in range(len(prompts))]
     return {
         "prompt_ids": [[2, 3]] * len(prompts),
@@ -142,7 +142,7 @@ def test_a_column_of_that_name_is_refused(make_trainer, monkeypatch):
 
 
 class Own(Method):
-    """A reward of its own, and a group hook that doubles what the first token gets."""
+    """Adds a reward, and doubles the advantage of the first token in a group hook."""
 
     name = "clip_b"  # stands in for a method of the registry
     paper = METHODS["clip_b"].paper
@@ -174,7 +174,7 @@ def test_reward_and_advantages_of_a_method(make_trainer, monkeypatch):
     expected = ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)).flatten()
     torch.testing.assert_close(output["advantages"][:, 1], expected, rtol=1e-4, atol=1e-5)
     lengths = torch.tensor([len(ids) for ids in seen[0][0]])
-    # The completions table shows what is used: the mean over the tokens of each completion.
+    # The completions table shows the advantages in use: the mean over each completion's tokens.
     assert list(trainer._logs["advantages"]) == pytest.approx((expected * (lengths + 1) / lengths).tolist(), rel=1e-4)
 
 
@@ -241,7 +241,7 @@ def test_a_method_without_extra_needs_acts_once(make_trainer, monkeypatch):
 
 
 def test_trl_scores_when_a_batch_serves_more_than_one_update(make_trainer):
-    """The assumption by which the trainer makes TRL run its pass."""
+    """The trainer relies on this to make TRL run its scoring pass."""
     trainer = make_trainer(stock=True)
     trainer.num_iterations = 2
     assert "old_per_token_logps" in trainer._generate_and_score_completions([{"prompt": "w1"}] * 4)

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Prompts with images: entropies are those of the model that sees them, from every source."""
+"""Prompts with images: entropies from every source are those of the model that sees the images."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 
 WORDS = ["<pad>", "<eos>", "<image>", "user", "assistant", *(f"w{index}" for index in range(19))]
-SIDE, PATCH = 8, 4  # of an image, in pixels: four tokens each
+SIDE, PATCH = 8, 4  # image size in pixels: four tokens each
 TEMPLATE = (
     "{% for message in messages %}{{ message.role }} {% for part in message.content %}"
     "{{ '<image> ' if part.type == 'image' else part.text + ' ' }}{% endfor %}{% endfor %}"
@@ -79,7 +79,7 @@ def build_vision_model() -> LlavaForConditionalGeneration:
 
 
 def image(index: int) -> Image.Image:
-    """Four patches, each of a colour of its own."""
+    """Four patches, each with its own color."""
     picture = Image.new("RGB", (SIDE, SIDE))
     for patch in range(4):
         colour = tuple((90 * index + 60 * patch + 80 * channel) % 256 for channel in range(3))
@@ -90,7 +90,7 @@ def image(index: int) -> Image.Image:
 
 
 def build_vision_dataset() -> Dataset:
-    """Prompts of different lengths, each with an image of its own."""
+    """Prompts of different lengths, each with its own image."""
     questions = ["w1 w2", "w3 w4 w5", "w6", "w7 w8"]
     return Dataset.from_dict(
         {
@@ -148,7 +148,7 @@ def test_entropies_are_those_of_the_model_that_sees_the_image(make_trainer, sett
 
 
 def test_prompts_with_images_get_no_opening(make_trainer):
-    """Templates that open the assistant's turn are left out of the draw; without another one that is an error."""
+    """Templates with a prefill are not drawn. If no other template exists, that is an error."""
     templates = {"open": {"opening": "w11"}, "plain": {"user": "{prompt} w12"}}
     settings = dict(
         methods=["prompt_augmentation"],
@@ -169,7 +169,7 @@ def test_prompts_with_images_get_no_opening(make_trainer):
 
 
 def test_fields_of_a_processor_grow_with_the_opening(make_trainer, monkeypatch):
-    """Where prompts are of text only, a processor may still return one value per token."""
+    """For text-only prompts a processor may still return one value per token."""
     processor = build_processor()
     apply = processor.apply_chat_template
 

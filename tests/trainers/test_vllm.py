@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""With vLLM, for which stands an engine whose policy is a little off, as that of another precision is."""
+"""vLLM, simulated by an engine whose policy is slightly off, as with another precision."""
 
 import math
 
@@ -14,7 +14,7 @@ from trl_entropy.methods import METHODS
 
 
 class Engine:
-    """What TRL asks of its vLLM backend: completions, and the log-probability of each of their tokens."""
+    """Stands in for TRL's vLLM backend: completions, and the log-probability of each of their tokens."""
 
     def __init__(self, model, temperature, max_completion_length, **settings):
         self.source, self.temperature, self.length = model, temperature, max_completion_length
@@ -47,7 +47,7 @@ class Engine:
             length = row.index(1) + 1 if 1 in row else len(row)
             ids.append(row[:length])
             logprobs.append([[value] for value in values[:length]])
-        logprobs[0][0] = [None]  # as TRL's backend gives a log-probability that is not a number
+        logprobs[0][0] = [None]  # TRL's backend gives `None` for NaN
         return prompts, ids, logprobs, None
 
 
@@ -70,7 +70,7 @@ def make_vllm_trainer(make_trainer, monkeypatch):
     ids=str,
 )
 def test_entropies_are_those_of_the_model_that_is_trained(make_vllm_trainer, settings, corrects):
-    """One forward: TRL's own, where it corrects for the engine; the one that is made for us elsewhere."""
+    """One forward: TRL's own if it corrects for the engine, else the one that we make it run."""
     trainer, output, forwards = scored(make_vllm_trainer, entropy_reward, **settings)
     ((completion_ids, entropies, masks),) = seen
     assert trainer.vllm_generation.synced == 1 and forwards == 1
@@ -85,7 +85,7 @@ def test_entropies_are_those_of_the_model_that_is_trained(make_vllm_trainer, set
         logps, _ = dense_logps_and_entropy(trainer.model, output, trainer.temperature)
     mask = output["completion_mask"].bool()
     off = (logps - output["sampling_per_token_logps"]).nan_to_num() * mask
-    assert off.abs().max() > 0.01  # the engine is off, and the correction is of this
+    assert off.abs().max() > 0.01  # the engine is off, and this is corrected
     if "vllm_importance_sampling_mode" in settings:
         expected_ratio = off.exp().clamp(max=trainer.args.vllm_importance_sampling_clip_max)
     else:
@@ -96,7 +96,7 @@ def test_entropies_are_those_of_the_model_that_is_trained(make_vllm_trainer, set
 
 @pytest.mark.parametrize("methods", [["kl_cov"], ["clip_b"], ["pear", "canon", "empg", "epo"]], ids=str)
 def test_methods_learn_of_the_correction(make_vllm_trainer, monkeypatch, methods):
-    """Three steps, whose weights are synchronised before each; methods see the ratio to the engine."""
+    """Three steps, with weights synchronized before each. Methods see the ratio to the engine."""
     ratios = []
     term = METHODS[methods[-1]].loss
     monkeypatch.setattr(

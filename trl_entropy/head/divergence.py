@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The divergence of student and teacher, with a backward on the kept tokens only.
 
-TRL's kernel sweeps the vocabulary once and keeps running sums per token, from which entropy and both KLs follow, but
-returns only one of these. Here its own forward runs with the function that folds a tile into the sums standing for one
-that also remembers them, and its own backward runs on the rows that a gradient reaches.
+TRL's kernel sweeps the vocabulary once and keeps running sums per token. Entropy and both KLs follow from the sums,
+but it returns only one divergence. We run its forward with a wrapper around the function that folds a tile into the
+sums, which keeps the sums, and its backward on the rows that a gradient reaches.
 """
 
 import math
@@ -40,7 +40,7 @@ class Head(NamedTuple):
     teacher_softcap: float | None = None
 
     def at(self, rows: Tensor) -> "Head":
-        """The same for some rows (R,)."""
+        """The same arguments for the rows (R,) only."""
         return self._replace(
             student_hidden=self.student_hidden.index_select(0, rows),
             teacher_hidden=self.teacher_hidden.index_select(0, rows),
@@ -51,8 +51,8 @@ class Divergences(NamedTuple):
     """Per token, all (N,) and in nats; only `loss` has a gradient.
 
     Attributes:
-        loss: the divergence that `beta` names.
-        entropy: of the student.
+        loss: the divergence that `beta` selects.
+        entropy: entropy of the student.
         reverse: KL(student || teacher).
         forward: KL(teacher || student).
     """
@@ -64,14 +64,14 @@ class Divergences(NamedTuple):
 
 
 class SumsRecorder:
-    """Stands for the function, or the Triton kernel, that folds a tile into the running sums of its rows."""
+    """Wraps the function, or the Triton kernel, that folds a tile into the running sums, and keeps the sums."""
 
     def __init__(self, fold: Any):
         self._fold = fold
-        self._sums: dict[int, tuple[Tensor, ...]] = {}  # views into TRL's buffers by their first row
+        self._sums: dict[int, tuple[Tensor, ...]] = {}  # first row -> views into TRL's buffers
 
     def __getitem__(self, grid: tuple[int, ...]) -> "SumsRecorder":
-        """How Triton kernels are launched."""
+        """A wrapped launcher: Triton kernels are launched as `kernel[grid](...)`."""
         launcher = SumsRecorder(self._fold[grid])
         launcher._sums = self._sums
         return launcher
@@ -82,7 +82,7 @@ class SumsRecorder:
         self._fold(s_tile, s_stride, t_tile, t_stride, *args, **kwargs)
 
     def divergences(self) -> tuple[Tensor, Tensor]:
-        """Reverse and forward KL of all rows, (N,) each."""
+        """Reverse and forward KL of all rows in nats, (N,) each."""
         blocks = [self._sums[first] for first in sorted(self._sums)]
         s_max, s_sum, _, t_max, t_sum, t_gap, s_gap = (torch.cat(parts) for parts in zip(*blocks, strict=True))
         s_log_z, t_log_z = s_max + torch.log(s_sum), t_max + torch.log(t_sum)
@@ -92,16 +92,16 @@ class SumsRecorder:
 class DivergenceFunction(torch.autograd.Function):
     """TRL's kernel: `apply(*Head, live_rows)` gives [`Divergences`].
 
-    With `live_rows` the backward leaves out rows whose incoming gradient is zero. Without, it is TRL's to the bit.
+    With `live_rows` the backward leaves out rows whose incoming gradient is zero. Otherwise it is TRL's to the bit.
     """
 
     @staticmethod
     def forward(ctx, *arguments: Any) -> tuple[Tensor, ...]:
-        *head, live_rows = arguments  # last, so that the positions in `ctx.needs_input_grad` are those of TRL's kernel
+        *head, live_rows = arguments  # it is last, so that `ctx.needs_input_grad` has the positions of TRL's kernel
         tile, kernel = (SumsRecorder(getattr(chunked_divergence, name)) for name in ("_stats_tile", "_stats_kernel"))
         run = rebound(ChunkedDivergenceFunction.forward, {"_stats_tile": tile, "_stats_kernel": kernel})
         loss, entropy = run(ctx, *head)
-        empty = loss.detach()  # of no rows
+        empty = loss.detach()  # has no rows
         reverse, forward = (tile if tile._sums else kernel).divergences() if len(loss) else (empty, empty.clone())
         ctx.mark_non_differentiable(entropy, reverse, forward)
         ctx.live_rows = live_rows and loss.device.type in DYNAMIC_DEVICES
@@ -121,7 +121,7 @@ class DivergenceFunction(torch.autograd.Function):
             ),
             **{name: getattr(ctx, name) for name in ("needs_input_grad", "dtypes", "beta", "mode", "kernel_args")},
         )
-        # Every process gathers a sharded head in there, also one with no live row
+        # TRL's backward gathers a sharded head, so every process must call it, even without a live row
         grad_hidden, *others = ChunkedDivergenceFunction.backward(live, grad[rows], None)
         if grad_hidden is not None:
             grad_hidden = torch.zeros_like(hidden).index_copy_(0, rows, grad_hidden)
@@ -129,15 +129,20 @@ class DivergenceFunction(torch.autograd.Function):
 
 
 def divergences(head: Head, live_rows: bool) -> Divergences:
-    """See [`DivergenceFunction`]."""
+    """Divergences of student and teacher per token.
+
+    Args:
+        head: hidden states, heads and settings.
+        live_rows: whether the backward leaves out rows whose incoming gradient is zero.
+    """
     return Divergences(*DivergenceFunction.apply(*head, live_rows))
 
 
 @torch.no_grad()
 def student_entropy(head: Head, rows: Tensor) -> Tensor:
-    """(R,) entropies in nats of the student at some rows (R,): one sweep of its head, none of the teacher's.
+    """(R,) entropies (nats) of the student at the rows (R,), by one sweep of its head only.
 
-    Of logits that are not rounded to a narrow dtype, as TRL's are not.
+    As in TRL, the logits are not rounded to a narrow dtype.
     """
     hidden = head.student_hidden.index_select(0, rows)
     spec = HeadSpec(head.student_logit_scale, head.student_softcap, head.temperature, wide_logits=True)
@@ -147,10 +152,10 @@ def student_entropy(head: Head, rows: Tensor) -> Tensor:
 
 
 def entropy_first_is_cheaper(head: Head, ratio: float) -> bool:
-    """Whether fewer products are made by a sweep for the student's entropy and then both heads on the kept rows.
+    """Whether a sweep for the student's entropy, then both heads on the kept rows, needs fewer products.
 
-    In rows x vocabulary x width, with p passes of the loss (2 for the generalised JSD, 1 else) and ρ kept:
-    H_s + ρ p (H_s + H_t) against p (H_s + H_t); the backward is the same.
+    In units of rows x vocabulary, with hidden widths H_s and H_t, p passes of the loss (2 for generalized JSD, else 1)
+    and a share ρ of kept rows: H_s + ρ p (H_s + H_t) against p (H_s + H_t). The backward costs the same.
     """
     student, teacher = head.student_hidden.size(1), head.teacher_hidden.size(1)
     forward = (2 if 0 < head.beta < 1 else 1) * (student + teacher)

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The head as an autograd function: sweeps over tiles of logits, forward on all rows and backward on live ones."""
+"""The head as an autograd function: sweeps over tiles of logits, forward on all rows, backward on live rows."""
 
 from typing import NamedTuple
 
@@ -15,20 +15,20 @@ from .spec import MAX, SECOND, SHIFTED, SQUARES, SQUARES_SHIFTED, SUM, TARGET, H
 from .sweeps import FEWEST_ROWS, Projection, accumulator_of, backward_sweep, fold_sweep, token_slices, with_company
 
 
-# Devices on which a shape that depends on the data costs a synchronisation, and not a compilation
+# Devices on which a data-dependent shape costs a synchronization, not a compilation
 DYNAMIC_DEVICES = ("cpu", "cuda", "xpu", "mps")
 
 
 class TokenStatistics(NamedTuple):
-    """Per-token outputs of the head, all (N,), in nats; `None` where not asked for.
+    """Per-token outputs of the head, all (N,), in nats; `None` if not requested.
 
     Attributes:
         log_probs: log-probability of the label, differentiable.
-        entropy: of the whole distribution, differentiable, never below 0.
+        entropy: entropy of the whole distribution, differentiable, never below 0.
         sum_sq_probs: Σp².
         sum_sq_probs_log_probs: Σp² log p.
         second_log_probs: log-probability of the label at the second temperature.
-        nucleus_entropy: entropy of the distribution renormalised on its nucleus, differentiable.
+        nucleus_entropy: entropy of the distribution renormalized on its nucleus, differentiable.
     """
 
     log_probs: Tensor
@@ -43,8 +43,8 @@ class HeadFunction(torch.autograd.Function):
     """Statistics of `softmax(hidden @ weight.T + bias)` without `[N, V]` logits. See [`TokenStatistics`].
 
     The projection runs on tiles of at most `token_tile` x `vocab_tile` logits, in the dtype of `hidden` or of
-    autocast, and each tile is folded into a few sums per row in float32 (float64 for float64). The backward recomputes
-    the tiles of the rows that a gradient reaches. Gradients of weight and bias accumulate in float32, too.
+    autocast. Each tile is folded into a few sums per row in float32 (float64 for float64). The backward recomputes the
+    tiles of the rows that a gradient reaches. Gradients of weight and bias also accumulate in float32.
     """
 
     @staticmethod
@@ -56,12 +56,12 @@ class HeadFunction(torch.autograd.Function):
         targets: Tensor,  # (N,)
         spec: HeadSpec,
     ) -> tuple[Tensor | None, ...]:
-        # What is only logged has no gradient, rather than one of zeros
+        # Outputs that are only logged get no gradient, instead of zeros
         ctx.set_materialize_grads(False)
         device, count = hidden.device, len(hidden)
         dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else hidden.dtype
         targets = targets.contiguous()
-        if device.type == "cpu" and 0 < count < FEWEST_ROWS:  # the last row again, whose gradient is then zero
+        if device.type == "cpu" and 0 < count < FEWEST_ROWS:  # pad with copies of the last row, whose gradient is 0
             hidden, targets = (
                 torch.cat([x, x[-1:].repeat_interleave(FEWEST_ROWS - count, 0)]) for x in (hidden, targets)
             )
@@ -89,7 +89,7 @@ class HeadFunction(torch.autograd.Function):
     def backward(ctx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, *saved = ctx.saved_tensors
         rows = _row_gradients(saved, TokenStatistics(*grads))
-        # Every process gathers a sharded head, also one with no live row
+        # Gathers a sharded head, so every process must enter it, even without a live row
         with maybe_gather_lm_head_ctx(weight, bias):
             chosen = None
             if ctx.spec.live_rows and hidden.device.type in DYNAMIC_DEVICES:
@@ -113,12 +113,12 @@ class HeadFunction(torch.autograd.Function):
 def token_statistics(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, spec: HeadSpec
 ) -> TokenStatistics:
-    """Hidden states (N, H), weight (V, H), bias (V,), labels (N,) in [0, V) -> what `spec` asks for, each (N,)."""
+    """Hidden states (N, H), weight (V, H), bias (V,), labels (N,) in [0, V) -> the statistics in `spec`, each (N,)."""
     return TokenStatistics(*HeadFunction.apply(hidden, weight, bias, targets, spec))
 
 
 def _statistics(state: Tensor, nucleus: Nucleus | None, spec: HeadSpec) -> tuple[TokenStatistics, Tensor]:
-    """The outputs, and log Z (N,), of a state into which the whole vocabulary has been folded."""
+    """The outputs and log Z (N,) from a state into which the whole vocabulary has been folded."""
     log_sum = torch.log(state[SUM])
     log_z = state[MAX] + log_sum
     extra = {}
@@ -136,7 +136,7 @@ def _statistics(state: Tensor, nucleus: Nucleus | None, spec: HeadSpec) -> tuple
 
 
 def _row_gradients(saved: list[Tensor], grads: TokenStatistics) -> RowGradients:
-    """The saved (N,) tensors of the rows with the gradients of their outputs, padded as the rows were."""
+    """The saved (N,) tensors of the rows and the gradients of their outputs, padded like the rows."""
     targets, log_z, entropy, *nucleus = saved
 
     def incoming(grad: Tensor | None) -> Tensor | None:
@@ -146,7 +146,7 @@ def _row_gradients(saved: list[Tensor], grads: TokenStatistics) -> RowGradients:
     if nucleus_grad is None:
         nucleus = ()
     else:
-        # No gradient goes through a nucleus of one token or none
+        # The entropy of a nucleus with at most one token is constant, so it has no gradient
         nucleus_grad = nucleus_grad.masked_fill(nucleus[0] == torch.inf, 0.0)
     return RowGradients(
         targets, log_z, entropy, incoming(grads.log_probs), incoming(grads.entropy), nucleus_grad, *nucleus

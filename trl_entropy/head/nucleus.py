@@ -2,15 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The nucleus of each row, found without its sorted logits.
 
-A token belongs to the nucleus iff the mass of all tokens with a logit of at least its own is below `top_p` (the
-crossing token stays out), or iff the mass strictly above it is (the crossing token is in). Tied tokens go in or out
-together, so the nucleus is the tokens with logits of at least some threshold.
+A token belongs to the nucleus iff the mass of all tokens with at least its logit is below `top_p` (this excludes the
+crossing token), or iff the mass of all tokens with a higher logit is (this includes it). Tied tokens are in or out
+together, so the nucleus consists of the tokens with logits of at least some threshold.
 
-The sweep over the vocabulary keeps the few tokens of each row that are likelier than 2⁻⁹. Where they hold `top_p`, as
-they do unless the model is at a loss, the nucleus is read off them exactly. The other rows are swept once more, and
-their mass counted into bins of 2⁻⁷ nats: the bins that are full below `top_p` make up the nucleus but for the boundary
-bin. Rows in which that bin holds different logits, and more than a negligible mass, are swept a last time, over that
-bin alone, in bins of 2⁻¹⁸ nats. What shares one of those is a tie for practical purposes.
+The sweep over the vocabulary keeps the few tokens of each row with probability above 2⁻⁹. Unless the model is very
+uncertain, these hold `top_p`, and the nucleus follows from them exactly. The other rows are swept once more, and
+their mass is counted in bins of 2⁻⁷ nats. The nucleus is then known except for the boundary bin, in which the mass
+crosses `top_p`. If that bin holds different logits and more than a negligible mass, the row is swept a last time, over
+that bin only, in bins of 2⁻¹⁸ nats. Tokens that share one of these count as ties.
 """
 
 import math
@@ -23,33 +23,36 @@ from torch.nn.functional import pad
 from ..functional import accumulator_dtype
 
 
-# Tokens kept of each row: those likelier than this, and so many that even before much of the vocabulary has been seen
-# hardly a row has more
+# Tokens kept of each row: those with probability above `LIKELY`, at most `CAPACITY`. While little of the vocabulary
+# has been seen, more tokens pass `LIKELY`; `CAPACITY` leaves room for them in almost every row.
 LIKELY = 2.0**-9
 CAPACITY = 256
 BIN_WIDTH = 2.0**-7  # nats
 BINS = 2048
 WINDOW = BINS * BIN_WIDTH  # nats below the largest logit
-# Mass of a boundary bin that may be split wrongly: the nucleus is then exact for a `top_p` smaller by at most this
+# Mass of a boundary bin that may be assigned wrongly: the nucleus is then exact for a `top_p` lower by at most this
 BOUNDARY_TOLERANCE = 1e-3
-# Variance, in squared bin widths and rounding errors, up to which a bin holds a single logit
+# A bin counts as holding a single logit up to this variance, in squared bin widths times machine epsilon
 SINGLE_LOGIT_VARIANCE = 32
-# Columns whose maximum is looked at first, since nearly all tokens are too unlikely to matter
+# Columns that are skipped by their maximum, because nearly all tokens are too unlikely to matter
 GROUP = 64
-# Rows whose bins are read at once, so that it takes little scratch memory
+# Rows whose bins are read at once, to save scratch memory
 READ_ROWS = 128
 
 
 def highest_top_p(vocab: int) -> float:
-    """The largest mass whose nucleus is sure not to reach below the window of bins."""
+    """The largest `top_p` whose nucleus certainly lies within the window of bins."""
     return 1 - vocab * math.exp(BIN_WIDTH - WINDOW)
 
 
 @dataclass(frozen=True)
 class Nucleus:
-    """All (N,): the smallest final logit inside, logarithm of its probability, and its entropy in nats.
+    """The nucleus of each row. If it has at most one token, threshold is inf, and the others are 0.
 
-    A nucleus of one token or none, on which nothing depends, has threshold inf, log-probability 0 and entropy 0.
+    Attributes:
+        threshold: (N,) the nucleus is the tokens with final logits of at least this.
+        log_share: (N,) logarithm of its probability.
+        entropy: (N,) its entropy in nats.
     """
 
     threshold: Tensor
@@ -58,7 +61,7 @@ class Nucleus:
 
     @classmethod
     def of_sums(cls, mass: Tensor, shifted: Tensor, threshold: Tensor, row_max: Tensor, sum_exp: Tensor) -> "Nucleus":
-        """From Σ e and Σ e·d inside, and the d at the threshold, with d = final logit - maximum and e = exp(d)."""
+        """From Σ e and Σ e·d over the nucleus and d at its threshold; d = final logit - maximum, e = exp(d)."""
         entropy = (torch.log(mass) - shifted / mass).nan_to_num(nan=0.0).clamp(min=0)
         trivial = entropy == 0
         threshold = (threshold + row_max).masked_fill(trivial, torch.inf)
@@ -66,18 +69,18 @@ class Nucleus:
         return cls(*(value.to(row_max.dtype) for value in (threshold, log_share, entropy)))
 
     def put(self, rows: slice | Tensor, values: "Nucleus") -> None:
-        """Write the nuclei of some of the rows."""
+        """Writes the nuclei of some rows."""
         for name in vars(self):
             getattr(self, name)[rows] = getattr(values, name)
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Where bins are cut, all (r,), with d = final logit - maximum of the row and e = exp(d).
+    """The cut between nucleus and rest, all (r,), with d = final logit - maximum of the row and e = exp(d).
 
     Attributes:
         mass, shifted: Σ e and Σ e·d of the nucleus.
-        threshold: the d that separates the nucleus from the rest.
+        threshold: d that separates the nucleus from the rest.
         full_mass, full_shifted: the same sums over the bins above the boundary bin.
         boundary: lower edge of the boundary bin.
         unresolved: whether the boundary bin holds different logits and more than a negligible mass.
@@ -95,17 +98,17 @@ class Cut:
         return Cut(*(value[rows] for value in vars(self).values()))
 
     def put(self, rows: Tensor, values: "Cut") -> None:
-        """Write the cuts of some of the rows."""
+        """Writes the cuts of some rows."""
         for name in vars(self):
             getattr(self, name)[rows] = getattr(values, name)
 
 
 class Candidates:
-    """The likely tokens of rows, as they turn up.
+    """The likely tokens of each row found so far.
 
     Attributes:
-        z: (N, CAPACITY) their final logits, in any order; -inf where there are fewer.
-        found: (N,) how many there were.
+        z: (N, CAPACITY) their final logits, in any order, padded with -inf.
+        found: (N,) their number, which can exceed `CAPACITY`.
     """
 
     def __init__(self, z: Tensor, found: Tensor):
@@ -120,7 +123,7 @@ class Candidates:
         return Candidates(self.z[rows], self.found[rows])
 
     def add(self, z: Tensor, e: Tensor, total: Tensor) -> None:
-        """Keep what is likely in a block (n, w) of final logits, given exp(z - maximum) and its sum so far (n,)."""
+        """Keeps the likely tokens of a block (n, w) of final logits; e = exp(z - maximum), total (n,) = Σ e so far."""
         row, chosen = _at_least(e, LIKELY * total)
         found = torch.bincount(row, minlength=len(z))
         place = torch.arange(len(row), device=row.device) - (found.cumsum(0) - found - self.found)[row]
@@ -129,21 +132,21 @@ class Candidates:
         self.found += found
 
     def settle(self, row_max: Tensor, sum_exp: Tensor, top_p: float, include_crossing: bool) -> tuple[Nucleus, Tensor]:
-        """The nuclei (N,), and (N,) bool: whether the likely tokens were enough to find them."""
+        """The nuclei (N,), and (N,) bool: whether the likely tokens sufficed to find them."""
         total = sum_exp.to(accumulator_dtype(sum_exp.device)).unsqueeze(-1)
         d = self.z.sort(-1, descending=True).values.to(total.dtype) - row_max.unsqueeze(-1)
         likely = d.exp() > LIKELY * total
         e = d.exp() * likely
         at_least, target = e.cumsum(-1), top_p * total
-        # Tied tokens share the mass at the last of them, and the mass above the first
+        # Tied tokens share the mass down to the last of them, and the mass above the first of them
         next_differs = pad(d[:, :-1] != d[:, 1:], (0, 1), value=True)
         above = torch.where(pad(next_differs[:, :-1], (1, 0), value=True), at_least - e, 0.0).cummax(-1).values
         at_least = torch.where(next_differs, at_least, torch.inf).flip(-1).cummin(-1).values.flip(-1)
-        # Where the likeliest token alone crosses, there is no entropy, be it in or out; but equals may cross together
+        # If the likeliest token alone crosses, the entropy is 0, in or out. Several equal tokens may cross together.
         decided = (target <= 1) & (top_p > 0.5 or not include_crossing)
         settled = decided | ((e.sum(-1, keepdim=True) >= target) & (self.found <= CAPACITY).unsqueeze(-1))
         inside = likely & ((above if include_crossing else at_least) < target) & ~decided
-        # Tokens that are not kept are below the likely ones
+        # Tokens that were not kept lie below the likely ones
         lowest = torch.where(inside, d, torch.inf).amin(-1)
         highest = torch.maximum(torch.where(inside, -torch.inf, d).amax(-1), torch.log(LIKELY * total).squeeze(-1))
         mass, shifted = (e * inside).sum(-1), (e * d.nan_to_num(neginf=0.0) * inside).sum(-1)
@@ -151,12 +154,12 @@ class Candidates:
 
 
 class Histogram:
-    """Mass of rows by d = final logit - maximum of the row, in `BINS` bins of `width` nats from `low` (r,) on.
+    """Mass of rows by d = final logit - maximum of the row, in `BINS` bins of `width` nats, starting at `low` (r,).
 
     Attributes:
         row_max: (r,) maximum of the final logits.
-        lowest, highest: (r,) bounds of the d to count, the upper one exclusive.
-        planes: (3, r, BINS) sums of e = exp(d), of e·f and of e·f², with f in [0, 1] the place within the bin.
+        lowest, highest: (r,) bounds of d to count, the upper bound exclusive.
+        planes: (3, r, BINS) sums of e = exp(d), of e·f and of e·f², where f in [0, 1] is the place within the bin.
     """
 
     def __init__(self, row_max: Tensor, low: Tensor, lowest: Tensor, highest: Tensor, width: float):
@@ -165,18 +168,18 @@ class Histogram:
 
     @classmethod
     def of_window(cls, row_max: Tensor, sum_exp: Tensor, top_p: float, vocab: int) -> "Histogram":
-        """Over the window below the maximum. Tokens likelier than (1 - top_p)/vocab suffice to cross `top_p`."""
-        likely = torch.log(sum_exp * ((1 - top_p) / vocab)) - BIN_WIDTH  # less a margin for rounding
+        """Bins the window below the maximum. Tokens likelier than (1 - top_p)/vocab suffice to cross `top_p`."""
+        likely = torch.log(sum_exp * ((1 - top_p) / vocab)) - BIN_WIDTH  # with a margin for rounding
         low = torch.full_like(row_max, -WINDOW)
         return cls(row_max, low, torch.maximum(likely, low), torch.full_like(low, torch.inf), BIN_WIDTH)
 
     def refined(self, rows: Tensor, cut: "Cut") -> "Histogram":
-        """Over the boundary bins of some of the rows."""
+        """Bins the boundary bins of some rows more finely."""
         low = cut.boundary[rows].to(self.row_max.dtype)
         return Histogram(self.row_max[rows], low, low, low + self.width, self.width / BINS)
 
     def count(self, rows: slice, z: Tensor) -> None:
-        """Count a block (r, w) of final logits."""
+        """Counts a block (r, w) of final logits."""
         d = z - self.row_max[rows].unsqueeze(-1)
         row, chosen = _at_least(d, self.lowest[rows])
         d = d.view(-1)[chosen]
@@ -192,7 +195,7 @@ class Histogram:
             weight = weight * place
 
     def cut(self, target: Tensor, above: "Cut | None", include_crossing: bool) -> "Cut":
-        """Cut where the bins hold `target` mass (r,), together with the full bins of `above`, of which these refine one."""
+        """The cut at `target` mass (r,). If these bins refine the boundary bin of `above`, its full bins count too."""
         parts = []
         for rows in torch.arange(len(target), device=target.device).split(READ_ROWS):
             full = (torch.zeros_like(target),) * 2 if above is None else (above.full_mass, above.full_shifted)
@@ -228,21 +231,21 @@ class Histogram:
 
 
 def _last(values: Tensor, mask: Tensor, otherwise: Tensor) -> Tensor:
-    """(r,) the last of `values` (r, BINS) under `mask`, or `otherwise` (r,) where there is none."""
+    """(r,) the last of `values` (r, BINS) under `mask`; `otherwise` (r,) if the mask is empty."""
     index = torch.where(mask, torch.arange(BINS, device=mask.device), -1).amax(-1)
     return values.gather(1, index.clamp(min=0).unsqueeze(-1)).squeeze(-1).where(index >= 0, otherwise)
 
 
 def _between(lowest: Tensor, highest: Tensor) -> Tensor:
-    """A threshold between the lowest logit inside and the highest outside.
+    """A threshold between the lowest logit inside and the highest outside, away from both.
 
-    No logit is near it, since logits that are recomputed in another product may differ in their last digit.
+    The backward recomputes logits, which may then differ in their last digit.
     """
     return lowest - ((lowest - highest) / 2).clamp(max=BIN_WIDTH / 2)
 
 
 def _at_least(values: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
-    """Row and place in the flattened block (n, w), both (M,), of the values not below the floor (n,) of their row."""
+    """Row and flat index in the block (n, w), both (M,), of the values not below the floor (n,) of their row."""
     width = values.shape[1]
     padding = -width % GROUP
     if padding:

@@ -1,10 +1,10 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Give a model the head, around TRL's own fused forward.
+"""Adds the head to a model, around TRL's own fused forward.
 
-TRL's forward runs the backbone, gathers a sharded head, and picks and scatters the scored positions. All of that stays
-TRL's: its function is bound again with two of its global names, the kernel it calls and the test for devices on which
-it scores the labelled positions only, standing for ours.
+TRL's forward runs the backbone, gathers a sharded head, and selects and scatters the scored positions. We keep all of
+that. Our copy of the function has two global names replaced: the kernel, and the test for devices on which only
+labeled positions are scored.
 """
 
 import functools
@@ -32,17 +32,17 @@ from .spec import HeadSpec
 _ADAPTER_LAYERS = (import_module("peft.tuners.tuners_utils").BaseTunerLayer,) if is_peft_available() else ()
 HEAD_STATISTICS = ("second_moments", "nucleus_entropy", "second_temperature")
 NUCLEUS_RULES = ("exclude", "include")
-# Fields of the outputs that TRL's do not have.
+# Fields of the outputs that TRL's outputs lack.
 EXTRA_OUTPUTS = ("sum_sq_probs", "sum_sq_probs_log_probs", "nucleus_entropy", "second_log_probs")
-# The names in TRL's module that its fused forward looks up, and that this one replaces
+# Global names that TRL's fused forward looks up, which we replace
 KERNEL, SCORES_LABELLED_ONLY = "_ChunkedLogProbFunction", "_use_triton"
 
 
 @dataclass
 class EntropyCausalLMOutput(FusedCausalLMOutput):
-    """TRL's outputs, with the statistics that were asked for; the others are `None`.
+    """TRL's outputs and the requested statistics; statistics that were not requested are `None`.
 
-    All have the shape of `log_probs`, (batch, seq_len - 1), are in nats and zero where the label is `-100`.
+    All have the shape of `log_probs`, (batch, seq_len - 1). They are in nats, and 0 where the label is `-100`.
 
     Args:
         sum_sq_probs (`torch.Tensor`, *optional*):
@@ -50,7 +50,7 @@ class EntropyCausalLMOutput(FusedCausalLMOutput):
         sum_sq_probs_log_probs (`torch.Tensor`, *optional*):
             Σp² log p of the next-token distribution, without gradient.
         nucleus_entropy (`torch.Tensor`, *optional*):
-            Entropy of the next-token distribution renormalised on its nucleus, with gradient.
+            Entropy of the next-token distribution renormalized on its nucleus, with gradient.
         second_log_probs (`torch.Tensor`, *optional*):
             Log-probability of each next-token label at the second temperature, without gradient.
     """
@@ -63,12 +63,12 @@ class EntropyCausalLMOutput(FusedCausalLMOutput):
 
 @dataclass
 class Recorded:
-    """The outputs of the forwards that were made while a head recorded."""
+    """The outputs of the forwards made while a head recorded."""
 
     outputs: list[EntropyCausalLMOutput] = field(default_factory=list)
 
     def statistics(self, length: int) -> dict[str, Tensor]:
-        """(B, length) statistics of the last tokens of each row, of forwards over parts of the batch put together."""
+        """(B, length) statistics of the last tokens of each row. Forwards over parts of the batch are concatenated."""
         names = [name for name in EXTRA_OUTPUTS if self.outputs and getattr(self.outputs[0], name) is not None]
         return {name: torch.cat([getattr(output, name)[:, -length:] for output in self.outputs]) for name in names}
 
@@ -78,12 +78,15 @@ class EntropyHead:
     """The settings of a model's head. They may change between forwards; each forward checks and reads them.
 
     Attributes:
-        statistics: among `second_moments`, `nucleus_entropy` and `second_temperature`: what the forward computes next
-            to log-probabilities and entropy.
-        live_rows: leave tokens that no gradient reaches out of the backward.
+        statistics: what the forward computes in addition to log-probabilities and entropy: any of `second_moments`,
+            `nucleus_entropy` and `second_temperature`.
+        live_rows: whether the backward leaves out tokens that no gradient reaches.
         top_p: mass of the nucleus, in (0, 1).
-        nucleus_rule: whether the token that crosses `top_p` is in the nucleus, `include`, or out of it, `exclude`.
-        second_temperature: the second temperature, of the logits before the first is applied.
+        nucleus_rule: `include` if the token that crosses `top_p` is in the nucleus, `exclude` if it is not.
+        second_temperature: the second temperature. It applies to the logits before the first temperature.
+
+    Raises:
+        `ValueError`: a setting is out of range.
     """
 
     statistics: tuple[str, ...] = ()
@@ -99,7 +102,10 @@ class EntropyHead:
 
     @contextmanager
     def recording(self, *statistics: str, **settings: Any) -> Iterator["Recorded"]:
-        """Computes `statistics` with `settings`, and keeps the outputs of each forward for callers who do not see them."""
+        """Within the context, computes `statistics` with `settings` and keeps the outputs of each forward.
+
+        TRL's trainer passes on only some outputs of a forward. This returns the others.
+        """
         changed = {"statistics": statistics, **settings}
         before = {name: getattr(self, name) for name in changed}
         try:
@@ -113,7 +119,7 @@ class EntropyHead:
                 setattr(self, name, value)
 
     def check(self) -> None:
-        """Raises `ValueError` that names the field, its value and what is accepted."""
+        """Raises `ValueError`, naming the field, its value and what is accepted."""
         unknown = [name for name in self.statistics if name not in HEAD_STATISTICS]
         if isinstance(self.statistics, str) or unknown:
             raise ValueError(
@@ -142,7 +148,7 @@ class EntropyHead:
         logit_scale: float = 1.0,
         outputs: tuple[str, ...] = (),
     ) -> tuple[Tensor, Tensor, None, None, None]:
-        """What TRL's forward calls in the place of its kernel's `apply`."""
+        """Called by TRL's forward instead of its kernel's `apply`."""
         spec = HeadSpec(
             logit_scale=logit_scale,
             softcap=final_logit_softcapping,
@@ -158,7 +164,7 @@ class EntropyHead:
         return self._computed.log_probs, self._computed.entropy, None, None, None
 
     def extend(self, outputs: FusedCausalLMOutput) -> EntropyCausalLMOutput:
-        """TRL's outputs with the statistics of the same forward, at the positions of their tokens."""
+        """TRL's outputs with the statistics of the same forward at their tokens' positions."""
         computed, self._computed = self._computed, None
         mask = outputs.label_mask
         compact = len(computed.log_probs) != mask.numel()
@@ -185,15 +191,24 @@ def add_entropy_head(
     nucleus_rule: str = "exclude",
     second_temperature: float | None = None,
 ) -> EntropyHead:
-    """Have `model(..., labels=labels, fused_lm_head=True)` return [`EntropyCausalLMOutput`].
+    """Makes `model(..., labels=labels, fused_lm_head=True)` return [`EntropyCausalLMOutput`].
 
-    The call and its outputs are those of TRL's `add_fused_lm_head` with log-probabilities and entropy, on a model that
-    may have TRL's head already, inside PEFT or not. Differences: entropy is accumulated relative to the largest logit,
-    so that small entropies are exact; the backward leaves out tokens whose incoming gradients are all zero; on a CPU,
-    too, only labelled positions are projected.
+    Call and outputs are those of TRL's `add_fused_lm_head` with log-probabilities and entropy. Differences: entropy is
+    accumulated relative to the largest logit, so small entropies are exact; the backward leaves out tokens whose
+    incoming gradients are all 0; only labeled positions are projected, on a CPU too.
 
-    Returns the settings of the head, which may be changed from one forward to the next. Raises `ValueError` for
-    settings out of range and for a PEFT adapter on the LM head, which would be ignored and never trained.
+    Args:
+        model: the model, inside PEFT or not. It may have TRL's fused head already.
+        temperature: of the logits.
+        cast_lm_head_to_fp32: as in TRL.
+        statistics, live_rows, top_p, nucleus_rule, second_temperature: as in [`EntropyHead`].
+
+    Returns:
+        The head's settings, which may change between forwards.
+
+    Raises:
+        `ValueError`: a setting is out of range, or a PEFT adapter is on the LM head. The adapter would be ignored and
+            never trained.
     """
     head = EntropyHead(statistics, live_rows, top_p, nucleus_rule, second_temperature)
     model = model.get_base_model() if is_peft_model(model) else model
@@ -204,7 +219,7 @@ def add_entropy_head(
         {KERNEL: head, SCORES_LABELLED_ONLY: lambda device: device.type in DYNAMIC_DEVICES},
     )
 
-    # Keep the original signature: `generate` validates its model kwargs against it
+    # `generate` validates its model kwargs against the original signature, so keep it
     @functools.wraps(type(model).forward)
     def forward(self, *args, fused_lm_head: bool = False, **kwargs):
         if not fused_lm_head:
@@ -221,5 +236,5 @@ def _refuse_adapter(model: PreTrainedModel) -> None:
     if isinstance(model.get_output_embeddings(), _ADAPTER_LAYERS):
         raise ValueError(
             "`target_modules` of the PEFT adapter must leave out `lm_head`, got an adapter on it: the fused head "
-            "multiplies by the base weight directly, so that the adapter would be ignored and never trained."
+            "multiplies by the base weight directly, so the adapter would be ignored and never trained."
         )

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""A function of another package with some of the names that it looks up standing for other objects."""
+"""Replaces names that a function of another package looks up."""
 
 import types
 from collections.abc import Callable, Iterator
@@ -10,9 +10,14 @@ from typing import Any
 
 
 def rebound(function: Callable, names: dict[str, Any]) -> Callable:
-    """A copy of `function` for which some global names that it uses stand for other objects.
+    """A copy of `function` that finds other objects under some of its global names.
 
-    Raises `RuntimeError` where it no longer uses one of them.
+    Args:
+        function: function of another package.
+        names: the objects by global name.
+
+    Raises:
+        `RuntimeError`: the function does not use one of the names.
     """
     missing = [name for name in names if name not in function.__code__.co_names]
     if missing:
@@ -20,7 +25,7 @@ def rebound(function: Callable, names: dict[str, Any]) -> Callable:
             f"`{function.__module__}.{function.__qualname__}` no longer uses {missing}: this release is not supported."
         )
     copy = types.FunctionType(
-        function.__code__.replace(),  # a copy: Dynamo caches by code, and what it caches belongs to these globals
+        function.__code__.replace(),  # Dynamo caches by code object, and these globals need their own cache
         {**function.__globals__, **names},
         function.__name__,
         function.__defaults__,
@@ -32,7 +37,7 @@ def rebound(function: Callable, names: dict[str, Any]) -> Callable:
 
 @contextmanager
 def swapped(module: ModuleType, name: str, value: Any) -> Iterator[None]:
-    """Within the context `module.name` is `value`."""
+    """Within the context, `module.name` is `value`."""
     original = getattr(module, name)
     setattr(module, name, value)
     try:

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What one call of the head computes, and the running state of a row that every backend folds tiles into."""
+"""Settings of one call of the head, and the running state of a row, which every backend folds tiles into."""
 
 from dataclasses import dataclass
 
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 
-# Rows of the state, a tensor (STATE_ROWS, N). With z the final logits of a token, m their running maximum over the
-# vocabulary seen so far, d = z - m and e = exp(d): all sums are over that vocabulary. Shifting by the maximum keeps
-# every term of the entropy of one sign, so that an entropy of 1e-6 nats at logits of 60 is not lost to cancellation.
+# Rows of the state, a tensor (STATE_ROWS, N). z are the final logits of a token, m is their running maximum over the
+# vocabulary seen so far, d = z - m and e = exp(d). All sums run over that vocabulary. Because of the shift by the
+# maximum, all terms of the entropy have one sign: an entropy of 1e-6 nats at logits of 60 is not lost to cancellation.
 MAX = 0  # m
 SUM = 1  # Σ e
 SHIFTED = 2  # Σ e·d
@@ -23,18 +23,18 @@ STATE_ROWS = 7
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """How logits become final logits, and which statistics of their softmax are wanted.
+    """How logits become final logits, and which statistics of their softmax to compute.
 
     Attributes:
         logit_scale, softcap, temperature: final logits are `softcap·tanh(x·logit_scale/softcap)/temperature`, without
-            the tanh where `softcap` is `None`.
-        second_moments: also Σp² and Σp² log p.
-        second_temperature: also the log-probability of the label at this temperature.
-        top_p: also the entropy of the nucleus that holds this mass.
+            the tanh if `softcap` is `None`.
+        second_moments: whether to compute Σp² and Σp² log p.
+        second_temperature: if set, compute the label's log-probability at this temperature.
+        top_p: if set, compute the entropy of the nucleus of this mass.
         include_crossing: whether the token that crosses `top_p` belongs to the nucleus.
-        live_rows: leave rows without gradient out of the backward.
-        wide_logits: sums of products in float32 are not rounded to a narrower dtype, as in TRL's divergence.
-        vocab_tile, token_tile: the largest tile of logits that exists at any time.
+        live_rows: whether the backward leaves out rows without gradient.
+        wide_logits: whether products keep float32 instead of rounding to a narrower dtype, as in TRL's divergence.
+        vocab_tile, token_tile: columns and rows of the largest tile of logits.
     """
 
     logit_scale: float = 1.0
@@ -51,7 +51,7 @@ class HeadSpec:
 
     @property
     def second_ratio(self) -> float | None:
-        """What a shifted logit is multiplied by to get from the temperature to the second one."""
+        """Factor that takes a shifted logit from the temperature to the second temperature."""
         return None if self.second_temperature is None else self.temperature / self.second_temperature
 
     @property
@@ -61,14 +61,14 @@ class HeadSpec:
 
 @dataclass(frozen=True)
 class RowGradients:
-    """What the gradient of a row's logits depends on, all (N,); a field is `None` where no gradient arrives.
+    """The values that the gradient of a row's logits depends on, all (N,). `None` if no gradient arrives.
 
     Attributes:
         targets, log_z, entropy: label, log-partition and entropy of the row.
         log_probs_grad, entropy_grad, nucleus_grad: incoming gradients.
         threshold: the nucleus is the tokens with final logits of at least this.
         log_share: logarithm of the probability of the nucleus.
-        nucleus_entropy: entropy of the distribution renormalised on the nucleus.
+        nucleus_entropy: entropy of the distribution renormalized on the nucleus.
     """
 
     targets: Tensor
@@ -82,7 +82,7 @@ class RowGradients:
     nucleus_entropy: Tensor | None = None
 
     def live(self) -> Tensor:
-        """(N,) bool: rows that any gradient reaches. A NaN is a gradient, so that it is not hidden."""
+        """(N,) bool: rows that any gradient reaches. NaN counts as a gradient, so it stays visible."""
         grads = (self.log_probs_grad, self.entropy_grad, self.nucleus_grad)
         reached = torch.zeros_like(self.log_z, dtype=torch.bool)
         for grad in grads:
@@ -95,7 +95,7 @@ class RowGradients:
 
 
 def new_state(rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The state of rows of which no tile has been folded yet."""
+    """The initial state of rows, before any tile is folded."""
     state = torch.zeros((STATE_ROWS, rows), dtype=dtype, device=device)
     state[MAX] = -torch.inf
     return state

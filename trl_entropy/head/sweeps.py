@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Sweeps over the vocabulary: each projects some rows onto all of it, one tile of logits after another."""
+"""Sweeps over the vocabulary: each projects rows onto all of it, one tile of logits after another."""
 
 from collections.abc import Iterator
 from types import ModuleType
@@ -16,14 +16,14 @@ from .nucleus import Candidates, Histogram, Nucleus, highest_top_p
 from .spec import MAX, SUM, HeadSpec, RowGradients
 
 
-# A matrix product of fewer rows per thread than a few is rounded differently from one of many
+# A matrix product of very few rows per thread is rounded differently from one of many
 FEWEST_ROWS = 16
-# Rows whose nuclei are searched in bins at once; the bins of a row take 24 KiB
+# Rows whose nuclei are found by bins at once; the bins of one row take 24 KiB
 NUCLEUS_ROWS = 1024
 
 
 class Projection:
-    """The head and one buffer for its tiles, for blocks of at most the rows of the longest of `slices`."""
+    """The head and one buffer for its tiles, with as many rows as the longest of `slices`."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, spec: HeadSpec, slices: list[slice]):
         self.weight, self.bias, self.dtype, self.spec = weight, bias, dtype, spec
@@ -33,7 +33,7 @@ class Projection:
         self._buffer = weight.new_empty((rows, min(spec.vocab_tile, len(weight))), dtype=tile_dtype)
 
     def tiles(self, hidden: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """First token, rows of the weight (w, H) and raw logits (n, w) of one tile of the vocabulary after another."""
+        """For each tile of the vocabulary: its first token, rows of the weight (w, H), and raw logits (n, w)."""
         for start in range(0, len(self.weight), self.spec.vocab_tile):
             stop = min(start + self.spec.vocab_tile, len(self.weight))
             columns = self.weight[start:stop].to(self.dtype)
@@ -47,8 +47,8 @@ class Projection:
             yield start, columns, tile
 
     def tiles_of(self, hidden: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Tile, and the rows (r,) of it, that hold the raw logits of some of the rows that were just swept."""
-        if len(self.weight) <= self.spec.vocab_tile:  # all of their logits are still there
+        """Tiles with the raw logits of some of the rows just swept, each with the rows (r,) within the tile."""
+        if len(self.weight) <= self.spec.vocab_tile:  # the buffer still holds all their logits
             yield self._buffer[: len(hidden)], rows
         else:
             every = torch.arange(len(rows), device=rows.device)
@@ -57,9 +57,10 @@ class Projection:
 
 
 def fold_sweep(projection: Projection, hidden: Tensor, targets: Tensor, state: Tensor) -> Nucleus | None:
-    """Fold the logits of the whole vocabulary into `state`, and find the nuclei where the spec asks for them.
+    """Folds the logits of the whole vocabulary into `state`, and finds the nuclei if the spec has a `top_p`.
 
-    Raises `ValueError` where so much mass is asked for that a nucleus might reach below the window of bins.
+    Raises:
+        `ValueError`: `top_p` is so high that a nucleus could reach below the window of bins.
     """
     spec, vocab = projection.spec, len(projection.weight)
     if spec.top_p is not None and spec.top_p > highest_top_p(vocab):
@@ -80,7 +81,7 @@ def fold_sweep(projection: Projection, hidden: Tensor, targets: Tensor, state: T
 def _nuclei_from_bins(
     projection: Projection, hidden: Tensor, rows: Tensor, row_max: Tensor, sum_exp: Tensor
 ) -> Nucleus:
-    """The nuclei of some `rows` (r,) that have just been swept, by one or two more sweeps over them."""
+    """The nuclei of some of the rows just swept, `rows` (r,), by one or two more sweeps."""
     spec = projection.spec
 
     def counted(histogram: Histogram, rows: Tensor) -> Histogram:
@@ -108,7 +109,7 @@ def backward_sweep(
     """Gradients of hidden (in its dtype), and of weight and bias (accumulated), over the rows in `picks`."""
     weight, bias, accumulator = projection.weight, projection.bias, accumulator_of(projection.dtype)
     grad_hidden = torch.zeros_like(hidden) if needed[0] else None
-    # On a CPU, where memory is slow, the first product is written rather than added to zeros
+    # Memory is slow on a CPU: write the first product instead of adding it to zeros
     fresh = len(picks) > 0 and weight.device.type == "cpu"
     start_from = torch.empty_like if fresh else torch.zeros_like
     grad_weight = start_from(weight, dtype=accumulator) if needed[1] else None
@@ -131,7 +132,7 @@ def backward_sweep(
 
 
 def _accumulate(total: Tensor, a: Tensor, b: Tensor, fresh: bool = False) -> None:
-    """`total += a @ b`, or `total = a @ b`, without rounding the product to a narrower dtype than that of `total`."""
+    """`total += a @ b`, or `total = a @ b`, without rounding the product to a narrower dtype than `total`'s."""
     if fresh:
         torch.mm(a.to(total.dtype), b.to(total.dtype), out=total)
     elif total.dtype == torch.float64:
@@ -141,7 +142,7 @@ def _accumulate(total: Tensor, a: Tensor, b: Tensor, fresh: bool = False) -> Non
 
 
 def with_company(wanted: Tensor) -> Tensor:
-    """(N,) bool -> indices of the wanted rows, in order; if any, with as many others as make up `FEWEST_ROWS`."""
+    """(N,) bool -> sorted indices of the wanted rows; if any, filled up to `FEWEST_ROWS` with other rows."""
     count = int(wanted.sum())
     if 0 < count < FEWEST_ROWS:
         count = min(FEWEST_ROWS, len(wanted))
@@ -149,7 +150,7 @@ def with_company(wanted: Tensor) -> Tensor:
 
 
 def token_slices(count: int, limit: int) -> list[slice]:
-    """Slices of about equal length, of at most `limit` rows, over `count` rows."""
+    """Slices of about equal length that cover `count` rows, at most `limit` rows each."""
     parts = -(-count // limit)
     return [slice(i * count // parts, (i + 1) * count // parts) for i in range(parts)]
 
@@ -159,7 +160,7 @@ def accumulator_of(dtype: torch.dtype) -> torch.dtype:
 
 
 def backend_for(device: torch.device, dtype: torch.dtype) -> ModuleType:
-    """The module that folds tiles: Triton kernels where there are some for the device, torch elsewhere."""
+    """The module that folds tiles: Triton kernels if the device has them, else torch."""
     if _use_triton(device) and dtype != torch.float64:
         from . import triton_tiles
 

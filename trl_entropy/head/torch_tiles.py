@@ -1,9 +1,8 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Tiles of logits folded into row statistics, and turned into their own gradient, in torch.
+"""Folds tiles of logits into row statistics, and overwrites them with their gradient, in torch.
 
-A tile is worked on a few rows at a time: the intermediate results then stay in the processor's cache, where a whole
-tile's would each take a trip to memory.
+A few rows of a tile are processed at a time, so that intermediate results stay in the processor's cache.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from .nucleus import Candidates, Histogram
 from .spec import MAX, SECOND, SHIFTED, SQUARES, SQUARES_SHIFTED, SUM, TARGET, HeadSpec, RowGradients
 
 
-# Elements of a tile worked on at once: 2 MiB of float32 on a CPU; elsewhere only so that scratch memory stays small
+# Elements of a tile processed at once: 2 MiB of float32 on a CPU. On other devices this only bounds scratch memory.
 CPU_BLOCK = 2**19
 DEVICE_BLOCK = 2**25
 
@@ -23,13 +22,13 @@ DEVICE_BLOCK = 2**25
 def fold(
     tile: Tensor, start: int, targets: Tensor, state: Tensor, spec: HeadSpec, candidates: Candidates | None = None
 ) -> None:
-    """Fold the raw logits `tile` (n, w) of the vocabulary from `start` on into `state` (STATE_ROWS, n)."""
+    """Folds the raw logits `tile` (n, w) of the vocabulary from `start` on into `state` (STATE_ROWS, n)."""
     scratch = _Scratch(tile, state.dtype)
     for rows in _blocks(tile):
         block, buffer = state[:, rows], scratch.of(rows)
         z = _final_logits(tile[rows], spec, state.dtype, buffer)
         new_max = torch.maximum(block[MAX], z.amax(-1))
-        # The first tile finds a maximum of -inf, and sums of zero that no shift changes
+        # For the first tile the maximum is -inf and the sums are 0, which no shift changes
         shift = torch.where(block[MAX] == -torch.inf, 0.0, block[MAX] - new_max)
         rescale = shift.exp()
         d = torch.sub(z, new_max.unsqueeze(-1), out=buffer("d"))
@@ -53,7 +52,7 @@ def fold(
 
 
 def count(tile: Tensor, rows: Tensor, histogram: Histogram, spec: HeadSpec) -> None:
-    """Count some `rows` (r,) of the raw logits `tile` (n, w) into a histogram of as many."""
+    """Counts `rows` (r,) of the raw logits `tile` (n, w) into a histogram of r rows."""
     scratch = _Scratch(tile[: len(rows)], histogram.row_max.dtype)
     for part in _blocks(tile[: len(rows)]):
         z = _final_logits(tile[rows[part]], spec, histogram.row_max.dtype, scratch.of(part))
@@ -61,7 +60,7 @@ def count(tile: Tensor, rows: Tensor, histogram: Histogram, spec: HeadSpec) -> N
 
 
 def differentiate(tile: Tensor, start: int, rows: RowGradients, spec: HeadSpec) -> None:
-    """Overwrite the raw logits `tile` (n, w) of the vocabulary from `start` on by the gradient of the loss."""
+    """Overwrites the raw logits `tile` (n, w) of the vocabulary from `start` on with the gradient of the loss."""
     scratch = _Scratch(tile, rows.log_z.dtype)
     for chosen in _blocks(tile):
         _differentiate_block(tile[chosen], start, rows[chosen], spec, scratch.of(chosen))
@@ -84,7 +83,7 @@ def _differentiate_block(
     p = torch.exp(log_p, out=buffer("p"))
     grad = torch.mul(p, _gradient_per_probability(log_p, nucleus, rows, buffer), out=z)
     if rows.log_probs_grad is not None:
-        # ∂ log p_k / ∂z_j is -p_j everywhere but at the label, where 1 - p_k takes one rounding if nothing is added
+        # ∂ log p_k / ∂z_j is -p_j except at the label. There g (1 - p_k) is rounded once if nothing else is added.
         g = rows.log_probs_grad.unsqueeze(-1)
         local, inside = (x.unsqueeze(-1) for x in _local(rows.targets, start, raw.shape[1]))
         p_target, at_target = p.gather(-1, local), grad.gather(-1, local)
@@ -102,7 +101,7 @@ def _differentiate_block(
 def _gradient_per_probability(
     log_p: Tensor, nucleus: Tensor | None, rows: RowGradients, buffer: Callable[[str], Tensor]
 ) -> Tensor:
-    """(r, w) or (r, 1): what p_j is multiplied by in the gradient of z_j away from the label. Overwrites `log_p`.
+    """(r, w) or (r, 1): factor of p_j in the gradient of z_j, except at the label. Overwrites `log_p`.
 
     ∂ log p_k / ∂z_j = -p_j;  ∂H / ∂z_j = -p_j (log p_j + H);  ∂H_S / ∂z_j = -q_j (log q_j + H_S) for j in the nucleus,
     with log q = log p - log_share, and 0 elsewhere.
@@ -122,7 +121,7 @@ def _gradient_per_probability(
 
 
 def _final_logits(raw: Tensor, spec: HeadSpec, dtype: torch.dtype, buffer: Callable[[str], Tensor]) -> Tensor:
-    """Final logits of a block in `dtype`: `raw` itself where nothing is to be done."""
+    """Final logits of a block in `dtype`: `raw` itself if they are the same."""
     if raw.dtype == dtype and spec.keeps_logits:
         return raw
     z = buffer("z").copy_(raw)
@@ -136,13 +135,13 @@ def _final_logits(raw: Tensor, spec: HeadSpec, dtype: torch.dtype, buffer: Calla
 
 
 def _local(targets: Tensor, start: int, width: int) -> tuple[Tensor, Tensor]:
-    """Column of each label within the tile, and whether it lies there at all."""
+    """Column of each label within the tile, and whether the label is in the tile."""
     local = targets - start
     return local.clamp(0, width - 1), (local >= 0) & (local < width)
 
 
 def _blocks(tile: Tensor) -> Iterator[slice]:
-    """Slices of rows of about equal size: one row left over would be summed in another order than the others."""
+    """Slices of rows, about equal in size: a single leftover row would be summed in another order than the rest."""
     n, width = tile.shape
     count = -(-n * width // (CPU_BLOCK if tile.device.type == "cpu" else DEVICE_BLOCK))
     count = max(1, min(count, n))
@@ -151,7 +150,7 @@ def _blocks(tile: Tensor) -> Iterator[slice]:
 
 
 class _Scratch:
-    """Buffers for the intermediate results of one block after the other, made when first asked for."""
+    """Buffers for the intermediate results of a block, reused by the next block and made on first use."""
 
     def __init__(self, tile: Tensor, dtype: torch.dtype):
         self._tile = tile
@@ -160,7 +159,7 @@ class _Scratch:
         self._buffers: dict[str, Tensor] = {}
 
     def of(self, rows: slice) -> Callable[[str], Tensor]:
-        """The buffers for one block, by name."""
+        """A function that returns the buffers for one block by name."""
         return lambda name: self._buffer(name)[: rows.stop - rows.start]
 
     def _buffer(self, name: str) -> Tensor:

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""`torch_tiles` in Triton: the same three functions, each reading a tile of logits once."""
+"""`torch_tiles` in Triton: the same three functions. Each reads a tile of logits once."""
 
 import triton
 import triton.language as tl
@@ -10,9 +10,9 @@ from .nucleus import BINS, CAPACITY, LIKELY, Candidates, Histogram
 from .spec import MAX, SECOND, SHIFTED, SQUARES, SQUARES_SHIFTED, SUM, TARGET, HeadSpec, RowGradients
 
 
-# Columns of a tile that a program holds at once
+# Columns of a tile that a program processes at once
 BLOCK = 1024
-# Kernels read only globals of this type
+# Kernels can read only globals of this type
 _MAX, _SUM, _SHIFTED, _TARGET = (tl.constexpr(row) for row in (MAX, SUM, SHIFTED, TARGET))
 _SQUARES, _SQUARES_SHIFTED, _SECOND = (tl.constexpr(row) for row in (SQUARES, SQUARES_SHIFTED, SECOND))
 
@@ -20,7 +20,7 @@ _SQUARES, _SQUARES_SHIFTED, _SECOND = (tl.constexpr(row) for row in (SQUARES, SQ
 def fold(
     tile: Tensor, start: int, targets: Tensor, state: Tensor, spec: HeadSpec, candidates: Candidates | None = None
 ) -> None:
-    """Fold the raw logits `tile` (n, w) of the vocabulary from `start` on into `state` (STATE_ROWS, n)."""
+    """Folds the raw logits `tile` (n, w) of the vocabulary from `start` on into `state` (STATE_ROWS, n)."""
     rows, width = tile.shape
     if not rows:
         return
@@ -47,7 +47,7 @@ def fold(
 
 
 def count(tile: Tensor, rows: Tensor, histogram: Histogram, spec: HeadSpec) -> None:
-    """Count some `rows` (r,) of the raw logits `tile` (n, w) into a histogram of as many."""
+    """Counts `rows` (r,) of the raw logits `tile` (n, w) into a histogram of r rows."""
     if not len(rows):
         return
     _count_kernel[(len(rows), triton.cdiv(tile.shape[1], BLOCK))](
@@ -69,7 +69,7 @@ def count(tile: Tensor, rows: Tensor, histogram: Histogram, spec: HeadSpec) -> N
 
 
 def differentiate(tile: Tensor, start: int, rows: RowGradients, spec: HeadSpec) -> None:
-    """Overwrite the raw logits `tile` (n, w) of the vocabulary from `start` on by the gradient of the loss."""
+    """Overwrites the raw logits `tile` (n, w) of the vocabulary from `start` on with the gradient of the loss."""
     if not len(tile):
         return
     unused = rows.log_z
@@ -109,7 +109,7 @@ def _transform_arguments(spec: HeadSpec) -> dict[str, float | bool]:
 
 @triton.jit
 def _tanh(x):
-    # libdevice's tanh is not there on every backend
+    # Not every backend has libdevice's tanh
     return 2 * tl.sigmoid(2 * x) - 1
 
 
@@ -123,7 +123,7 @@ def _final_logits(raw, logit_scale, softcap, inverse_temperature, HAS_SOFTCAP: t
 
 @triton.jit
 def _keep_likely(z, chosen, row_ptr, found, CAPACITY: tl.constexpr):
-    # Append the chosen logits of a block to those that were found before; few blocks have any
+    # Appends the chosen logits of a block to those found before. Few blocks have any.
     count = tl.sum(chosen.to(tl.int32), axis=0)
     if count > 0:
         place = found + tl.cumsum(chosen.to(tl.int32), axis=0) - 1
@@ -155,7 +155,7 @@ def _fold_kernel(
     CAPACITY: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # One program per row. The state of a statistic that is not asked for is neither read nor written.
+    # One program per row. The state of a statistic that is not requested is neither read nor written.
     row = tl.program_id(0).to(tl.int64)
     tile_ptr += row * tile_stride
     state_ptr += row
@@ -177,12 +177,12 @@ def _fold_kernel(
         raw = tl.load(tile_ptr + column, mask=valid, other=0.0)
         z = _final_logits(raw, logit_scale, softcap, inverse_temperature, HAS_SOFTCAP)
         new_max = tl.maximum(row_max, tl.max(tl.where(valid, z, -float("inf")), axis=0))
-        # The first block finds a maximum of -inf, and sums of zero that no shift changes
+        # For the first block the maximum is -inf and the sums are 0, which no shift changes
         shift = tl.where(row_max == -float("inf"), 0.0, row_max - new_max)
         rescale = tl.exp(shift)
         d = tl.where(valid, z - new_max, 0.0)
         e = tl.where(valid, tl.exp(d), 0.0)
-        # In this order: the shifted sums are moved with the sums as they were
+        # In this order, because the shifted sums need the old sums
         shifted = rescale * (shifted + shift * total) + tl.sum(e * d, axis=0)
         total = rescale * total + tl.sum(e, axis=0)
         if HAS_SECOND_MOMENTS:
@@ -197,7 +197,7 @@ def _fold_kernel(
         row_max = new_max
 
     if HAS_CANDIDATES and IS_FIRST:
-        # Of the first few blocks all tokens would be likely; the tile is read again, now that its sum is known
+        # In the first few blocks all tokens would seem likely. So read the tile again, now that its sum is known.
         for first in range(0, width, BLOCK):
             column = first + tl.arange(0, BLOCK)
             valid = column < width
@@ -242,7 +242,7 @@ def _count_kernel(
     BINS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # One program per row and block. Few tokens are likely enough to be counted, so that the atomics seldom collide.
+    # One program per row and block. Few tokens are likely enough to be counted, so atomics rarely collide.
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     valid = column < width
@@ -284,7 +284,7 @@ def _differentiate_kernel(
     HAS_NUCLEUS_GRAD: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # One program per row and block of columns. The formulas stand with `torch_tiles._gradient_per_probability`.
+    # One program per row and block of columns. See `torch_tiles._gradient_per_probability` for the formulas.
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     valid = column < width

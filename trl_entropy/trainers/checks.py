@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a trainer is given beside its config, checked where TRL's own error would come late or say little."""
+"""Checks of a trainer's arguments and config for which TRL's own error would come late or be unclear."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from ..settings import checked, one_of
 
 TRL_FROM, TRL_BELOW = "1.16", "1.17"
 COUNTS = ("num_generations", "num_iterations", "gradient_accumulation_steps", "per_device_train_batch_size")
-OPTIONAL_COUNTS = ("steps_per_generation", "generation_batch_size", "max_completion_length")  # which may be unset
+OPTIONAL_COUNTS = ("steps_per_generation", "generation_batch_size", "max_completion_length")  # may be unset
 CHOICES = {
     "importance_sampling_level": ("token", "sequence"),
     "scale_rewards": ("group", "batch", "none"),
@@ -27,7 +27,7 @@ ACCEPTED = "a model, a name on the Hub, or a folder that exists"
 
 
 def check_trl_version(version: str) -> None:
-    """Raises `ImportError` where the installed TRL is not the one whose private parts this package stands on."""
+    """Raises `ImportError` for other releases of TRL: the trainers rely on its internals."""
     if not Version(TRL_FROM) <= Version(version) < Version(TRL_BELOW):
         raise ImportError(
             f"trl-entropy needs trl>={TRL_FROM},<{TRL_BELOW}, but trl {version} is installed. "
@@ -36,7 +36,7 @@ def check_trl_version(version: str) -> None:
 
 
 def refuse_unsloth(trainer_class: type) -> None:
-    """Raises `RuntimeError` where Unsloth has patched the trainer: its forward returns no entropies."""
+    """Raises `RuntimeError` if Unsloth has patched the trainer: its forward returns no entropies."""
     sources = [*trainer_class.__mro__, GRPOTrainer._get_per_token_logps_and_entropies, GRPOTrainer._compute_loss]
     for source in sources:
         if "unsloth" in f"{source.__module__}.{source.__qualname__}".lower():
@@ -47,14 +47,17 @@ def refuse_unsloth(trainer_class: type) -> None:
 
 
 def check_model(model: Any, field: str = "model") -> None:
-    """Raises `ValueError` for what is neither a model nor the name of one. Whether the Hub has it shows when loading."""
+    """Raises `ValueError` if `model` is neither a model nor a name of one.
+
+    Loading shows whether the Hub has a model of that name.
+    """
     known = bool(model) and not is_missing_path(model) if isinstance(model, str) else hasattr(model, "config")
     if not known:
         raise ValueError(f"`{field}` must be {ACCEPTED}, got {model!r}.")
 
 
 def check_rewards(reward_funcs: Any) -> None:
-    """Raises `ValueError` for a reward that is neither a function nor a model. None at all is left to TRL."""
+    """Raises `ValueError` for a reward that is neither a function nor a model. TRL handles missing rewards."""
     for reward in reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]:
         known = bool(reward) and not is_missing_path(reward) if isinstance(reward, str) else callable(reward)
         if not known and not (reward is None and reward_funcs is None):
@@ -62,7 +65,7 @@ def check_rewards(reward_funcs: Any) -> None:
 
 
 def check_prompts(dataset: Any, field: str) -> None:
-    """Raises `ValueError` for a dataset without rows, or without the column that completions are asked for."""
+    """Raises `ValueError` for a dataset without rows or without the column `prompt`."""
     columns = getattr(dataset, "column_names", None)
     if columns and "prompt" not in columns:
         raise ValueError(f"`{field}` must have the column 'prompt', got the columns {columns!r}.")
@@ -71,7 +74,7 @@ def check_prompts(dataset: Any, field: str) -> None:
 
 
 def check_none_changes_prompts(methods: list[Method]) -> None:
-    """Raises `ValueError` for methods that cannot be used where an environment writes the prompts."""
+    """Raises `ValueError` if a method changes prompts: with an environment, the environment writes them."""
     if names := [method.name for method in methods if method.overrides("prompts")]:
         raise ValueError(
             f"`methods` must not list {names[0]!r} with `environment_factory`, which writes the prompts, got "
@@ -80,15 +83,19 @@ def check_none_changes_prompts(methods: list[Method]) -> None:
 
 
 def is_missing_path(name: str) -> bool:
-    """Whether a name can only be that of a folder, and there is none."""
+    """Whether a name looks like the path of a folder that does not exist."""
     return name.startswith(("/", ".", "~")) and not os.path.exists(os.path.expanduser(name))
 
 
 def check_before(config: Any, **least: int) -> None:
-    """What TRL's `__post_init__` computes with, as far as `config` has it. `least`: counts that must be above 1.
+    """Checks the fields that TRL's `__post_init__` computes with, among those that `config` has.
+
+    Args:
+        config: the config of a trainer.
+        least: lowest values of counts, by field; 1 if not given.
 
     Raises:
-        `ValueError`: a count that is no integer or too low, text that is no JSON, a file that does not exist.
+        `ValueError`: a count is not an integer or too low, text is not valid JSON, or a file does not exist.
     """
     for name in (*COUNTS, *OPTIONAL_COUNTS):
         low, unset = least.get(name, 1), name in OPTIONAL_COUNTS
@@ -108,7 +115,7 @@ def check_before(config: Any, **least: int) -> None:
 
 
 def check_after(config: Any) -> None:
-    """What the first step would find, as far as `config` has it, once TRL has read it. Raises `ValueError`."""
+    """Checks fields whose errors TRL would report in the first step only. Raises `ValueError`."""
     checked(config, "temperature", lambda value: 0 < value < float("inf"), "a finite number > 0")
     if hasattr(config, "top_entropy_quantile"):
         checked(config, "top_entropy_quantile", lambda value: 0 <= value <= 1, "a share in [0, 1]")

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`EntropyDistillationTrainer`: trains on the tokens that TIP keeps, around TRL's own loss.
 
-TRL's `_compute_loss` hands the hidden states of both models to a function of its module, which calls the kernel and
-takes a mean. While it runs, that function is one whose kernel leaves tokens out; the number that it divides by is set
-right after generation, since how many tokens are kept depends on their number alone.
+TRL's `_compute_loss` passes the hidden states of both models to a function of its module, which calls a kernel and
+takes the mean. While TRL computes the loss, our function replaces that one, with a kernel that leaves tokens out. The
+number that TRL divides by is set right after generation: how many tokens are kept depends only on how many there are.
 """
 
 from dataclasses import replace
@@ -31,21 +31,22 @@ from .quadrants import selection_metrics, write_scatter
 from .signature import like
 
 
-# The names in TRL's module that stand for ours while a loss is computed
+# Names in TRL's module that are ours while a loss is computed
 LOSS, KERNEL = "_chunked_divergence_loss", "ChunkedDivergenceFunction"
 
 
 class SelectingKernel:
-    """What TRL's loss of one micro-batch calls in the place of its kernel: the same, but for tokens that are left out.
+    """Replaces TRL's kernel for the loss of one micro-batch. The same, except that tokens are left out.
 
     Args:
-        tip: what chooses the tokens.
+        tip: selects the tokens.
         mask: (B, T) the tokens that the loss counts.
         draw, world: as in [`TipTokens`].
-        everywhere: compute the divergence of all tokens, also where it would be cheaper not to.
+        everywhere: whether to compute the divergence of all tokens, even if a rule needs fewer.
 
     Attributes:
-        tokens, keep: what the choice was made from, and the choice, (B, T), once `apply` has run.
+        tokens: the statistics that the selection used, once `apply` has run.
+        keep: (B, T) bool, the selected tokens, once `apply` has run.
     """
 
     def __init__(self, tip: Tip, mask: Tensor, draw: tuple[int, int, int], world: Collectives, everywhere: bool):
@@ -55,9 +56,9 @@ class SelectingKernel:
 
     @torch.compiler.disable
     def apply(self, *arguments: Any) -> tuple[Tensor, Tensor]:
-        """The arguments of TRL's kernel -> (N,) divergence, 0 for tokens left out, and (N,) entropy of all of them.
+        """The arguments of TRL's kernel -> (N,) divergence, 0 for dropped tokens, and (N,) entropy of all; nats.
 
-        The N rows are the valid tokens, or all, as TRL does it on the device.
+        The N rows are the valid tokens or all tokens, depending on what TRL passes on the device.
         """
         head = Head(*arguments)
         valid = torch.ones_like(self.mask) if len(head.student_hidden) == self.mask.numel() else self.mask
@@ -76,9 +77,9 @@ class SelectingKernel:
         return found.loss.masked_fill(~self.keep[valid], 0), found.entropy
 
     def _entropy_first(self, head: Head, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """A sweep of the student's head for the entropies, then both heads on the kept rows alone.
+        """One sweep of the student's head for the entropies, then both heads on the kept rows only.
 
-        A kept token that turns out not to be finite is dropped, too; none takes its place.
+        A kept token whose divergence is not finite is dropped without replacement.
         """
         counted = self.mask[valid]
         entropy = student_entropy(head, counted.nonzero().squeeze(1))
@@ -103,10 +104,10 @@ class EntropyDistillationTrainer(RunMixin, DistillationTrainer):
     """
     [`~trl.DistillationTrainer`] that trains on the tokens that TIP keeps. Same arguments; `args` is an
     [`EntropyDistillationConfig`]. With `tip_rule="none"` or `tip_ratio=1`, losses and gradients are those of
-    `DistillationTrainer` to the bit. Evaluation is over all tokens in any case.
+    `DistillationTrainer` to the bit. Evaluation always covers all tokens.
 
-    The backward of both heads runs on the kept tokens only. Where a rule looks at entropies alone and keeps few enough
-    tokens, so does the teacher's head in the forward.
+    The backward of both heads runs on the kept tokens only. If a rule needs only entropies and keeps few enough
+    tokens, the teacher's head also runs its forward on the kept tokens only.
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -120,7 +121,7 @@ class EntropyDistillationTrainer(RunMixin, DistillationTrainer):
 
     Raises:
         `TypeError`: `args` is not an `EntropyDistillationConfig`.
-        `RuntimeError`: in training, where another package has replaced TRL's loss.
+        `RuntimeError`: in training, if another package has replaced TRL's loss.
 
     Example:
 
@@ -155,7 +156,7 @@ class EntropyDistillationTrainer(RunMixin, DistillationTrainer):
         if not isinstance(args, EntropyDistillationConfig):
             raise TypeError(f"`args` must be an `EntropyDistillationConfig`, got `{type(args).__name__}`.")
         self._tip = Tip(args)
-        self._kernel: SelectingKernel | None = None  # of the loss that was computed last, until it is logged
+        self._kernel: SelectingKernel | None = None  # of the last loss, until it is logged
         super().__init__(**with_kappa(DistillationTrainer, model, teacher_model, args, *positional, **keywords))
         self._tag_names = [*self._tag_names, *([Tip.name] if self._tip.selects else [])]
         self.model.add_model_tags(self._tag_names)
@@ -173,7 +174,7 @@ class EntropyDistillationTrainer(RunMixin, DistillationTrainer):
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         loss = super().compute_loss(model, inputs, *args, **kwargs)
-        # Collectives of the metrics stay out of the wrapped forward, as those of TRL's metrics do
+        # As in TRL, the collectives of metrics stay out of the wrapped forward
         kernel, self._kernel = self._kernel, None
         if kernel is not None:
             self._log_selection(kernel)
@@ -194,8 +195,8 @@ class EntropyDistillationTrainer(RunMixin, DistillationTrainer):
             found = super()._compute_loss(unwrapped_student, inputs, num_items_in_batch)
         if self._kernel is None or self._kernel.keep is None:
             raise RuntimeError(
-                f"The loss was computed without `{distillation_trainer.__name__}.{LOSS}`, so that no token could be "
-                "chosen: another package has replaced parts of TRL's trainer."
+                f"The loss was computed without `{distillation_trainer.__name__}.{LOSS}`, so no token could be "
+                "selected: another package has replaced parts of TRL's trainer."
             )
         return found
 
@@ -207,7 +208,7 @@ class EntropyDistillationTrainer(RunMixin, DistillationTrainer):
 
     @property
     def _scatter_is_due(self) -> bool:
-        """Whether this micro-batch, the first of its step, is to be written."""
+        """Whether to write this micro-batch to the scatter file: the first of every `tip_scatter_steps`-th step."""
         _, step, micro_batch = self._draw
         every = self.args.tip_scatter_steps
         return every is not None and micro_batch == 0 and (step + 1) % every == 0

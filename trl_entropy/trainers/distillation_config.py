@@ -21,7 +21,13 @@ check_trl_version(trl.__version__)
 
 
 def inert_settings(config: TipConfig, tip: Tip, longest: int | None) -> list[str]:
-    """Warnings: all tokens are trained on although something else seems to be meant. `longest`: tokens of a rollout."""
+    """Warnings about fields of TIP that have no effect.
+
+    Args:
+        config: the config with the fields.
+        tip: TIP with these settings.
+        longest: most tokens of a rollout, if known.
+    """
     if tip.rule == "none":
         return [
             f"`{item.name}` is set to {getattr(config, item.name)!r}, but `tip_rule` is 'none': it does nothing."
@@ -43,37 +49,37 @@ class EntropyDistillationConfig(TipConfig, KappaConfig, DistillationConfig):
     r"""
     [`~trl.DistillationConfig`] that trains on selected tokens. With `tip_rule="none"` it is `DistillationConfig`.
 
-    > Parameters that choose tokens
+    > Parameters that select tokens
 
     tip_rule (`str`, *optional*, defaults to `"soft_or"`):
         Score by which tokens are kept: `"soft_or"` of entropy and divergence, `"entropy"`, `"entropy_sample"`, `"q3"`,
-        `"divergence"`, `"random"`, `"bottom"`; with `"none"` all are.
+        `"divergence"`, `"random"`, `"bottom"`. `"none"` keeps all tokens.
     tip_ratio (`float`, *optional*, defaults to `0.5`):
         Share of each rollout's tokens to keep.
     tip_entropy_clip_quantile (`float`, *optional*, defaults to `0.98`):
-        Quantile at which entropies are clipped before they are normalised.
+        Quantile at which entropies are clipped before they are normalized.
     tip_divergence_clip_quantile (`float`, *optional*):
-        The same for divergences. Not in the paper; `0.98` is wiser where `tip_ratio` is below 0.5.
+        The same for divergences. Not in the paper. Use `0.98` if `tip_ratio` is below 0.5.
     tip_min_tokens (`int`, *optional*, defaults to `1`):
-        Tokens to keep of each rollout at least.
+        Minimum number of tokens to keep of each rollout.
     tip_scope (`str`, *optional*, defaults to `"micro_batch"`):
-        Tokens that normalise the scores: one process' micro-batch, that of all processes (`"global"`), or a running
-        mean of the latter (`"ema"`).
+        Tokens over which scores are normalized: one process' micro-batch, that of all processes (`"global"`), or a
+        running mean of the latter (`"ema"`).
 
-    > Parameters that choose what is trained
+    > Parameters that choose the weights to train
 
     kappa_mode (`str`, *optional*, defaults to `"none"`):
-        `"freeze"` or `"lora"`: train only the weights of low condition number, or adapters on them. The further
+        `"freeze"` or `"lora"`: train only the weights of low condition number, or adapters on them. The other
         fields of this group are those of `trl_entropy.kappa.config.KappaConfig`.
 
     > Parameters that control the logging
 
     tip_scatter_steps (`int`, *optional*):
         Every this many optimizer steps, write entropies and divergences of one micro-batch and which tokens were kept
-        to `tip_scatter.json` in `output_dir`. These steps run the teacher's head on all tokens, whatever the rule.
+        to `tip_scatter.json` in `output_dir`. These steps run the teacher's head on all tokens under any rule.
 
     Raises:
-        `ValueError`: a field that is out of range.
+        `ValueError`: a field is out of range.
     """
 
     tip_scatter_steps: int | None = field(
@@ -85,7 +91,7 @@ class EntropyDistillationConfig(TipConfig, KappaConfig, DistillationConfig):
     )
 
     def __post_init__(self):
-        self.given_settings = given_settings(self)  # what model cards show: before TRL derives values from others
+        self.given_settings = given_settings(self)  # for model cards; read before TRL derives values from others
         check_before(self)
         super().__post_init__()
         check_after(self)

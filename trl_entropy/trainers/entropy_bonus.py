@@ -11,18 +11,20 @@ from ..settings import checked, non_negative, one_of
 
 @dataclass
 class EntropyBonusConfig:
+    """The fields that control TRL's entropy bonus. Their help texts describe them."""
+
     entropy_coef_schedule: Literal["constant", "linear", "cosine"] = field(
         default="constant",
         metadata={
-            "help": "How TRL's static `entropy_coef` moves over the run: it stays, or falls to 0 along a line or half "
-            "a cosine."
+            "help": "How TRL's static `entropy_coef` changes over the run: not at all, or to 0 along a line or half a "
+            "cosine."
         },
     )
     entropy_controller: Literal["step", "pi"] = field(
         default="step",
         metadata={
-            "help": "What moves `entropy_coef` with `use_adaptive_entropy`: TRL's fixed `step` up or down, or a "
-            "proportional-integral controller of the distance from `entropy_target`, `pi`."
+            "help": "What sets `entropy_coef` with `use_adaptive_entropy`: TRL's fixed `step` up or down, or `pi`, a "
+            "proportional-integral controller that holds entropy at `entropy_target`."
         },
     )
     entropy_controller_kp: float = field(
@@ -35,7 +37,7 @@ class EntropyBonusConfig:
 
 
 def check_bonus(config: Any) -> None:
-    """Raises `ValueError` for a field of the bonus, ours or TRL's, that is out of range."""
+    """Raises `ValueError` if a field of the bonus, ours or TRL's, is out of range."""
     one_of(config, "entropy_coef_schedule", "constant", "linear", "cosine")
     one_of(config, "entropy_controller", "step", "pi")
     non_negative(config, "entropy_controller_kp")
@@ -60,7 +62,7 @@ def check_bonus(config: Any) -> None:
 
 
 def bonus_warnings(config: Any) -> list[str]:
-    """Fields of the bonus that do nothing, or the reverse of a bonus."""
+    """Warnings about fields of the bonus that do nothing or lower entropy."""
     found = []
     if config.entropy_coef < 0:
         found.append(f"`entropy_coef` is {config.entropy_coef!r}: below 0 it lowers entropy.")
@@ -85,7 +87,7 @@ def scheduled_coef(coef: float, schedule: str, step: int, total_steps: int) -> f
 
 
 class PIController:
-    """coef = clip(k_p e + Σ k_i e, low, high), e = target - entropy in nats; the sum stays within the bounds, too."""
+    """coef = clip(k_p e + Σ k_i e, low, high), e = target - entropy in nats; the bounds hold for the sum too."""
 
     def __init__(self, target: float, kp: float, ki: float, start: float, low: float, high: float):
         self.target, self.kp, self.ki, self.low, self.high = target, kp, ki, low, high
@@ -98,7 +100,7 @@ class PIController:
 
 
 class EntropyBonus:
-    """Moves the coefficient of TRL's own entropy bonus as the config says, and leaves the bonus itself to TRL."""
+    """Sets the coefficient of TRL's entropy bonus by the config. TRL computes the bonus itself."""
 
     def __init__(self, args: Any):
         self.coef, self.schedule = args.entropy_coef, args.entropy_coef_schedule
@@ -119,12 +121,12 @@ class EntropyBonus:
             trainer.entropy_coef = scheduled_coef(self.coef, self.schedule, step, total)
 
     def after_loss(self, trainer: Any) -> None:
-        """After the last micro-batch of an optimizer step, TRL has measured entropy and made a step of its own."""
+        """After the last micro-batch of an optimizer step: replaces the coefficient that TRL has just set."""
         if self.controller is None or not (trainer.model.training and trainer.accelerator.sync_gradients):
             return
         trainer.entropy_coef = self.controller.update(trainer._last_world_entropy)
         trainer._metrics["train"]["entropy_coef"][-1] = trainer.entropy_coef
-        # TRL drops the bonus while entropy is above its target, which would make a controller's output jump.
+        # TRL drops the bonus while entropy is above the target, which would make the controller's output jump.
         trainer._last_world_entropy = min(trainer._last_world_entropy, self.controller.target)
 
     def state_dict(self) -> dict[str, float]:

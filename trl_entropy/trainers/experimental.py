@@ -1,9 +1,9 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""TIP for TRL's experimental trainers that distil over full logits: GKD, SDFT and SDPO.
+"""TIP for TRL's experimental trainers that distill over full logits: GKD, SDFT and SDPO.
 
-Tokens that TIP drops leave before the softmax, so that what the loss keeps for its backward falls with `tip_ratio`. The
-logits of both models themselves are computed for every token, as in TRL. The loss is TRL's own on the rows that are left.
+Tokens that TIP drops are removed before the softmax, so the memory that the loss keeps for its backward falls with
+`tip_ratio`. As in TRL, both models compute logits for every token. The loss is TRL's own on the rows of kept tokens.
 """
 
 import inspect
@@ -34,10 +34,10 @@ IGNORED = -100  # label of a token that the loss does not count
 
 
 class ChoosesTokens(ResumesWhole, SavesStates):
-    """The part of a trainer over full logits that chooses tokens. Mixed in before TRL's trainer.
+    """Mixin that selects tokens in a trainer over full logits. List it before TRL's trainer.
 
     Attributes:
-        config_cls: the config that it takes.
+        config_cls: class of the config that the trainer takes.
     """
 
     config_cls: type
@@ -59,10 +59,13 @@ class ChoosesTokens(ResumesWhole, SavesStates):
         return self._tip.selects and self.model.training
 
     def _choose(self, student_logits: Tensor, teacher_logits: Tensor, mask: Tensor, temperature: float) -> Tensor:
-        """(B, T, V), (B, T, V), (B, T) -> (B, T) bool, the tokens to keep. Logs the choice. Every process must call it."""
+        """(B, T, V), (B, T, V), (B, T) -> (B, T) bool, the tokens to keep. Logs the selection.
+
+        Every process must call it, because it gathers.
+        """
         step = self.state.global_step
         self._place = (step, self._place[1] + 1 if self._place[0] == step else 0)
-        needs = {"divergence", *self._tip.needs}  # the former for the metrics: the teacher's logits are there anyway
+        needs = {"divergence", *self._tip.needs}  # for the metrics; the teacher's logits exist anyway
         found = token_statistics(student_logits, teacher_logits, mask, needs, temperature)
         tokens = TipTokens(**found, mask=mask, draw=(self.args.seed, *self._place), world=self._world)
         keep = self._tip.keep(tokens)
@@ -79,11 +82,11 @@ class ChoosesTokens(ResumesWhole, SavesStates):
 class EntropyGKDTrainer(ChoosesTokens, GKDTrainer):
     """
     [`~trl.experimental.gkd.GKDTrainer`] that trains on the tokens that TIP keeps. Same arguments; `args` is an
-    [`EntropyGKDConfig`]. With `tip_rule="none"` or `tip_ratio=1` it is `GKDTrainer` to the bit. Evaluation is over all
-    tokens in any case.
+    [`EntropyGKDConfig`]. With `tip_rule="none"` or `tip_ratio=1` it is `GKDTrainer` to the bit. Evaluation always
+    covers all tokens.
 
-    TRL divides the loss by the tokens of the dataset's batch, also where it then trains on completions of a model. Here
-    it divides by those that TIP would keep of them.
+    TRL divides the loss by the number of tokens in the dataset's batch, even if it then trains on completions of a
+    model. Here it divides by the number that TIP would keep of them.
 
     Args:
         args ([`EntropyGKDConfig`]):
@@ -103,7 +106,7 @@ class EntropyGKDTrainer(ChoosesTokens, GKDTrainer):
         super().__init__(*positional, **keywords)
 
     def generalized_jsd_loss(self, student_logits, teacher_logits, labels=None, *, temperature=1.0, **keywords):
-        """TRL's on the rows of the kept tokens."""
+        """TRL's loss on the rows of the kept tokens."""
         if self._choosing and labels is not None:
             keep = self._choose(student_logits, teacher_logits, labels != IGNORED, temperature)
             student_logits, teacher_logits, labels = student_logits[keep], teacher_logits[keep], labels[keep]
@@ -112,16 +115,16 @@ class EntropyGKDTrainer(ChoosesTokens, GKDTrainer):
         )
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
-        """Only training calls it, and before it sets the mode of the model."""
+        """TRL's batches, with the count of kept tokens. Only training calls this, before it sets the model's mode."""
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._tip.selects:
             kept = [{**batch, "labels": self._as_many_as_kept(batch["labels"])} for batch in batches]
             count = self._get_num_items_in_batch(kept, device)
-            count = count if count is None else count.clamp(min=1)  # nothing kept is a loss of zero
+            count = count if count is None else count.clamp(min=1)  # if nothing is kept, the loss is 0
         return batches, count
 
     def _as_many_as_kept(self, labels: Tensor) -> Tensor:
-        """(B, T) labels with as many of them left in each row as TIP keeps: how many follows from their number alone."""
+        """(B, T) labels, of which each row keeps as many as TIP keeps. Only the number of tokens decides how many."""
         mask = labels != IGNORED
         mask[:, 0] = False  # never predicted
         return labels.masked_fill(
@@ -130,7 +133,7 @@ class EntropyGKDTrainer(ChoosesTokens, GKDTrainer):
 
 
 class ChoosesTokensOfItself(ChoosesTokens):
-    """The same for self-distillation, whose loss is a mean over each sequence."""
+    """Mixin for self-distillation, whose loss is a mean over each sequence."""
 
     def _compute_self_distillation_loss(self, model, inputs, distillation_logits):
         if not self._choosing:
@@ -146,18 +149,18 @@ class ChoosesTokensOfItself(ChoosesTokens):
         loss = super()._compute_self_distillation_loss(
             model, inputs, replace(found, **{**kept, "loss_mask": real.to(found.loss_mask.dtype)})
         )
-        # Where nothing is kept, the loss is of rows of zeros: with an empty mask TRL leaves before a collective
+        # If nothing is kept, the loss is that of rows of zeros: with an empty mask TRL would skip a collective
         return loss if positions.size(1) else loss * 0
 
 
 class EntropySDFTTrainer(ChoosesTokensOfItself, SDFTTrainer):
     """
     [`~trl.experimental.sdft.SDFTTrainer`] that trains on the tokens that TIP keeps. Same arguments; `args` is an
-    [`EntropySDFTConfig`]. With `tip_rule="none"` or `tip_ratio=1` it is `SDFTTrainer` to the bit. Evaluation is over all
-    tokens in any case.
+    [`EntropySDFTConfig`]. With `tip_rule="none"` or `tip_ratio=1` it is `SDFTTrainer` to the bit. Evaluation always
+    covers all tokens.
 
-    Departs from the paper: the teacher sees more than the student does. Scores are of the full vocabulary, also where
-    `distillation_mode` compares a part of it.
+    Departs from the paper: the teacher sees more context than the student. Scores use the full vocabulary, even if
+    `distillation_mode` compares only a part of it.
 
     Args:
         args ([`EntropySDFTConfig`]):
@@ -179,9 +182,9 @@ class EntropySDFTTrainer(ChoosesTokensOfItself, SDFTTrainer):
 
 class EntropySDPOTrainer(ChoosesTokensOfItself, SDPOTrainer):
     """
-    [`~trl.experimental.sdpo.SDPOTrainer`] that distils on the tokens that TIP keeps; its policy loss is over all. Same
-    arguments; `args` is an [`EntropySDPOConfig`]. With `tip_rule="none"` or `tip_ratio=1` it is `SDPOTrainer` to the bit.
-    Evaluation is over all tokens in any case.
+    [`~trl.experimental.sdpo.SDPOTrainer`] that distills on the tokens that TIP keeps. Its policy loss covers all
+    tokens. Same arguments; `args` is an [`EntropySDPOConfig`]. With `tip_rule="none"` or `tip_ratio=1` it is
+    `SDPOTrainer` to the bit. Evaluation always covers all tokens.
 
     Departs from the paper as [`EntropySDFTTrainer`] does.
 

@@ -21,7 +21,7 @@ check_trl_version(trl.__version__)
 
 
 def refuse(config: TipConfig, name: str, why: str) -> None:
-    """Raises `ValueError` where the field `name`, which must be false, is set."""
+    """Raises `ValueError` if the field `name` is set, which must be false."""
     if getattr(config, name):
         raise ValueError(
             f"`{name}` must be false with `tip_rule` {config.tip_rule!r}, got {getattr(config, name)!r}: {why}"
@@ -35,7 +35,7 @@ class EntropyGKDConfig(TipConfig, GKDConfig):
     fields `tip_*` are those of [`EntropyDistillationConfig`]; scores are at temperature 1, as GKD's loss is.
 
     Raises:
-        `ValueError`: a field that is out of range; `packing` or `padding_free`, which put several rollouts in one row.
+        `ValueError`: a field is out of range, or `packing` or `padding_free` packs several rollouts into a row.
     """
 
     def __post_init__(self):
@@ -44,13 +44,13 @@ class EntropyGKDConfig(TipConfig, GKDConfig):
         tip = Tip(self)
         if tip.selects:
             for name in ("packing", "padding_free"):
-                refuse(self, name, "tokens are chosen inside each rollout, and a packed row holds several.")
+                refuse(self, name, "tokens are chosen within each rollout, and a packed row holds several.")
         for warning in inert_settings(self, tip, None):
             logger.warning(warning)
 
 
 class SelfDistillationChecks:
-    """The part of a config of self-distillation that checks the fields of TIP. Mixed in first."""
+    """Mixin that checks the fields of TIP in a config of self-distillation. List it first."""
 
     def __post_init__(self):
         check_before(self)
@@ -76,18 +76,18 @@ class EntropySDFTConfig(SelfDistillationChecks, TipConfig, SDFTConfig):
     The fields `tip_*` are those of [`EntropyDistillationConfig`].
 
     Raises:
-        `ValueError`: a field that is out of range; `use_teacher_server`, which has no logits of the teacher.
+        `ValueError`: a field is out of range, or `use_teacher_server` is set, which returns no logits of the teacher.
     """
 
 
 @dataclass
 class EntropySDPOConfig(SelfDistillationChecks, TipConfig, SDPOConfig):
     r"""
-    [`~trl.experimental.sdpo.SDPOConfig`] that distils on selected tokens. With `tip_rule="none"` it is `SDPOConfig`.
+    [`~trl.experimental.sdpo.SDPOConfig`] that distills on selected tokens. With `tip_rule="none"` it is `SDPOConfig`.
     The fields `tip_*` are those of [`EntropyDistillationConfig`].
 
     Raises:
-        `ValueError`: a field that is out of range; `use_teacher_server`, which has no logits of the teacher.
+        `ValueError`: a field is out of range, or `use_teacher_server` is set, which returns no logits of the teacher.
     """
 
     def _inert_warnings(self, tip: Tip) -> list[str]:

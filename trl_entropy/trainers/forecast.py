@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Entropy forecast: the first-order entropy change that a step's policy gradient predicts, beside the realised one."""
+"""Entropy forecast: the first-order entropy change that a step's policy gradient predicts, and the realized change."""
 
 import math
 
@@ -9,12 +9,13 @@ from ..tokens import TokenBatch
 
 
 class EntropyForecast:
-    """Compares, step by step, predicted and realised change of the mean token entropy.
+    """Compares predicted and realized change of mean token entropy at each step.
 
     For a tabular softmax the update of one token changes its entropy by -η A r (S - N) to first order, with
-    S = π (H + log π) of the sampled token and N its mean under the policy (huggingface.co/papers/2602.03392, theorem
-    3.3). The forecast is the mean of -A r (S - N) over the step's tokens that PPO does not clip: in nats per unit of η.
-    Real models share parameters between tokens, so that it is the sign and the correlation that carry meaning.
+    S = π (H + log π) of the sampled token and N its mean under the policy
+    ([theorem 3.3](https://huggingface.co/papers/2602.03392)). The forecast is the mean of -A r (S - N) over the tokens
+    of a step, 0 for those that PPO clips, in nats per unit of η. Real models share parameters between tokens, so only
+    its sign and its correlation with the realized change are meaningful.
     """
 
     def __init__(self):
@@ -22,10 +23,10 @@ class EntropyForecast:
         self.entropy = StepMean()
         self.last_entropy: float | None = None
         self.last_predicted: float | None = None
-        self.moments = [0.0] * 6  # n, Σx, Σy, Σx², Σy², Σxy of predicted and realised changes
+        self.moments = [0.0] * 6  # n, Σx, Σy, Σx², Σy², Σxy of predicted and realized changes
 
     def update(self, tokens: TokenBatch) -> dict[str, float]:
-        """Adds a forward of training; returns what is known of the step before where this one opens a new step."""
+        """Adds a forward of training. Returns the log values of the previous step if this forward begins a new one."""
         entropy = tokens.entropy.detach()
         mean = mean_discriminator(entropy, tokens.sum_sq_probs, tokens.sum_sq_probs_log_probs)
         change = -tokens.advantages * tokens.ratio * (discriminator(tokens.logps.detach(), entropy) - mean)
@@ -50,7 +51,7 @@ class EntropyForecast:
 
     @property
     def correlation(self) -> float:
-        """Pearson correlation of predicted and realised changes so far; NaN below three steps."""
+        """Pearson correlation of predicted and realized changes so far; NaN with fewer than three."""
         n, x, y, xx, yy, xy = self.moments
         spread = (n * xx - x * x) * (n * yy - y * y)
         return (n * xy - x * y) / math.sqrt(spread) if n > 2 and spread > 0 else math.nan

@@ -1,11 +1,11 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""`Generation`: one batch of rollouts, from its prompts to what TRL hands back, with the old policy's entropies.
+"""`Generation`: one batch of rollouts, from its prompts to TRL's output, with the old policy's entropies.
 
-TRL scores its rollouts before it asks for rewards if a generation batch serves more than one update. Its fused head
-computes entropies in any case, so they are free there. Elsewhere TRL is made to run the same pass: one forward without
-gradient, on the inputs that TRL builds, of which the loss learns nothing. With `record_entropies` the entropies are
-recorded while generating instead, and no pass is added. All entropies of a run come from one of these sources.
+If a generation batch serves more than one update, TRL scores its rollouts before it asks for rewards. Its fused head
+always computes entropies, so they are free then. Otherwise we make TRL run the same pass when entropies are needed:
+one forward without gradient on the inputs that TRL builds, which the loss does not see. With `record_entropies` the
+entropies are recorded during generation instead, without another pass. A run uses only one of these sources.
 """
 
 import math
@@ -22,11 +22,11 @@ from .rewards import COLUMNS
 
 
 TABLE_COLUMNS = {"token_entropy_mean": torch.mean, "token_entropy_max": torch.amax}
-GIVEN_APART = ("prompt", "completion", "completion_ids")  # columns that TRL does not pass on to reward functions
+GIVEN_APART = ("prompt", "completion", "completion_ids")  # columns that TRL passes to rewards separately
 
 
 def trl_scores(trainer: Any) -> bool:
-    """Whether TRL makes a pass of the old policy over the rollouts of its own accord."""
+    """Whether TRL itself makes a pass of the old policy over the rollouts."""
     updates = trainer.args.steps_per_generation * trainer.num_iterations
     corrects = trainer.use_vllm and trainer.vllm_importance_sampling_correction
     return trainer.args.gradient_accumulation_steps % updates != 0 or corrects
@@ -36,14 +36,15 @@ class Generation:
     """One call of TRL's `_generate_and_score_completions`. B completions of this process, T tokens.
 
     Attributes:
-        wanted: a reward function or a method needs the old policy's entropies.
-        records: entropies are recorded while generating.
-        scored: the old policy makes a pass over the rollouts, of TRL's own accord or made to.
-        reads: the statistics of that pass are kept.
-        prompt_ids, completion_ids, tool_masks: lists per completion, once generated.
-        scores: (B, T) log-probabilities, entropies and statistics of the old policy, once a pass or recording gave them.
+        wanted: whether a reward function or a method needs the old policy's entropies.
+        records: whether entropies are recorded during generation.
+        scored: whether the old policy makes a pass over the rollouts.
+        made_to_score: whether it makes that pass only because we make TRL run it.
+        reads: whether the statistics of that pass are kept.
+        prompt_ids, completion_ids, tool_masks: one list per completion, once generated.
+        scores: (B, T) log-probabilities, entropies (nats) and statistics of the old policy, once known.
         given_rewards, rewards: (all completions, reward functions) before and after methods have shaped them.
-        logs: what the rewards of methods have worth logging.
+        logs: log values of the methods' rewards.
     """
 
     def __init__(self, trainer: Any):
@@ -61,26 +62,26 @@ class Generation:
         self.scores: dict[str, Tensor] = {}
         self.logs: dict[str, Tensor] = {}
 
-    # What TRL does, step by step
+    # Around TRL's steps
 
     def roll_out(self, stock: Callable, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """TRL's rollouts of dataset rows."""
+        """TRL's `_generate_and_score_completions` for dataset rows, with a scoring pass if one is needed."""
         trainer, iterations = self.trainer, self.trainer.num_iterations
         outer, trainer._generation = trainer._generation, self
         if self.made_to_score:
-            trainer.num_iterations = trainer.args.gradient_accumulation_steps + 1  # TRL infers that it must score
+            trainer.num_iterations = trainer.args.gradient_accumulation_steps + 1  # so TRL decides to score
         try:
             output = stock(rows)
         finally:
             trainer.num_iterations, trainer._generation = iterations, outer
         if self.made_to_score:
-            output.pop("old_per_token_logps", None)  # the ratio of such updates is 1, not 1 up to rounding
+            output.pop("old_per_token_logps", None)  # the ratio of such updates must be exactly 1, not up to rounding
         if self.records:
             self.scores = {"entropy": self._recorded_entropy(output["completion_ids"].size(1))}
         return output
 
     def generate(self, stock: Callable, prompts: list) -> tuple:
-        """TRL's `_generate`: keeps which tokens came out."""
+        """TRL's `_generate`. Keeps the token ids, and the recorded entropies."""
         output = stock(prompts)
         self.prompt_ids, self.completion_ids, self.tool_masks = output[:3]
         if not self.records:
@@ -89,8 +90,10 @@ class Generation:
         return (*output[:4], None, *output[5:])
 
     def generate_turn(self, stock: Callable, *args: Any, **kwargs: Any) -> tuple[list, list | None]:
-        """TRL's `_generate_single_turn`. TRL carries a value for each token, with vLLM its log-probability, through
-        its loop of tools; recorded entropies take that place."""
+        """TRL's `_generate_single_turn`, with recorded entropies as the values per token.
+
+        TRL carries one value per token through its tool loop. With vLLM that is the token's log-probability.
+        """
         if not self.records:
             return stock(*args, **kwargs)
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
@@ -99,19 +102,21 @@ class Generation:
         return ids, recorder.rows(ids)
 
     def is_scoring_pass(self, model: Any) -> bool:
-        """Whether the next forward of `model` is the old policy's pass over the rollouts. A reference's comes later."""
+        """Whether the next forward of `model` is the old policy's pass over the rollouts, before the reference's."""
         return self.reads and self.scored and not self.scores and model is self.trainer.model
 
     def attention_mask(self, attention_mask: Tensor, length: int) -> Tensor:
-        """The mask of the scoring pass. TRL hides completions from attention that the loss leaves out as truncated, but
-        entropies are wanted of these as well."""
+        """The attention mask (B, L) of the scoring pass, which ends in `length` completion tokens.
+
+        TRL hides truncated completions, which the loss leaves out, from attention. Their entropies are needed too.
+        """
         if not self._sees_truncated:
             return attention_mask
         generated = self.generated_mask(length, attention_mask.device).to(attention_mask)
         return torch.cat([attention_mask[:, :-length], generated], 1)
 
     def keep_scores(self, logps: Tensor, entropy: Tensor, statistics: dict[str, Tensor], mask: Tensor) -> Tensor:
-        """Keeps what the scoring pass gave, all (B, T) -> the log-probabilities that TRL gets, 0 outside its `mask`."""
+        """Keeps the results of the scoring pass, all (B, T) -> log-probabilities for TRL, 0 outside its `mask`."""
         logps = logps.masked_fill(mask[:, -logps.size(1) :] == 0, 0) if self._sees_truncated else logps
         self.scores = {"logps": logps, "entropy": entropy, **statistics}
         return logps
@@ -121,7 +126,11 @@ class Generation:
         return (self.wanted or self.trainer.log_completions) and self.trainer.mask_truncated_completions
 
     def reward(self, stock: Callable, rows: list, prompts: list, completions: list, completion_ids: list) -> Tensor:
-        """TRL's `_calculate_rewards`: rewards see whole turns and the columns they ask for; methods then shape them."""
+        """TRL's `_calculate_rewards`. Rewards see whole turns and the requested columns; then methods shape them.
+
+        Returns:
+            (all completions, reward functions) rewards; NaN for a missing one.
+        """
         trainer = self.trainer
         if trainer._changes_prompts:
             prompts, completions = whole_turns(prompts, completions)
@@ -142,22 +151,22 @@ class Generation:
         return rewards
 
     def ask(self, method: Method, **columns: Any) -> list[float | None]:
-        """The rewards of a method. The dataset's columns may have any names, so what methods get beside them wins."""
+        """The rewards of a method. The old policy's entropies replace a dataset column `old_entropy`."""
         old_entropy = self.entropy(self.length) if self.records or self.scores else None
         rewards, logs = method.reward(**{**columns, "old_entropy": old_entropy})
         self.logs |= {f"{method.name}/{key}": value for key, value in logs.items()}
         return rewards
 
-    # What is known of the rollouts
+    # Facts about the rollouts
 
     @property
     def length(self) -> int:
-        """T: how many tokens TRL pads the completions to."""
+        """T, the length to which TRL pads the completions."""
         multiple = self.trainer.pad_to_multiple_of or 1
         return math.ceil(max(map(len, self.completion_ids)) / multiple) * multiple
 
     def generated_mask(self, length: int, device: torch.device, tools: bool = True) -> Tensor:
-        """(B, length) bool: the tokens of the completions, truncated ones too; without `tools` the policy's own only."""
+        """(B, length) bool: tokens of all completions, truncated ones too. Without `tools`, only the policy's own."""
         mask = torch.zeros(len(self.completion_ids), length, dtype=torch.bool)
         for row, tokens in enumerate(self.completion_ids):
             own = [1] * len(tokens) if tools or self.tool_masks is None else self.tool_masks[row]
@@ -165,11 +174,11 @@ class Generation:
         return mask.to(device)
 
     def entropy(self, length: int) -> Tensor:
-        """(B, length) entropies of the old policy in nats, from the one source of the run."""
+        """(B, length) entropies of the old policy in nats, from the run's source."""
         return self._recorded_entropy(length) if self.records else self.scores["entropy"][:, :length]
 
     def _recorded_entropy(self, length: int) -> Tensor:
-        """(B, length) entropies that were recorded, 0 at padding and at the results of tools."""
+        """(B, length) recorded entropies in nats, 0 at padding and at tool results."""
         entropy = torch.zeros(len(self._recorded), length)
         for row, values in zip(entropy, self._recorded, strict=True):
             row[: len(values)] = torch.tensor(values)
@@ -182,7 +191,7 @@ class Generation:
         return self.own_rows(rewards, rows)
 
     def own_rows(self, values: Tensor, rows: int) -> Tensor:
-        """The `rows` completions of this process, among those of all."""
+        """The `rows` entries of this process, out of those of all processes."""
         return values[self.trainer._world.rank * rows :][:rows]
 
     def _with_columns(self, rows: list[dict[str, Any]], wanted: set[str]) -> list[dict[str, Any]]:
@@ -204,7 +213,7 @@ class Generation:
         ]
 
     def _log_entropies(self) -> None:
-        """Adds the entropies of each completion, in nats, to TRL's table; `None` if the policy wrote no token of it."""
+        """Adds the entropies of each completion, in nats, to TRL's table; `None` if the policy wrote none of it."""
         entropy = self.scores["entropy"]
         own = self.generated_mask(entropy.size(1), entropy.device, tools=False)
         written = [values[mask] for values, mask in zip(entropy.detach().float(), own, strict=True)]

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`EntropyGRPOTrainer`: runs the chosen methods around TRL's own loss.
 
-TRL computes the loss; a method changes what goes into it and adds to what comes out. Two objects carry what the trainer
-does for the methods: a [`Generation`] while TRL makes rollouts, an [`Update`] while it computes a loss.
+TRL computes the loss. A method changes the inputs of the loss and adds terms to it. Two objects hold the state for the
+methods: a [`Generation`] while TRL makes rollouts, and an [`Update`] while it computes a loss.
 """
 
 from collections.abc import Callable
@@ -41,9 +41,9 @@ class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
     [`~trl.GRPOTrainer`] with entropy methods. With `methods` empty and `fused_head=False`, losses and gradients are
     those of `GRPOTrainer` to the bit.
 
-    A reward function may name `token_entropies` among its parameters: one list per completion, with the entropy in nats
-    of the old policy at each token, at the sampling temperature (0 at the results of tools, for which `token_mask` is
-    `False`). They cost nothing if TRL scores the rollouts anyway, and one forward without gradient otherwise.
+    A reward function may have a parameter `token_entropies`: one list per completion, with the old policy's entropy in
+    nats at each token, at the sampling temperature. At tool results it is 0, and the parameter `token_mask` is
+    `False`. Entropies are free if TRL scores the rollouts anyway. Otherwise they cost one forward without gradient.
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -57,7 +57,7 @@ class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
 
     Raises:
         `TypeError`: `args` is not an `EntropyGRPOConfig`.
-        `ValueError`: the model or a reward function is not one, or the dataset has no prompts.
+        `ValueError`: `model` or a reward function is invalid, or the dataset has no prompts.
         `RuntimeError`: Unsloth has patched TRL's trainer.
 
     Example:
@@ -105,12 +105,12 @@ class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
         self._changes_prompts = any(method.overrides("prompts") for method in self.methods)
         self._generation: Generation | None = None  # while rollouts are made
         self._update: Update | None = None  # while a loss is computed
-        self._auxiliary: dict[str, list[dict[str, Any]]] = {}  # extra rollouts by method, in parts of the last batch
+        self._auxiliary: dict[str, list[dict[str, Any]]] = {}  # extra rollouts by method, one part per micro-batch
         arguments = with_kappa(GRPOTrainer, model, reward_funcs, args, *positional, **keywords)
-        if arguments.get("environment_factory") is not None:  # which writes prompts itself
+        if arguments.get("environment_factory") is not None:  # an environment writes the prompts itself
             check_none_changes_prompts(self.methods)
         super().__init__(**arguments)
-        if self.environment_factories is None:  # which may make up prompts of their own
+        if self.environment_factories is None:  # an environment may make up prompts
             check_prompts(self.train_dataset, "train_dataset")
         if args.record_entropies and self.rollout_func is not None:
             raise ValueError("`record_entropies` must be false with `rollout_func`, got True.")
@@ -122,7 +122,7 @@ class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
         self._set_up_methods()
 
     def _set_up_methods(self) -> None:
-        """What methods need of a trainer that stands."""
+        """Sets up what the methods need once TRL's trainer is built."""
         args = self.args
         decode = partial(self._tokenizer.decode, clean_up_tokenization_spaces=False)
         self._rewards = Rewards(self, self.methods, self._ask_for_reward)
@@ -192,10 +192,10 @@ class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
         *args,
         **kwargs,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """TRL's forward, whose tokens go to what is under way: the scoring pass of a generation, or an update."""
+        """TRL's forward. Its results also go to the current [`Generation`], in its scoring pass, or [`Update`]."""
         scores = self._generation is not None and self._generation.is_scoring_pass(model)
         mask = attention_mask
-        if scores:  # the head computes entropies in any case, so that asking costs nothing
+        if scores:  # free, because the head always computes entropies
             kwargs["compute_entropy"] = True
             mask = self._generation.attention_mask(attention_mask, logits_to_keep)
         with self._statistics.recorded() as recorded:
@@ -207,7 +207,7 @@ class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
             self._update.take_turns(logps, entropy, statistics)
         return logps, entropy, aux_loss
 
-    # What a run leaves behind
+    # Logs and checkpoints
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log(logs, start_time)

@@ -36,27 +36,27 @@ class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, KappaConfig, GRPOConf
     > Parameters that choose entropy methods
 
     methods (`list[str]`, *optional*, defaults to `[]`):
-        Entropy methods to apply, in this order, each seeing the advantages that those before it left.
+        Entropy methods to apply, in this order. Each sees the advantages that those before it left.
     fused_head (`bool`, *optional*, defaults to `True`):
         Use this package's fused LM head, whose backward leaves out tokens without gradient. Without it the head is
         TRL's, to the bit.
     entropy_forecast (`bool`, *optional*, defaults to `False`):
-        Log the first-order prediction of each step's entropy change beside the realised change. On by itself where a
-        method needs the same statistics.
+        Log the first-order prediction of each step's entropy change beside the realized change. Always on if a method
+        needs the same statistics.
     log_token_entropies (`int`, *optional*, defaults to `0`):
         How many completions of each log to keep below `output_dir/completions`, with the entropy of each token, for
         `trl-entropy report`.
     record_entropies (`bool`, *optional*, defaults to `False`):
-        Where entropies are asked for and TRL does not score its rollouts, record them during generation instead of
-        making one more forward. Equal to those of a forward up to rounding, which in bfloat16 is a hundredth of a
-        nat. Not with vLLM, continuous batching, beams, or a rollout function.
+        If entropies are needed and TRL does not score its rollouts, record them during generation instead of in one
+        more forward. They equal those of a forward up to rounding (about 0.01 nats in bfloat16). Not with vLLM,
+        continuous batching, beam search, or a rollout function.
 
     > Parameters that control TRL's entropy bonus
 
     entropy_coef_schedule (`str`, *optional*, defaults to `"constant"`):
-        How the static `entropy_coef` moves over the run: `"constant"`, or to 0 by `"linear"` or `"cosine"`.
+        How the static `entropy_coef` changes over the run: `"constant"`, or to 0 by `"linear"` or `"cosine"`.
     entropy_controller (`str`, *optional*, defaults to `"step"`):
-        What moves `entropy_coef` with `use_adaptive_entropy`: TRL's `"step"`, or `"pi"`.
+        What sets `entropy_coef` with `use_adaptive_entropy`: TRL's fixed `"step"`, or a controller, `"pi"`.
     entropy_controller_kp (`float`, *optional*, defaults to `0.1`):
         Proportional gain of `"pi"`: coefficient per nat.
     entropy_controller_ki (`float`, *optional*, defaults to `0.01`):
@@ -65,14 +65,14 @@ class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, KappaConfig, GRPOConf
     > Parameters that control which weights are trained
 
     kappa_mode (`str`, *optional*, defaults to `"none"`):
-        `"freeze"` trains the weights of low condition number, `"lora"` makes them the targets of `peft_config`. The other
-        fields of this group are those of `trl_entropy.kappa.config.KappaConfig`.
+        `"freeze"` trains only the weights of low condition number. `"lora"` makes them the targets of `peft_config`.
+        The other fields of this group are those of `trl_entropy.kappa.config.KappaConfig`.
 
-    The fields of a method start with its name and are described by `--help` and in the method's module under
-    `trl_entropy.methods`.
+    The fields of a method start with its name. `--help` and the method's module under `trl_entropy.methods` describe
+    them.
 
     Raises:
-        `ValueError`: an unknown or repeated method, or a field of a method that is out of range.
+        `ValueError`: a method is unknown or listed twice, or a field is out of range.
     """
 
     fused_head: bool = field(
@@ -85,30 +85,30 @@ class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, KappaConfig, GRPOConf
     entropy_forecast: bool = field(
         default=False,
         metadata={
-            "help": "Log the first-order prediction of each step's entropy change beside the realised change. On by "
-            "itself where a method needs the same statistics."
+            "help": "Log the first-order prediction of each step's entropy change beside the realized change. "
+            "Always on if a method needs the same statistics."
         },
     )
     log_token_entropies: int = field(
         default=0,
         metadata={
-            "help": "How many completions of each log to keep below `output_dir/completions`, with the entropy of each "
-            "token, for `trl-entropy report`."
+            "help": "How many completions of each log to keep below `output_dir/completions`, with the entropy of "
+            "each token, for `trl-entropy report`."
         },
     )
     record_entropies: bool = field(
         default=False,
         metadata={
-            "help": "Where entropies are asked for and TRL does not score its rollouts, record them during generation "
-            "instead of making one more forward."
+            "help": "If entropies are needed and TRL does not score its rollouts, record them during generation "
+            "instead of in one more forward."
         },
     )
 
     def __post_init__(self):
-        self.given_settings = given_settings(self)  # what model cards show: before TRL derives values from others
+        self.given_settings = given_settings(self)  # for model cards; read before TRL derives values from others
         check_before(self, num_generations=2)
         super().__post_init__()
-        one_of(self, "loss_type", *LOSS_TYPES)  # TRL says so in the first step
+        one_of(self, "loss_type", *LOSS_TYPES)  # TRL reports it only in the first step
         check_after(self)
         methods = build_methods(self)
         self._check_head(methods)
@@ -140,13 +140,13 @@ class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, KappaConfig, GRPOConf
 
     def _idle_warnings(self) -> list[str]:
         return [
-            f"`{name}` is set to {getattr(self, name)!r}, but its method is not in `methods` ({self.methods}): it does "
-            "nothing."
+            f"`{name}` is set to {getattr(self, name)!r}, but its method is not in `methods` ({self.methods}): it "
+            "does nothing."
             for name in idle_fields(self)
         ]
 
     def _inert_warnings(self, methods: list[Method]) -> list[str]:
-        """Settings under which a method changes nothing, or not what its paper means."""
+        """Warnings about settings under which a method does nothing, or not what its paper intends."""
         found = []
         single_update = self.gradient_accumulation_steps % (self.steps_per_generation * self.num_iterations) == 0
         if single_update:
@@ -154,26 +154,26 @@ class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, KappaConfig, GRPOConf
                 if method.acts_on_ratio:
                     effect = "amplifies numerical noise" if self.use_vllm else "does nothing"
                     found.append(
-                        f"Method {method.name!r} acts on the ratio between the current and the generating policy, "
-                        "which is 1 when each generation batch is used for one optimizer step, so that it "
-                        f"{effect}. Set `num_iterations` (now {self.num_iterations}) above 1 or `steps_per_generation` "
-                        f"(now {self.steps_per_generation}) above `gradient_accumulation_steps` (now "
-                        f"{self.gradient_accumulation_steps})."
+                        f"Method {method.name!r} acts on the ratio between the current and the old policy, "
+                        "which is 1 if each generation batch serves one optimizer step, so it "
+                        f"{effect}. Set `num_iterations` (now {self.num_iterations}) above 1 or "
+                        f"`steps_per_generation` (now {self.steps_per_generation}) above "
+                        f"`gradient_accumulation_steps` (now {self.gradient_accumulation_steps})."
                     )
         if self.record_entropies and not single_update:
             found.append(
-                "`record_entropies` does nothing: TRL scores its rollouts where a generation batch serves more than one "
-                "optimizer step, and entropies cost nothing there."
+                "`record_entropies` does nothing: a generation batch serves more than one optimizer step, so TRL "
+                "scores its rollouts and entropies are free."
             )
         if self.scale_rewards == "none":
             for method in methods:
                 if method.assumes_unit_advantages:
                     found.append(
-                        f"The thresholds of method {method.name!r} presuppose advantages divided by their standard "
+                        f"The thresholds of method {method.name!r} assume advantages divided by their standard "
                         "deviation, but `scale_rewards` is 'none': scale the thresholds with the rewards, or set "
                         "`scale_rewards` to 'group' or 'batch'."
                     )
         return found
 
 
-REGISTRY.check_fields(EntropyGRPOConfig)  # against those of TRL, which `methods` does not know
+REGISTRY.check_fields(EntropyGRPOConfig)  # against TRL's fields, which `methods` does not know

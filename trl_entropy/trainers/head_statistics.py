@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Statistics of the fused head on their way to the methods."""
+"""Passes statistics of the fused head to the methods."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +10,15 @@ from ..methods import Method
 
 
 class HeadStatistics:
-    """What `methods` need of `head`, among `needs`; nothing without a head or a need.
+    """The statistics of the fused head that the methods need.
 
-    TRL's forward hands on log-probabilities and entropies only, so the head keeps its other outputs for us.
+    TRL's forward returns log-probabilities and entropies only, so the head keeps its other outputs.
+
+    Args:
+        head: the fused head, or `None` with TRL's head.
+        methods: the active methods, whose `head_settings` apply.
+        needs: what the methods need; statistics of the head among it are computed.
+        temperature: of sampling.
     """
 
     def __init__(self, head: EntropyHead | None, methods: list[Method], needs: set[str], temperature: float):
@@ -21,12 +27,12 @@ class HeadStatistics:
 
     @contextmanager
     def recorded(self) -> Iterator[Recorded]:
-        """The statistics of the forwards that are made while the context lasts."""
+        """Collects the statistics of the forwards made within the context."""
         if not self.wanted:
             yield Recorded()
             return
         settings = {name: value for method in self.methods for name, value in method.head_settings().items()}
-        if "second_temperature" in settings:  # of methods: relative to that of sampling
+        if "second_temperature" in settings:  # methods give it relative to the sampling temperature
             settings["second_temperature"] *= self.temperature
         with self.head.recording(*self.wanted, **settings) as recorded:
             yield recorded

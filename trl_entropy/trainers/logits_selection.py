@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""For losses over full logits: the statistics by which tokens are chosen, and the rows that are left."""
+"""For losses over full logits: the statistics that TIP selects tokens by, and the rows of the kept tokens."""
 
 from collections.abc import Iterable
 
@@ -9,18 +9,18 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 
-CHUNK = 2**24  # logits that are taken at a time, at most: 64 MiB in float32, of which there are about five
-FEWEST_CHUNKS = 16  # so that they are little beside small logits, too
+CHUNK = 2**24  # logits per chunk, at most: 64 MiB in float32, and about five tensors of this size exist
+FEWEST_CHUNKS = 16  # so that chunks are small even if the logits are
 
 
 @torch.no_grad()
 def token_statistics(
     student_logits: Tensor, teacher_logits: Tensor, mask: Tensor, needs: Iterable[str], temperature: float = 1.0
 ) -> dict[str, Tensor]:
-    """(B, T, V), (B, T, V), (B, T) -> what [`TipTokens`] holds: `entropy` and those that the rule needs, (B, T).
+    """(B, T, V), (B, T, V), (B, T) -> fields of [`TipTokens`], (B, T) in nats: `entropy` and those in `needs`.
 
-    Nats, of the distributions at `temperature`; 0 outside the mask. Rows are taken a few at a time, so that this adds
-    next to nothing to the memory that full logits take.
+    Of the distributions at `temperature`; 0 outside the mask. A few rows at a time are computed, which adds little to
+    the memory of full logits.
     """
     dtype = torch.promote_types(student_logits.dtype, torch.float32)
     found = {name: torch.zeros(mask.shape, dtype=dtype, device=mask.device) for name in ("entropy", *needs)}
@@ -39,9 +39,9 @@ def token_statistics(
 
 
 def compact(keep: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, T) bool -> (B, K) positions of each row's kept tokens, in order, and (B, K) bool, which of them are real.
+    """(B, T) bool -> (B, K) positions of each row's kept tokens, in order, and (B, K) bool: which positions are real.
 
-    K is the largest number kept in a row; shorter rows repeat their first.
+    K is the largest number kept in a row. Shorter rows repeat their first position.
     """
     longest = int(keep.sum(1).max())
     order = keep.int().argsort(dim=1, descending=True, stable=True)
@@ -50,6 +50,6 @@ def compact(keep: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rows_at(values: Tensor, positions: Tensor) -> Tensor:
-    """(B, T, ...), (B, K) -> (B, K, ...); (B, 1, ...) of zeros, a constant function of the values, where K = 0."""
+    """(B, T, ...), (B, K) -> (B, K, ...). If K = 0, zeros (B, 1, ...) that depend on the values by a zero gradient."""
     found = values[torch.arange(len(values), device=values.device).unsqueeze(1), positions]
     return found if positions.size(1) else torch.cat([found, torch.zeros_like(values[:, :1])], 1)

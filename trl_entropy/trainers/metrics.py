@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""From tensors on each process to the numbers that are logged."""
+"""Reduces tensors of all processes to the logged numbers."""
 
 import math
 
@@ -13,9 +13,14 @@ from ..tokens import TokenBatch
 
 
 def entropy_metrics(tokens: TokenBatch, advantages: Tensor) -> dict[str, Tensor]:
-    """Quantiles of the token entropies of all processes, and the entropies of rewarded and of punished tokens.
+    """Quantiles of token entropies (nats) over all processes, and entropies of tokens by the sign of their advantage.
 
-    `advantages` are those of the rewards, (B,) or (B, T).
+    Args:
+        tokens: the tokens of a forward.
+        advantages: (B,) or (B, T) from the rewards, before any method has changed them.
+
+    Returns:
+        Scalars, and (B, T) tensors for [`reduce_metrics`].
     """
     entropy = tokens.entropy.detach()
     advantages = advantages if advantages.dim() == 2 else advantages.unsqueeze(1)
@@ -32,7 +37,13 @@ def entropy_metrics(tokens: TokenBatch, advantages: Tensor) -> dict[str, Tensor]
 def reduce_metrics(values: dict[str, Tensor], mask: Tensor, world: Collectives) -> dict[str, float]:
     """Means over the valid tokens of all processes, extremes for keys that end in `_min` or `_max`.
 
-    (B, T) values count where `mask` (B, T) does; NaN counts nowhere. What counts nowhere at all reads NaN.
+    Args:
+        values: scalars, (N,) or (B, T) tensors by key. NaN entries are left out.
+        mask: (B, T) bool, the tokens that count in (B, T) values.
+        world: collectives over all processes.
+
+    Returns:
+        One number per key; NaN if no entry counts.
     """
     means, extremes = {}, {}
     for key, value in values.items():

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Prompts that end in the first words of the assistant's turn, which the policy then continues."""
+"""Prompts with a prefilled assistant turn, which the policy continues."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ def prefill_of(prompt: str | list[dict[str, Any]]) -> str:
 
 
 def prefilled(completion: list[dict[str, Any]], prefill: str) -> list[dict[str, Any]]:
-    """The messages of a completion, with the prefill in front of the first."""
+    """The messages of a completion, the first of which starts with the prefill."""
     first, *others = completion
     return [{**first, "content": prefill + (first["content"] or "")}, *others]
 
@@ -26,20 +26,20 @@ def without(prompts: list, prefills: list[str]) -> list:
 
 
 def tokenize_prefilled(stock: Callable, prompts: list, tokenizer: Any) -> tuple[list, list | None, dict[str, list]]:
-    """TRL's `_tokenize_prompts`, which also takes prompts with a prefill: its tokens follow those of the prompt."""
+    """TRL's `_tokenize_prompts`, also for prompts with a prefill, whose tokens follow those of the prompt."""
     prefills = [prefill_of(prompt) for prompt in prompts]
     if not any(prefills):
         return stock(prompts)
     ids, images, fields = stock(without(prompts, prefills))
     added = tokenizer(prefills, add_special_tokens=False)["input_ids"]
-    fields = {  # those of a processor, one value per token, for prompts of text only
+    fields = {  # a processor's fields with one value per token; text-only prompts here
         key: [[*row, *[0] * len(more)] for row, more in zip(rows, added, strict=True)] for key, rows in fields.items()
     }
     return [[*row, *more] for row, more in zip(ids, added, strict=True)], images, fields
 
 
 def whole_turns(prompts: list, completions: list) -> tuple[list, list]:
-    """Prompts and completions as reward functions are to see them: the prefill belongs to the completion."""
+    """Prompts and completions for reward functions, with the prefill moved into the completion."""
     prefills = [prefill_of(prompt) for prompt in prompts]
     if not any(prefills):
         return prompts, completions

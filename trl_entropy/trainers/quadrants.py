@@ -1,12 +1,12 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a selection of tokens kept and dropped, on the two axes of TIP: student entropy and divergence from the teacher.
+"""The kept and dropped tokens on TIP's two axes: student entropy and divergence from the teacher.
 
     Q1  uncertain, far from the teacher        Q2  uncertain, close to it
     Q3  confident, far: confident errors       Q4  confident, close: solved
 
-The paper names the quadrants without thresholds; here they are the medians of the batch, so that equal axes would put
-a quarter of the tokens in each.
+The paper gives no thresholds. Here they are the medians of the batch: if the axes were independent, each quadrant
+would hold a quarter of the tokens.
 """
 
 import json
@@ -24,22 +24,24 @@ SCATTER_TOKENS = 4096
 
 
 def thresholds(tokens: TipTokens) -> tuple[Tensor, Tensor]:
-    """Medians of entropy and of divergence over the finite tokens of all processes."""
+    """Medians of entropy and of divergence (nats) over the finite tokens of all processes."""
     values = (tokens.entropy, tokens.divergence)
     return tuple(quantiles(tokens.world.gather(value[tokens.finite]), (0.5,))[0] for value in values)
 
 
 def quadrants(tokens: TipTokens) -> Tensor:
-    """(B, T) 1 to 4, or 0 where a token is not valid or not finite. What lies on a threshold is below it."""
+    """(B, T) 1 to 4, or 0 if a token is not valid or not finite. Values equal to a threshold count as below it."""
     entropy, divergence = thresholds(tokens)
     uncertain, far = tokens.entropy > entropy, tokens.divergence > divergence
     return torch.where(uncertain, torch.where(far, 1, 2), torch.where(far, 3, 4)).masked_fill(~tokens.finite, 0)
 
 
 def selection_metrics(tokens: TipTokens, keep: Tensor) -> dict[str, Tensor]:
-    """Values to be logged as `tip/<key>`: see `reduce_metrics`. `keep` (B, T) bool.
+    """Log values by key, for `reduce_metrics` and the prefix `tip/`.
 
-    Those of the divergence are missing where it is not known for the dropped tokens.
+    Args:
+        tokens: the tokens to select from. Without their divergence, its metrics are missing.
+        keep: (B, T) bool, the selected tokens.
     """
 
     def where(values: Tensor, chosen: Tensor) -> Tensor:
@@ -65,11 +67,11 @@ def selection_metrics(tokens: TipTokens, keep: Tensor) -> dict[str, Tensor]:
 
 
 def write_scatter(folder: str, tokens: TipTokens, keep: Tensor, step: int) -> None:
-    """Writes up to `SCATTER_TOKENS` tokens of this process' micro-batch to `SCATTER_FILE`, over the last one's.
+    """Writes up to `SCATTER_TOKENS` tokens of this process' micro-batch to `SCATTER_FILE`, which it overwrites.
 
-    The file is one JSON object: `step`, the optimizer step; `entropy` and `divergence`, equally long lists in nats of
-    the student's entropy and of the reverse KL; `kept`, a list of booleans; `entropy_threshold` and
-    `divergence_threshold`, the medians that part the quadrants. Only finite tokens are in it.
+    The file is one JSON object: `step`, the optimizer step; `entropy` and `divergence`, lists of equal length with
+    the student's entropy and the reverse KL in nats; `kept`, a list of booleans; `entropy_threshold` and
+    `divergence_threshold`, the medians that separate the quadrants. It holds finite tokens only.
     """
     finite = tokens.finite
     entropy, divergence = (quantiles(x[finite], (0.5,))[0].item() for x in (tokens.entropy, tokens.divergence))

@@ -1,9 +1,9 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Entropies of the policy taken while it generates, from the logits that it samples from: no forward more.
+"""Records the policy's entropies while it generates, from the logits it samples from, without another forward.
 
-A hook reads what each forward of `generate` gives, before penalties, top-k and top-p change it. So what is recorded is
-the entropy that a forward over the finished completion would give, at a cost of one softmax per token.
+A hook reads the logits of each forward of `generate` before penalties, top-k and top-p change them. The entropies are
+those of a forward over the finished completion, at the cost of one softmax per token.
 """
 
 from collections.abc import Iterator
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 
-# Ways of generating with which a forward is not that of one more token of each row.
+# Ways of generating in which a forward does not add exactly one token to each row.
 NOT_A_TOKEN_PER_FORWARD = ("num_beams", "num_return_sequences", "prompt_lookup_num_tokens", "prefill_chunk_size")
 
 
 def entropy_of_logits(logits: Tensor, temperature: float) -> Tensor:
-    """(..., V) -> (...) entropy in nats, float32, of softmax(logits / temperature); tokens of logit -inf count nothing."""
+    """(..., V) -> (...) entropy of softmax(logits / temperature) in nats, float32. Logits of -inf count nothing."""
     logps = (logits.float() / temperature).log_softmax(-1).clamp(min=torch.finfo(torch.float32).min)
     return -(logps.exp() * logps).sum(-1)
 
@@ -34,18 +34,18 @@ class EntropyRecorder:
         self.steps.append(entropy_of_logits(output.logits[:, -1], self.temperature))
 
     def rows(self, completion_ids: list[list[int]]) -> list[list[float]]:
-        """The entropy of each token of B completions, which may have ended early.
+        """The entropies (nats) of the tokens of B completions, which may have ended early.
 
         Raises:
             `RuntimeError`: generation did not make one forward for each token of each completion.
         """
         steps, longest = len(self.steps), max(map(len, completion_ids), default=0)
         rows = {len(step) for step in self.steps}
-        # Where processes generate in step, one that is ready makes forwards for the others: these come last.
+        # If processes generate in step, one that is done makes more forwards for the others. These come last.
         if steps < longest or rows - {len(completion_ids)}:
             raise RuntimeError(
-                f"`record_entropies` saw {steps} forwards of {sorted(rows)} rows while {len(completion_ids)} completions "
-                f"of up to {longest} tokens were generated. It needs one forward for each token: check "
+                f"`record_entropies` saw {steps} forwards of {sorted(rows)} rows while {len(completion_ids)} "
+                f"completions of up to {longest} tokens were generated. It needs one forward for each token: check "
                 "`generation_kwargs`, or set `record_entropies` to false."
             )
         values = torch.stack(self.steps, dim=1).tolist() if self.steps else [[]] * len(completion_ids)
@@ -54,7 +54,7 @@ class EntropyRecorder:
 
 @contextmanager
 def recording(model: nn.Module, temperature: float) -> Iterator[EntropyRecorder]:
-    """Records what `model`, an adapter's base model where it is one, gives while the context lasts."""
+    """Records the entropies of the forwards of `model`, or of its base model with an adapter, within the context."""
     recorder = EntropyRecorder(temperature)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     hook = base.register_forward_hook(recorder)

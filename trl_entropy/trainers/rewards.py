@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What reward functions may ask for, and the rewards that methods give or shape."""
+"""The columns that reward functions may request, and the rewards that methods add or shape."""
 
 import inspect
 from collections.abc import Callable
@@ -12,27 +12,28 @@ from ..methods import Method
 from ..settings import one_reward
 
 
-# What a reward function may name beside what TRL gives: one list per completion, one value per token of it.
+# Parameters of reward functions in addition to TRL's: one list per completion, with one value per token.
 COLUMNS = ("token_entropies", "token_mask")
 
 
 def columns_taken(function: Any) -> set[str]:
-    """Those of `COLUMNS` that a reward function names among its parameters. A reward model names none."""
+    """The `COLUMNS` among the parameters of a reward function; empty for a reward model."""
     if isinstance(function, torch.nn.Module):
         return set()
     return set(COLUMNS) & inspect.signature(function).parameters.keys()
 
 
 class Rewards:
-    """The rewards of a trainer: those of the user's functions, and those of methods, which are added to them.
+    """The rewards of a trainer: those of the user's functions, and those that methods add.
 
     Args:
-        trainer: TRL's trainer, once it is built. Methods that give a reward join its lists of reward functions.
-        ask: called with a method and the columns of its completions, returns the rewards of the method.
+        trainer: TRL's trainer, once it is built. Methods with a reward of their own join its reward functions.
+        methods: the active methods.
+        ask: takes a method and the columns of the completions, returns the method's rewards.
 
     Attributes:
-        columns: which of `COLUMNS` any function or method takes.
-        shaped: the methods that replace a reward, with the index of the function that gave it.
+        columns: the `COLUMNS` that any function or method takes.
+        shaped: the methods that replace a reward, with the index of the function whose reward they replace.
     """
 
     def __init__(self, trainer: Any, methods: list[Method], ask: Callable[..., list[float | None]]):
@@ -52,7 +53,7 @@ class Rewards:
 
 
 def add_reward(trainer: Any, method: Method, ask: Callable[..., list[float | None]]) -> None:
-    """Gives `trainer` one reward function more. Its lists are replaced, not extended: those it holds are the user's."""
+    """Adds a reward function to `trainer`. Its lists are replaced, not extended, because they are the user's."""
 
     def reward(**columns: Any) -> list[float | None]:
         return ask(method, **columns)

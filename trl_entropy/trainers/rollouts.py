@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What methods do to a generation batch: its prompts, its advantages and masks, and rollouts beside the ordinary ones."""
+"""Applies methods to a generation batch: prompts, advantages, masks, and extra rollouts."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -18,17 +18,17 @@ from ..tokens import Rollouts
 from .generation import Generation
 
 
-# The inputs of a forward that TRL stores with the rollouts, beside the token ids and masks.
+# Inputs of a forward that TRL stores with the rollouts, in addition to token ids and masks.
 FORWARD_KEYS = (
     *("pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles"),
     *("image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids"),
 )
-# What a forward of the loss knows of the old policy, by its name among the scores of a generation batch.
+# Statistics of the old policy for the loss: key in TRL's batch -> key in `Generation.scores`.
 OLD_STATISTICS = {"old_entropies": "entropy", "old_second_logps": "second_log_probs"}
 
 
 def loss_mask(batch: dict[str, Any]) -> Tensor:
-    """(B, T): the tokens that the loss counts."""
+    """(B, T) 0 or 1: the tokens that the loss counts."""
     return batch["completion_mask"] * batch["tool_mask"] if "tool_mask" in batch else batch["completion_mask"]
 
 
@@ -43,7 +43,7 @@ def forward_inputs(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def whole_groups(rows: int, share: float, group: int, steps: int) -> int:
-    """How many of `rows` sequences make up about `share` of them in whole groups and in `steps` equal parts."""
+    """Number of sequences: about `share` of `rows`, in whole groups and divisible into `steps` equal parts."""
     unit = math.lcm(group, steps)
     return min(rows, math.ceil(share * rows / unit) * unit)
 
@@ -54,7 +54,7 @@ def make_rollouts(trainer: Any, stock: Callable, rows: list[dict[str, Any]]) -> 
         rows = method.prompts(rows, (trainer.args.seed, trainer.state.global_step), trainer.model.training)
     generation = Generation(trainer)
     output = generation.roll_out(stock, rows)
-    if "old_per_token_logps" in output:  # otherwise the forward of the loss is the old policy's
+    if "old_per_token_logps" in output:  # otherwise the forward of the loss is the old policy's pass
         output |= {key: generation.scores[name] for key, name in OLD_STATISTICS.items() if name in generation.scores}
     if "rewards" in trainer._needs:
         output["rewards"] = generation.own_rewards(len(output["advantages"])).nan_to_num()
@@ -67,7 +67,7 @@ def make_rollouts(trainer: Any, stock: Callable, rows: list[dict[str, Any]]) -> 
 
 
 def read_rollouts(trainer: Any, generation: Generation, output: dict[str, Any]) -> Rollouts:
-    """A generation batch as methods see it."""
+    """A generation batch for the methods."""
     mask, scores, training = loss_mask(output).bool(), generation.scores, trainer.model.training
     given = generation.own_rows(generation.given_rewards, len(mask)).T
     return Rollouts(
@@ -90,7 +90,7 @@ def read_rollouts(trainer: Any, generation: Generation, output: dict[str, Any]) 
 
 
 def apply_group_hooks(trainer: Any, generation: Generation, output: dict[str, Any]) -> None:
-    """Lets each method change advantages and mask of a generation batch; `output` gets what comes out."""
+    """Lets each method change advantages and mask of a generation batch, and writes them to `output`."""
     first = rollouts = read_rollouts(trainer, generation, output)
     trainer._log_values(generation.logs, first.mask)
     for method in trainer.methods:
@@ -103,20 +103,20 @@ def apply_group_hooks(trainer: Any, generation: Generation, output: dict[str, An
         output["advantages"] = rollouts.advantages.contiguous()
         log_advantages(trainer, rollouts)
     if rollouts.mask is not first.mask:
-        # The tool mask takes tokens out of the loss and its denominators, and leaves attention as it is.
+        # The tool mask removes tokens from the loss and its denominators without changing attention.
         output["tool_mask"] = rollouts.mask.to(output["completion_mask"].dtype)
         output["num_items_in_batch"] = trainer._world.sum(loss_mask(output).sum())
 
 
 def batches_made(trainer: Any) -> int:
-    """Generation batches before the present one, also those before a run was resumed."""
+    """Number of generation batches before the current one, including those before the run was resumed."""
     steps = trainer.args.gradient_accumulation_steps
     forwards = trainer.state.global_step * steps + trainer._step % steps
     return forwards // (trainer.args.steps_per_generation * trainer.num_iterations)
 
 
 def log_advantages(trainer: Any, rollouts: Rollouts) -> None:
-    """Replaces the advantages in TRL's table of completions by those that are used: each completion's mean."""
+    """Replaces the advantages in TRL's completions table with the mean advantage of each completion's tokens."""
     total = rollouts.advantages.double().masked_fill(~rollouts.generated, 0).sum(1)
     used = rollouts.world.gather((total / rollouts.generated.sum(1).clamp(min=1)).float()).tolist()
     logged = trainer._logs["advantages"]
@@ -126,7 +126,7 @@ def log_advantages(trainer: Any, rollouts: Rollouts) -> None:
 
 
 def auxiliary_rollouts(trainer: Any, stock: Callable, rows: list, method: Method) -> list[dict[str, Any]]:
-    """The extra rollouts that `method` asks for, scored, in as many parts as the generation batch will have."""
+    """The extra rollouts that `method` needs, with rewards, in as many parts as TRL splits the batch into."""
     steps = trainer.args.steps_per_generation
     temperature, share = method.auxiliary_rollouts()
     count = whole_groups(len(rows), share, trainer.num_generations, steps)
@@ -140,7 +140,7 @@ def auxiliary_rollouts(trainer: Any, stock: Callable, rows: list, method: Method
 
 @contextmanager
 def generating_at(trainer: Any, temperature: float) -> Iterator[None]:
-    """Samples at a temperature relative to the ordinary one, and leaves no trace in what is logged."""
+    """Samples at `temperature` times the trainer's, without adding to its logs and metrics."""
     engine = trainer.vllm_generation if trainer.use_vllm else trainer.generation_config
     ordinary, engine.temperature = engine.temperature, engine.temperature * temperature
     logged = deepcopy((trainer._metrics, trainer._logs))

@@ -1,13 +1,13 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What an IDE shows of our constructors: TRL's signature, with our config."""
+"""Signatures of our constructors for IDEs and `help`: TRL's, with our config."""
 
 import inspect
 from collections.abc import Callable
 
 
 def like(stock: type, config: type) -> Callable[[Callable], Callable]:
-    """Gives a constructor the signature of that of `stock`, whose `args` is a `config` here."""
+    """Decorator that gives a constructor the signature of `stock`'s, with `config` as the type of `args`."""
 
     def show(constructor: Callable) -> Callable:
         signature = inspect.signature(vars(stock)["__init__"])

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`Update`: one loss, around TRL's own.
 
-TRL's `_compute_loss` makes its forward first and reads the advantages afterwards. So it is given a copy of the batch
-without advantages, and the trainer's forward puts them back once the methods have seen the tokens. Should TRL ever read
-them before its forward, that is a `KeyError`, not a method silently ignored.
+TRL's `_compute_loss` first makes its forward, then reads the advantages. So TRL gets a copy of the batch without them,
+and our forward adds them once the methods have seen the tokens. If TRL ever reads them before its forward, it raises
+`KeyError`; the methods are never silently ignored.
 """
 
 from collections.abc import Callable
@@ -25,12 +25,12 @@ class Update:
     """One call of TRL's `_compute_loss`. B sequences, T completion tokens.
 
     Attributes:
-        batch: what TRL gets: a copy, without `advantages` until the forward has been made.
-        advantages: (B,) or (B, T) of the rewards and the group hooks.
+        batch: TRL's copy of the batch, without `advantages` until the forward has been made.
+        advantages: (B,) or (B, T) from the rewards and the `group_advantages` hooks.
         turns: each method with the tokens as it left them.
         acted: the tokens as the last method left them.
         policy_mask: (B, T) bool, the tokens that TRL's 80/20 mask keeps, once TRL has made it.
-        logs: what the methods have worth logging.
+        logs: log values of the methods, by key.
     """
 
     def __init__(self, trainer: Any, batch: dict[str, Any]):
@@ -42,7 +42,7 @@ class Update:
         self.logs: dict[str, Tensor] = {}
 
     def loss(self, stock: Callable, model: Any) -> Tensor:
-        """TRL's loss on what the methods make of the advantages, plus the terms of the methods."""
+        """TRL's loss on the advantages that the methods changed, plus the methods' loss terms."""
         trainer = self.trainer
         trainer._update = self
         trainer._bonus.before_loss(trainer)
@@ -65,7 +65,7 @@ class Update:
         return loss
 
     def take_turns(self, logps: Tensor, entropy: Tensor, statistics: dict[str, Tensor]) -> None:
-        """After the forward: lets each method change the advantages, and gives TRL's batch what comes out."""
+        """After the forward: lets each method change the advantages, and puts them into TRL's batch."""
         advantages = self.advantages if self.advantages.dim() == 2 else self.advantages.unsqueeze(1)
         tokens = read_tokens(self.trainer, self.batch, logps, entropy, advantages.expand_as(logps), statistics)
         for method in self.trainer.methods:
@@ -78,18 +78,18 @@ class Update:
         self.batch["advantages"] = tokens.advantages if changed else self.advantages
 
     def reduce(self, term: Tensor, mask: Tensor) -> Tensor:
-        """A term of the loss, (B, T) or scalar, reduced and scaled for accumulation as TRL does with its own."""
+        """A loss term, (B, T) or scalar, reduced and scaled for accumulation as TRL does with its own loss."""
         trainer = self.trainer
         steps = trainer.current_gradient_accumulation_steps if trainer.model.training else 1
         if term.dim() == 0:
             return term / steps
         items = self.batch["num_items_in_batch"].clamp(min=1) / trainer.accelerator.num_processes
-        if trainer.model.training:  # the count spans the generation batch, the loss is a mean over one accumulation
+        if trainer.model.training:  # the count covers the generation batch, the loss one accumulation
             items = items / trainer.args.steps_per_generation
         return aggregate(term, mask, trainer.loss_type, items, trainer.max_completion_length) / steps
 
     def _auxiliary_loss(self, model: Any, method: Method) -> Tensor:
-        """The method's term on this update's part of the rollouts that it asked for; one more forward."""
+        """The method's loss term on this update's part of its extra rollouts, at the cost of one more forward."""
         trainer = self.trainer
         part = trainer._auxiliary[method.name][trainer._step % trainer.args.steps_per_generation]
         logps, entropy, _ = trainer._get_per_token_logps_and_entropies(
@@ -101,7 +101,7 @@ class Update:
         return term
 
     def _record(self) -> None:
-        """Logs the forward, keeps its tokens for the token log, and adds it to the forecast."""
+        """Logs the forward, adds it to the forecast, and keeps its tokens for the token log."""
         trainer = self.trainer
         trainer._log_values(entropy_metrics(self.acted, self.advantages) | self.logs, self.acted.mask)
         if trainer._forecast is not None and trainer.model.training:
@@ -121,7 +121,7 @@ def read_tokens(
     advantages: Tensor,
     statistics: dict[str, Tensor],
 ) -> TokenBatch:
-    """What a forward of `batch` knows about its tokens; all (B, T)."""
+    """The tokens of a forward of `batch`, for the methods. Tensors are (B, T)."""
     mask = loss_mask(batch).bool()
     old_logps = batch.get("old_per_token_logps", logps.detach())
     log_ratio = logps.detach() - old_logps
