@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Which method runs with what: runs the tests marked `compatibility`, and makes docs/compatibility.md of the outcomes.
+"""Runs the tests marked `compatibility` and writes docs/compatibility.md: which method works with which feature.
 
 `python -m tests.support.compatibility` from the root of the repository, or `make compatibility`.
 """
@@ -33,12 +33,12 @@ generation batch, stays finite and differs from the run without the method. With
 checkpointing and `torch.compile` (backend `aot_eager`) do not change the run. *kill and resume* is `kill -9` in the
 middle of a step; the resumed run equals the uninterrupted one in completions, losses and weights. Two processes give
 the same run under FSDP2 as under DDP. accelerate has no FSDP on a CPU, so the test makes it treat the processes' CPUs
-as accelerators. DeepSpeed and vLLM need a GPU.
+as accelerators. DeepSpeed and vLLM have not been run yet.
 """
 
 
 def cells_of(item: pytest.Item) -> list[tuple[str, str]]:
-    """The (method, feature) pairs that the outcome of a test speaks of: none where several methods run at once."""
+    """The (method, feature) pairs that a test covers: none if it runs several methods at once."""
     marker = item.get_closest_marker("compatibility")
     params = item.callspec.params if marker and hasattr(item, "callspec") else {}
     methods = params.get("methods", [])
@@ -46,7 +46,7 @@ def cells_of(item: pytest.Item) -> list[tuple[str, str]]:
 
 
 class Recorder:
-    """A pytest plugin: leaves only tests that speak of a pair, and keeps their outcomes."""
+    """A pytest plugin that runs only tests that cover a pair, and keeps their outcomes."""
 
     def __init__(self):
         self.cells: dict[str, list[tuple[str, str]]] = {}
