@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart quickstart-distillation test test-all compatibility quality style clean
+.PHONY: quickstart quickstart-distillation test test-all compatibility tables quality style clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/trl-entropy quickstart
@@ -20,6 +20,9 @@ test-all: $(VENV)/.installed
 
 compatibility: $(VENV)/.installed
 	$(BIN)/python -m tests.support.compatibility
+
+tables: $(VENV)/.installed
+	$(BIN)/python -m tests.support.tables
 
 quality: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -5,7 +5,7 @@
 import inspect
 import math
 import sys
-from dataclasses import replace
+from dataclasses import field, fields, make_dataclass, replace
 
 import pytest
 import torch
@@ -154,6 +154,30 @@ def fields_are_read_or_refused(draw):
             assert read(config, "field") is value
         except ValueError as error:
             assert str(error).startswith("`field` must be") and repr(value) in str(error)
+
+
+@covers(settings.nearest_name, settings.did_you_mean)
+def near_names(draw):
+    """A hint is a known name, and a known name is its own nearest."""
+    known = draw(st.lists(st.text("ab_", max_size=3), max_size=3, unique=True))
+    name = draw(st.none() | st.integers() | st.text("AaBb-_", max_size=3) | st.sampled_from(known or [""]))
+    near = settings.nearest_name(name, known)
+    assert near is None or near in known
+    assert near == name or name not in known
+    assert settings.did_you_mean(name, known) == ("" if near is None else f" Did you mean {near!r}?")
+
+
+@covers(settings.default_of, settings.fields_of)
+def defaults_of_fields(draw):
+    """Fields of a prefix in their order, each with the default that an instance has."""
+    names = draw(st.lists(st.sampled_from(["a", "a_x", "a_y", "ab_x", "b_a_x"]), unique=True))
+    values = draw(st.lists(st.none() | st.integers() | st.text(max_size=2), min_size=5, max_size=5))
+    plain = [(name, object, field(default=value)) for name, value in zip(names, values, strict=False)]
+    config = make_dataclass("Config", [*plain, ("a_list", list, field(default_factory=lambda: list(values)))])
+    found = settings.fields_of("a", config)
+    assert [one.name for one in found] == [name for name in [*names, "a_list"] if name.startswith("a_")]
+    assert settings.fields_of("a", config()) == found
+    assert all(settings.default_of(one) == getattr(config(), one.name) for one in fields(config))
 
 
 @pytest.mark.parametrize("check", fuzzing.PROPERTIES, ids=lambda check: check.__name__)

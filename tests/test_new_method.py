@@ -1,7 +1,8 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""A new method takes four files: module, its name in `methods/__init__.py`, test, recipe. The other tests find it."""
+"""A new method takes four files: module, name in `methods/__init__.py`, test, recipe. All other tests find it."""
 
+import hashlib
 import os
 import re
 import shutil
@@ -18,6 +19,13 @@ from trl_entropy.methods import METHODS, Method
 
 ROOT = Path(__file__).parents[1]
 LICENSE = "# Copyright 2026 The trl-entropy Authors.\n# SPDX-License-Identifier: Apache-2.0\n"
+ADDED = {
+    "trl_entropy/methods/damp.py",
+    "trl_entropy/methods/__init__.py",
+    "tests/methods/test_damp.py",
+    "recipes/damp.yaml",
+}
+PAGES = {"README.md", "docs/methods.md", "docs/compatibility.md"}  # that `make tables` writes
 MODULE = '''"""Damp: multiplies positive advantages by a share."""
 
 from dataclasses import dataclass, field
@@ -46,22 +54,19 @@ class Damp(Method):
     name = "damp"
     config = DampConfig
     summary = "multiplies positive advantages by a share"
+    checked_against = "nothing, as no paper has it"
     paper = Paper("2601.00001", "Damped Advantages", "@article{damp, journal = {arXiv preprint arXiv:2601.00001}}")
 
     def __init__(self, config):
         self.share = share(config, "damp_share")
 
     def token_advantages(self, tokens):
-        self._weights = damp_weights(tokens.advantages, self.share)
-        return tokens.advantages * self._weights
-
-    def metrics(self, tokens):
-        return {"weight_mean": self._weights}
+        weights = damp_weights(tokens.advantages, self.share)
+        return tokens.advantages * weights, {"weight_mean": weights}
 '''
 TEST = """import torch
-from support.fuzzing import ADVANTAGES, SHARES, covers, draw_shape, draw_tensor
-
 from support import registry
+from support.fuzzing import ADVANTAGES, SHARES, covers, draw_shape, draw_tensor
 from support.sharded_processes import RUNS
 
 from trl_entropy.methods.damp import damp_weights
@@ -97,9 +102,14 @@ EXPECTED = {
     "test_every_pure_function_is_searched",
     "test_every_method_is_cited_by_its_own_paper[together]",
     "test_no_field_takes_a_value_of_another_type[damp_share]",
+    "test_recipes_are_found",
     "test_recipe_of_a_method_cites_its_paper_and_every_number[damp]",
     "test_recipe_that_cites_code_has_a_preset_of_it[damp]",
     "test_committed_matrix_has_each_method_and_is_made_of_the_outcomes",
+    "test_committed_scores_are_those_of_the_document",
+    "test_table_of_methods_is_that_of_the_registry[README.md]",
+    "test_table_of_methods_is_that_of_the_registry[docs/methods.md]",
+    "test_each_method_says_what_it_was_checked_against",
     "test_weights_of_damp",
     "test_damp_is_listed_with_the_others",
 }
@@ -124,20 +134,28 @@ def add_method(root):
     )
     (root / "recipes" / "damp.yaml").write_text(
         "# Damped Advantages\n#   https://huggingface.co/papers/2601.00001\n#\n"
-        "#   trl-entropy grpo --config recipes/damp.yaml --accelerate_config multi_gpu\n"
-        "#   accelerate launch --num_processes 8 -m trl_entropy.cli grpo --config recipes/damp.yaml\n#\n"
+        "#   trl-entropy grpo --config damp --accelerate_config multi_gpu\n"
+        "#   accelerate launch --num_processes 8 -m trl_entropy.cli grpo --config damp\n#\n"
         "# What to expect: less.\n\n" + settings.replace("[code]", "[ours]").replace("runs/steer", "runs/damp")
     )
 
 
-def ran(report):
-    return {case.get("name"): [child.tag for child in case] for case in ElementTree.parse(report).iter("testcase")}
+def files_of(root):
+    """The hash of every file, by its path; not of what tools leave in folders with a dot."""
+    paths = [path.relative_to(root) for path in root.rglob("*") if path.is_file()]
+    paths = [path for path in paths if not any(part[0] == "." or part == "__pycache__" for part in path.parts)]
+    return {path.as_posix(): hashlib.sha256((root / path).read_bytes()).hexdigest() for path in paths}
 
 
-# The tests of the new method, and those of all methods together, without most that train.
+def changed(before, after):
+    return {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
+
+
+# The tests of the new method, and those of all methods together, without most of those that train.
 CHOSEN = (
     "(damp and not robustness and not ddp and not many_examples) or each_method_is_run or two_iterations and damp or "
-    "every_pure_function or committed or readme or together and not together-2 and (turns or cited)"
+    "every_pure_function or committed or test_pages or recipes_are_found or "
+    "together and not together-2 and (turns or cited)"
 )
 
 
@@ -146,14 +164,30 @@ def test_a_new_method_of_four_files(tmp_path):
     root = tmp_path / "copy"
     left_out = shutil.ignore_patterns("__pycache__", ".*", "*.egg-info", "shared", "wandb", "build", "dist")
     shutil.copytree(ROOT, root, ignore=left_out)
+    before = files_of(root)
     add_method(root)
+    assert changed(before, files_of(root)) == ADDED
     environment = {**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}", "PYTHONDONTWRITEBYTECODE": "1"}
-    run = dict(cwd=root, env=environment, capture_output=True, text=True, timeout=300)
+    run = dict(cwd=root, env=environment, capture_output=True, text=True, timeout=1200)
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", CHOSEN, "tests"]
     result = subprocess.run([*command, f"--junitxml={tmp_path / 'report.xml'}"], **run)
     assert result.returncode == 0, result.stdout[-6000:]
     cases = ElementTree.parse(tmp_path / "report.xml").iter("testcase")
     assert EXPECTED <= {case.get("name") for case in cases if not case.findall("skipped")}
+    assert "README.md does not list 'damp' yet: run `make tables`." in result.stdout
+    assert changed(before, files_of(root)) == ADDED
+
+    # The pages follow by one command.
+    subprocess.run([sys.executable, "-m", "tests.support.tables"], **run, check=True)
+    assert changed(before, files_of(root)) == ADDED | PAGES
+    rows = {
+        "README.md": "| `damp` | [Damped Advantages](https://huggingface.co/papers/2601.00001) |",
+        "docs/methods.md": "| `damp` | advantages, in every forward | nothing, as no paper has it |",
+        "docs/compatibility.md": "| `damp` | not tested |",
+    }
+    assert rows.keys() == PAGES
+    for page, row in rows.items():
+        assert row in (root / page).read_text()
 
 
 class Needy(Method):

@@ -75,14 +75,20 @@ def one_reward(name: str | None, field_name: str, names: list[str]) -> str:
     return name
 
 
+def nearest_name(name: Any, known: Iterable[str]) -> str | None:
+    """The known name closest to `name`, which is compared in lower case with _ for -; `None` if none is close."""
+    near = get_close_matches(str(name).lower().replace("-", "_"), known, n=1)
+    return near[0] if near else None
+
+
 def did_you_mean(name: Any, known: Iterable[str]) -> str:
     """The end of an error message, " Did you mean 'x'?", for the closest known name; "" if none is close.
 
     >>> did_you_mean("Clip-Cof", ["clip_cov", "kl_cov"])
     " Did you mean 'clip_cov'?"
     """
-    near = get_close_matches(str(name).lower().replace("-", "_"), known, n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    near = nearest_name(name, known)
+    return "" if near is None else f" Did you mean {near!r}?"
 
 
 def default_of(field: Field) -> Any:

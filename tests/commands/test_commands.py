@@ -16,10 +16,11 @@ import torch
 import trl_entropy
 from trl_entropy import METHODS, cli
 from trl_entropy.commands.env import installed
-from trl_entropy.commands.methods import STAGES, default, describe, listed, stages
+from trl_entropy.commands.methods import STAGES, describe, listed, stages
 from trl_entropy.kappa.config import KappaConfig
 from trl_entropy.methods import Method, MethodsConfig
 from trl_entropy.methods.tip import TipConfig
+from trl_entropy.settings import default_of
 
 
 ROOT = Path(__file__).parents[2]
@@ -41,9 +42,11 @@ def test_methods_lists_every_method_with_every_field(capsys, monkeypatch):
     for name, method in listed().items():
         assert words(method.paper.title) in blocks[name] and method.paper.url in blocks[name]
         assert f"acts on: {'; '.join(stages(method))}" in blocks[name] and stages(method)
+        assert ("checked against: " in blocks[name]) is (name in METHODS)
+        assert name not in METHODS or f"checked against: {method.checked_against}" in blocks[name]
         for field in known:
             if field.name.startswith(f"{name}_"):
-                assert f" {field.name}: " in blocks[name] and f" = {default(field)!r} " in blocks[name]
+                assert f" {field.name}: " in blocks[name] and f" = {default_of(field)!r} " in blocks[name]
                 assert words(field.metadata["help"]) in blocks[name]
                 found.append(field.name)
     assert sorted(found) == sorted(field.name for field in known)

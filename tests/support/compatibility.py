@@ -33,7 +33,7 @@ generation batch, stays finite and differs from the run without the method. With
 checkpointing and `torch.compile` (backend `aot_eager`) do not change the run. *kill and resume* is `kill -9` in the
 middle of a step; the resumed run equals the uninterrupted one in completions, losses and weights. Two processes give
 the same run under FSDP2 as under DDP. accelerate has no FSDP on a CPU, so the test makes it treat the processes' CPUs
-as accelerators. DeepSpeed and vLLM need a GPU.
+as accelerators. DeepSpeed and vLLM have not been run yet.
 """
 
 

@@ -10,7 +10,6 @@ import dataclasses
 import os
 from argparse import Action, ArgumentTypeError
 from collections.abc import Iterable
-from difflib import get_close_matches
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -18,7 +17,7 @@ import yaml
 from accelerate.logging import get_logger
 from trl import TrlParser
 
-from ..settings import UNQUOTED
+from ..settings import UNQUOTED, nearest_name
 from .launch import LAUNCHED, LaunchOptions
 from .parser import OneLineErrors
 from .recipes import recipe_path
@@ -30,8 +29,8 @@ ACCEPTED = {"int": "an integer", "float": "a number", "string_to_bool": "true or
 
 
 def nearest(name: Any, known: Iterable[str], prefix: str = "") -> str:
-    near = get_close_matches(str(name).replace("-", "_"), known, n=1)
-    return f": did you mean `{prefix}{near[0]}`?" if near else "."
+    near = nearest_name(name, known)
+    return "." if near is None else f": did you mean `{prefix}{near}`?"
 
 
 def kinds_of(hint: Any) -> set[Any]:

@@ -4,17 +4,17 @@
 
 import shutil
 import textwrap
-from dataclasses import MISSING, Field, fields
-from difflib import get_close_matches
+from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ..kappa.config import KappaConfig, KappaTune
 from ..methods import METHODS, Method
 from ..methods.tip import Tip
+from ..settings import default_of, did_you_mean
 from .parser import CommandParser
 
 
-# What a method acts on, by the hook that it overrides, in the order in which training comes to them.
+# What a method acts on, by the hook that it overrides. Training calls the hooks in this order.
 STAGES = {
     "prompts": "prompts, before generation",
     "reward": "rewards",
@@ -25,7 +25,7 @@ STAGES = {
     "loss": "the loss, by a term",
     "auxiliary_loss": "the loss, by a term on completions of its own",
 }
-# Not listed in `methods`: where they act.
+# What the two act on that `methods` does not list.
 OTHERS = {
     Tip: "which tokens distillation trains on; set by `tip_*` in `trl-entropy distillation`, not listed in `methods`",
     KappaTune: "which weights are trained; set by `kappa_mode` of either trainer, not listed in `methods`",
@@ -34,12 +34,12 @@ WIDEST = 110
 
 
 def listed() -> dict[str, type]:
-    """Every method by name, those of other packages too, then TIP and KappaTune."""
+    """Every method by name, including those of other packages, then TIP and KappaTune."""
     return METHODS | {other.name: other for other in OTHERS}
 
 
 def stages(method: type[Method]) -> list[str]:
-    """Where in training a method acts, in words."""
+    """What a method acts on, in words."""
     if method in OTHERS:
         return [OTHERS[method]]
     return [words for hook, words in STAGES.items() if method.overrides(hook)]
@@ -57,12 +57,13 @@ def accepted(hint: Any) -> str:
     return f"list of {accepted(members[0])}" if members else getattr(hint, "__name__", str(hint))
 
 
-def default(field: Field) -> Any:
-    return field.default if field.default_factory is MISSING else field.default_factory()
-
-
 def describe(name: str, width: int = WIDEST) -> str:
-    """Everything that a user chooses a method by, in lines of at most `width` characters but for long words."""
+    """The description of a method that the command prints.
+
+    Args:
+        name: the name of a method, "tip" or "kappa".
+        width: longest line, in characters. A longer word gets a line of its own.
+    """
     method = listed()[name]
     config = KappaConfig if method is KappaTune else method.config
     hints = get_type_hints(config)
@@ -75,8 +76,10 @@ def describe(name: str, width: int = WIDEST) -> str:
     lines = [method.name, wrap(method.summary, 2)]
     lines += [wrap(f"paper: {method.paper.title}, {method.paper.url}", 2)]
     lines += [wrap(f"acts on: {'; '.join(stages(method))}", 2)]
+    if checked_against := getattr(method, "checked_against", None):  # methods of other packages need not say it
+        lines += [wrap(f"checked against: {checked_against}", 2)]
     for field in fields(config):
-        lines += [wrap(f"{field.name}: {accepted(hints[field.name])} = {default(field)!r}", 2)]
+        lines += [wrap(f"{field.name}: {accepted(hints[field.name])} = {default_of(field)!r}", 2)]
         lines += [wrap(field.metadata["help"], 6)]
     return "\n".join(lines)
 
@@ -91,9 +94,7 @@ def main(argv: list[str]) -> int:
     name = None if given is None else given.lower().replace("-", "_")
     known = listed()
     if name is not None and name not in known:
-        near = get_close_matches(name, known, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        parser.error(f"unknown method {given!r}.{hint} Known: {', '.join(known)}.")
+        parser.error(f"unknown method {given!r}.{did_you_mean(name, known)} Known: {', '.join(known)}.")
     width = min(shutil.get_terminal_size().columns, WIDEST)
     chosen = known if name is None else [name]
     print("\n\n".join(describe(one, width) for one in chosen))  # noqa: T201 (the result of a command)

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds the recipes and accelerate configs that come with the package by their names."""
 
-from difflib import get_close_matches
 from pathlib import Path
+
+from ..settings import did_you_mean
 
 
 PACKAGE = Path(__file__).parents[1]
@@ -36,11 +37,9 @@ def recipe_path(given: str | Path) -> Path:
         return path
     if path == Path(path.name) and name in known:
         return known[name]
-    near = get_close_matches(name.replace("-", "_"), known, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
     raise FileNotFoundError(
-        f"config={str(given)!r} does not exist: No such file or directory, and no recipe has this name.{hint} "
-        f"Recipes: {', '.join(known)}."
+        f"config={str(given)!r} does not exist: No such file or directory, and no recipe has this name."
+        f"{did_you_mean(name, known)} Recipes: {', '.join(known)}."
     )
 
 

@@ -6,7 +6,6 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
-from difflib import get_close_matches
 
 from trl.rewards import (
     accuracy_reward,
@@ -16,6 +15,7 @@ from trl.rewards import (
 )
 
 from ..rewards import answer_line_accuracy_reward
+from ..settings import did_you_mean
 
 
 REWARDS: dict[str, Callable] = {
@@ -41,8 +41,7 @@ def reward_by_name(name: str) -> Callable:
         return REWARDS[name]
     module, _, attribute = name.rpartition(".")
     if not module:
-        near = get_close_matches(name, REWARDS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, REWARDS)
         known = ", ".join(REWARDS)
         raise ValueError(f"`reward_funcs` has the unknown name {name!r}.{hint} Known: {known}, or a dotted path.")
     if os.getcwd() not in sys.path:

@@ -3,9 +3,9 @@
 """Every method by the name under which `methods` lists it, and all their fields in one flat namespace."""
 
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 
 from ..paper import Paper
+from ..settings import did_you_mean
 from .aepo import Aepo, AepoConfig
 from .agentic_aepo import AgenticAepo, AgenticAepoConfig
 from .base import Method
@@ -86,8 +86,7 @@ def build_methods(config: MethodsConfig) -> list[Method]:
         raise ValueError(f"`methods` must be a list of names, got {config.methods!r}.")
     for position, name in enumerate(config.methods):
         if name not in METHODS:
-            near = get_close_matches(name.lower().replace("-", "_"), METHODS, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(name, METHODS)
             raise ValueError(f"`methods` has the unknown name {name!r}.{hint} Known: {', '.join(METHODS)}.")
         if name in config.methods[:position]:
             raise ValueError(f"`methods` must list each method once, got {name!r} twice.")

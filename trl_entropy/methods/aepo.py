@@ -108,6 +108,7 @@ class Aepo(Method):
 
     name = "aepo"
     summary = "steers entropy to a target by the temperature of what it reinforces"
+    checked_against = "formulas from the released code and from a summary of the paper"
     config = AepoConfig
     paper = Paper(
         "2510.08141",

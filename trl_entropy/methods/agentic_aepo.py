@@ -62,6 +62,7 @@ class AgenticAepo(Method):
 
     name = "agentic_aepo"
     summary = "scales advantages by entropy, keeps the gradient of clipped A > 0 tokens"
+    checked_against = "formulas from paper notes and code"
     config = AgenticAepoConfig
     paper = Paper(
         "2510.14545",

@@ -27,6 +27,8 @@ class Method:
         name: the entry in `methods`, the prefix of its fields and of its metrics.
         summary: what it does, in one line, for lists of methods.
         paper: what to cite.
+        checked_against: what the tests compare the method with, such as "the paper's formulas". A method of another
+            package may leave it out.
         config: dataclass of its settings, a mixin of the trainer's config. Each has a default, a help text as
             `metadata`, and a name that begins with that of the method.
         needs: what costs extra and is computed only when asked for. `rollout_entropy` is the entropy of the policy
@@ -45,6 +47,7 @@ class Method:
     name: ClassVar[str]
     summary: ClassVar[str]
     paper: ClassVar[Paper]
+    checked_against: ClassVar[str]
     config: ClassVar[type] = make_dataclass("NoSettings", [])
     needs: tuple[str, ...] = ()
     shapes_reward: ClassVar[bool] = False

@@ -103,6 +103,7 @@ class Canon(Method):
 
     name = "canon"
     summary = "compares completions of low and high entropy (or length) with each other"
+    checked_against = "formulas from paper notes and code"
     config = CanonConfig
     paper = Paper(
         "2509.23962",

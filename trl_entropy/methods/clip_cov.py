@@ -88,6 +88,7 @@ class ClipCov(Method):
 
     name = "clip_cov"
     summary = "drops the gradient of a few high-covariance tokens"
+    checked_against = "the paper's formulas"
     config = ClipCovConfig
     paper = ENTROPY_MECHANISM
     assumes_unit_advantages = True

@@ -141,6 +141,7 @@ class ClipB(DiscriminatorClip):
 
     name = "clip_b"
     summary = "skips negative-advantage tokens whose update would lower entropy"
+    checked_against = "the released code's rule"
     config = ClipBConfig
 
     def scores(self, batch: TokenBatch | Rollouts) -> Tensor:
@@ -159,6 +160,7 @@ class ClipV(DiscriminatorClip):
 
     name = "clip_v"
     summary = "like clip_b, by the exact first-order entropy change and with a cap"
+    checked_against = "the released code's rule"
     config = ClipVConfig
     statistics = ("second_moments",)
 

@@ -103,6 +103,7 @@ class Empg(Method):
 
     name = "empg"
     summary = "scales the advantage of an agent's steps by its certainty"
+    checked_against = "formulas from paper notes and code"
     config = EmpgConfig
     paper = Paper(
         "2509.09265",

@@ -78,6 +78,7 @@ class Epo(Method):
 
     name = "epo"
     summary = "adds the entropy of turns to the objective, smoothed by past entropy"
+    checked_against = "the paper's formulas"
     config = EpoConfig
     paper = Paper(
         "2509.22576",

@@ -79,6 +79,7 @@ class KlCov(Method):
 
     name = "kl_cov"
     summary = "penalizes the log-ratio of the highest-covariance tokens"
+    checked_against = "the paper's formulas"
     config = KlCovConfig
     paper = ENTROPY_MECHANISM
     acts_on_ratio = True

@@ -103,6 +103,7 @@ class Pear(Method):
 
     name = "pear"
     summary = "rewards correct answers less the more entropy their thinking has"
+    checked_against = "formulas from paper notes"
     config = PearConfig
     paper = Paper(
         "2510.08026",

@@ -75,6 +75,7 @@ class PromptAugmentation(Method):
 
     name = "prompt_augmentation"
     summary = "asks the same prompt in several formats"
+    checked_against = "formulas from paper notes and code"
     config = PromptAugmentationConfig
     paper = Paper(
         "2602.03190",

@@ -70,6 +70,7 @@ class Siren(Method):
 
     name = "siren"
     summary = "holds the top-p entropy of high-entropy tokens near its starting value"
+    checked_against = "the released code's formulas"
     config = SirenConfig
     needs = ("nucleus_entropy",)
     paper = Paper(

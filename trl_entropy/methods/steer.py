@@ -106,6 +106,7 @@ class Steer(Method):
 
     name = "steer"
     summary = "gives tokens less weight the more they would change entropy"
+    checked_against = "the paper's formula, as three secondary sources give it"
     config = SteerConfig
     paper = Paper(
         "2510.10150",

@@ -1,0 +1,98 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What README and docs say of the methods is what the registry says."""
+
+import ast
+import re
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+from support import tables
+
+from trl_entropy.commands.methods import listed
+from trl_entropy.methods import METHODS
+
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "recipes").glob("*.yaml"))]
+
+
+def edited(page, old, new):
+    text = (ROOT / page).read_text()
+    assert old in text
+    return text.replace(old, new, 1)
+
+
+@pytest.mark.parametrize("page", tables.TABLES)
+def test_table_of_methods_is_that_of_the_registry(page):
+    """A method that a page does not list yet is a warning: a new method needs no new page."""
+    for name in tables.check(page, (ROOT / page).read_text(), tables.own_methods()):
+        warnings.warn(f"{page} does not list {name!r} yet: run `make tables`.", stacklevel=1)
+
+
+def test_tables_list_what_a_method_says_of_itself():
+    text = (ROOT / "README.md").read_text()
+    for name in re.findall(r"^\| `(\w+)` \| \[", text, flags=re.MULTILINE):
+        method = METHODS[name]
+        (row,) = (line for line in text.splitlines() if line.startswith(f"| `{name}` | ["))
+        assert f"]({method.paper.url}) | {method.summary} | [{name}.yaml](" in row
+        assert (ROOT / "recipes" / f"{name}.yaml").exists()
+        assert f"| {method.checked_against} |" in (ROOT / "docs" / "methods.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "error"),
+    [
+        ("drops the gradient", "keeps the gradient", "README.md is stale, run `make tables`: | `clip_cov` |"),
+        ("| `clip_cov` | [", "| `clip_cow` | [", "README.md lists clip_cow, which does not exist: run `make tables`."),
+        ("| method | paper |", "| paper | method |", "README.md is stale, run `make tables`: | paper | method |"),
+        (tables.END, "| more |\n" + tables.END, "README.md is stale, run `make tables`: its last lines"),
+    ],
+)
+def test_stale_table_is_one_clear_line(old, new, error):
+    with pytest.raises(AssertionError, match=re.escape(error)) as found:
+        tables.check("README.md", edited("README.md", old, new), tables.own_methods())
+    assert "\n" not in str(found.value)
+
+
+def test_methods_in_another_order_are_stale():
+    methods = dict(reversed(tables.own_methods().items()))
+    with pytest.raises(AssertionError, match="README.md is stale"):
+        tables.check("README.md", (ROOT / "README.md").read_text(), methods)
+
+
+@pytest.mark.parametrize("page", tables.TABLES)
+def test_method_without_a_row_is_not_listed_yet(page):
+    row = next(line for line in tables.split((ROOT / page).read_text())[1].splitlines() if "`kl_cov`" in line)
+    assert "kl_cov" in tables.check(page, edited(page, f"{row}\n", ""), tables.own_methods())
+
+
+def test_summaries_are_one_short_line():
+    for method in listed().values():
+        assert 20 < len(method.summary) <= 75 and method.summary[0].islower() and method.summary[-1] != "."
+        assert "|" not in method.summary and "\n" not in method.summary
+
+
+def test_each_method_says_what_it_was_checked_against():
+    for method in tables.own_methods().values():
+        assert 10 < len(method.checked_against) <= 75 and not set("|\n") & set(method.checked_against)
+
+
+def keys_of(name):
+    """The texts in the module of a method, among them the keys that it logs; `{}` stands for what is filled in."""
+    found = set()
+    for node in ast.walk(ast.parse(Path(sys.modules[METHODS[name].__module__].__file__).read_text())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.add(node.value)
+        if isinstance(node, ast.JoinedStr):
+            found.add("".join(part.value if isinstance(part, ast.Constant) else "*" for part in node.values))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_metrics_that_pages_name_are_logged(page):
+    for group, key in re.findall(r"`(\w+|<method>)/([\w*]+)`", page.read_text()):
+        names = METHODS if group == "<method>" else [group] if group in METHODS else []
+        assert not names or any(key in keys_of(name) for name in names), f"{group}/{key}"

@@ -1,0 +1,94 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Writes the tables of README and docs that list all methods, from what each method says of itself.
+
+`python -m tests.support.tables` from the root of the repository, or `make tables`.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+from trl_entropy.commands.methods import stages
+from trl_entropy.methods import METHODS, Method
+
+from . import compatibility
+
+
+ROOT = Path(__file__).parents[2]
+RECIPES = "https://github.com/trl-entropy/trl-entropy/blob/main/recipes"
+BEGIN, END = "<!-- `make tables` writes this table -->\n", "<!-- end of the table -->\n"
+
+
+def paper_link(method: type[Method]) -> str:
+    return f"[{method.paper.title.split(':')[0]}]({method.paper.url})"
+
+
+# By page: the columns of its table, each with what it says of a method.
+TABLES = {
+    "README.md": {
+        "method": lambda method: f"`{method.name}`",
+        "paper": paper_link,
+        "what it does": lambda method: method.summary,
+        "recipe": lambda method: f"[{method.name}.yaml]({RECIPES}/{method.name}.yaml)",
+    },
+    "docs/methods.md": {
+        "method": lambda method: f"`{method.name}`",
+        "acts on": lambda method: "; ".join(stages(method)),
+        "checked against": lambda method: method.checked_against,
+    },
+}
+
+
+def own_methods() -> dict[str, type[Method]]:
+    """The methods of this package, without those of other packages that are installed."""
+    return {name: method for name, method in METHODS.items() if method.__module__.startswith("trl_entropy.")}
+
+
+def render(page: str, methods: list[type[Method]]) -> str:
+    """The table of a page, with a row for each method."""
+    columns = TABLES[page]
+    rows = [list(columns), ["---"] * len(columns)]
+    rows += [[cell(method) for cell in columns.values()] for method in methods]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def split(text: str) -> tuple[str, str, str]:
+    """A page's text: up to its table, the table, and the rest."""
+    before, begin, rest = text.partition(BEGIN)
+    table, end, after = rest.partition(END)
+    assert begin and end, f"The page must have the lines {BEGIN!r} and {END!r} around its table."
+    return before + begin, table, end + after
+
+
+def check(page: str, text: str, methods: dict[str, type[Method]]) -> list[str]:
+    """The names of the methods that the table of a page does not list yet.
+
+    Raises:
+        `AssertionError`: the table lists a method that does not exist, or differs in a row, a column or the order.
+    """
+    table = split(text)[1]
+    listed = re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE)
+    if unknown := [name for name in listed if name not in methods]:
+        raise AssertionError(f"{page} lists {', '.join(unknown)}, which does not exist: run `make tables`.")
+    expected = render(page, [method for name, method in methods.items() if name in listed])
+    pairs = zip(table.splitlines(), expected.splitlines(), strict=False)
+    if table != expected:
+        stale = next((line for line, other in pairs if line != other), "its last lines")
+        raise AssertionError(f"{page} is stale, run `make tables`: {stale}")
+    return [name for name in methods if name not in listed]
+
+
+def main() -> int:
+    for page in TABLES:
+        path = ROOT / page
+        before, _, after = split(path.read_text())
+        path.write_text(before + render(page, list(own_methods().values())) + after)
+    outcomes = json.loads(compatibility.OUTCOMES.read_text())
+    compatibility.TABLE.write_text(compatibility.render(outcomes, list(own_methods())))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
