@@ -98,6 +98,24 @@ def test_kernels_keep_small_entropies(kernels, monkeypatch):
     assert (error <= 0.09 * truth).all() and (error <= 4e-7 + 1e-5 * truth).all()
 
 
+@pytest.mark.parametrize("value", [-torch.inf, torch.finfo(torch.float32).min])
+def test_masked_vocabulary(kernels, monkeypatch, value):
+    """The first block and some single words have probability 0."""
+    (hidden, weight, bias), targets = example(torch.float32)
+    masked = torch.tensor([*range(16), 21, 44])
+    bias.data[masked] = value
+    targets = targets.clamp(min=22, max=43)
+    found = []
+    for backend in (None, kernels):
+        if backend is not None:
+            monkeypatch.setattr(sweeps, "backend_for", lambda *_: kernels)
+        out = token_statistics(hidden, weight, bias, targets, replace(ALL, temperature=0.7))
+        total = out.log_probs.sum() + 2 * out.entropy.sum() + 3 * out.nucleus_entropy.sum()
+        found.append((*out, *torch.autograd.grad(total, (hidden, weight, bias))))
+    assert all(values.isfinite().all() for values in found[0]) and found[0][5].max() > 0.1
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("logit", [9.0, 14.0])
 def test_more_likely_tokens_than_are_kept(kernels, monkeypatch, logit):
     """12 likely tokens and room for 5: left to the bins, unless a late token is certain."""

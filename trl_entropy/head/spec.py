@@ -19,6 +19,10 @@ SQUARES_SHIFTED = 4  # Σ e²·d
 SECOND = 5  # Σ exp(d·temperature/second_temperature)
 TARGET = 6  # z of the label
 STATE_ROWS = 7
+# A shifted logit or log-probability below this is taken for it. exp gives 0 for either, and 0 times this is 0, where 0
+# times -inf is NaN: a token of probability 0, as of a vocabulary masked by a bias of -inf, adds 0 to every sum. It is
+# so low that it stays 0 at any second temperature, and so high that a vocabulary of such tokens still sums to a number.
+FLOOR = -1e30
 
 
 @dataclass(frozen=True)
