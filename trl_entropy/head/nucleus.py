@@ -193,7 +193,7 @@ class Histogram:
             weight = weight * place
 
     def cut(self, target: Tensor, above: "Cut | None", include_crossing: bool) -> "Cut":
-        """Cut where the bins hold `target` mass (r,), together with the full bins of `above`, of which these refine one."""
+        """Cut where the bins hold `target` mass (r,), with the full bins of `above`, of which these refine one."""
         parts = []
         for rows in torch.arange(len(target), device=target.device).split(READ_ROWS):
             full = (torch.zeros_like(target),) * 2 if above is None else (above.full_mass, above.full_shifted)

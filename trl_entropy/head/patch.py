@@ -99,7 +99,7 @@ class EntropyHead:
 
     @contextmanager
     def recording(self, *statistics: str, **settings: Any) -> Iterator["Recorded"]:
-        """Computes `statistics` with `settings`, and keeps the outputs of each forward for callers who do not see them."""
+        """Compute `statistics` with `settings`, and keep the outputs of each forward."""
         changed = {"statistics": statistics, **settings}
         before = {name: getattr(self, name) for name in changed}
         try:

@@ -19,10 +19,12 @@ SQUARES_SHIFTED = 4  # Σ e²·d
 SECOND = 5  # Σ exp(d·temperature/second_temperature)
 TARGET = 6  # z of the label
 STATE_ROWS = 7
-# A shifted logit or log-probability below this is taken for it. exp gives 0 for either, and 0 times this is 0, where 0
-# times -inf is NaN: a token of probability 0, as of a vocabulary masked by a bias of -inf, adds 0 to every sum. It is
-# so low that it stays 0 at any second temperature, and so high that a vocabulary of such tokens still sums to a number.
+# Shifted logits and log-probabilities are raised to at least this. Its exp is 0, as that of -inf is, but 0 times it is
+# 0, while 0 times -inf is NaN. So a token of probability 0 (a vocabulary masked by a bias of -inf) adds 0 to every sum.
+# It is low enough for any second temperature, and high enough that a whole vocabulary of it still sums to a number.
 FLOOR = -1e30
+# A divergence above this holds the floor times a probability above 0: the true value is infinite
+INFINITE = 1e20
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,10 @@ NOT_A_TOKEN_PER_FORWARD = ("num_beams", "num_return_sequences", "prompt_lookup_n
 
 
 def entropy_of_logits(logits: Tensor, temperature: float) -> Tensor:
-    """(..., V) -> (...) entropy in nats, float32, of softmax(logits / temperature); tokens of logit -inf count nothing."""
+    """(..., V) -> (...) entropy in nats, float32, of softmax(logits / temperature).
+
+    A token of probability 0 adds nothing, also with a logit of -inf.
+    """
     logps = (logits.float() / temperature).log_softmax(-1).clamp(min=torch.finfo(torch.float32).min)
     return -(logps.exp() * logps).sum(-1)
 
@@ -44,8 +47,8 @@ class EntropyRecorder:
         # Where processes generate in step, one that is ready makes forwards for the others: these come last.
         if steps < longest or rows - {len(completion_ids)}:
             raise RuntimeError(
-                f"`record_entropies` saw {steps} forwards of {sorted(rows)} rows while {len(completion_ids)} completions "
-                f"of up to {longest} tokens were generated. It needs one forward for each token: check "
+                f"`record_entropies` saw {steps} forwards of {sorted(rows)} rows while {len(completion_ids)} "
+                f"completions of up to {longest} tokens were generated. It needs one forward for each token: check "
                 "`generation_kwargs`, or set `record_entropies` to false."
             )
         values = torch.stack(self.steps, dim=1).tolist() if self.steps else [[]] * len(completion_ids)
