@@ -203,6 +203,51 @@ def test_a_large_logit_of_a_single_token_leaves_no_entropy_and_no_nan():
     assert torch.autograd.grad(weighted(outputs), hidden)[0].isfinite().all()
 
 
+# Tokens of probability 0
+
+
+MASKED = torch.tensor([*range(24), 50, 60, 99])  # a tile of its own, and single tokens of others
+MASK_SPECS = ("plain", "include", "temperature", "scale")
+
+
+@pytest.mark.parametrize("name", MASK_SPECS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("value", [-math.inf, torch.finfo(torch.float32).min])
+def test_masked_vocabulary_adds_nothing(search, name, dtype, value):
+    """A bias of -inf, or of the lowest number: outputs and gradients are those of the rest of the vocabulary."""
+    hidden, weight, bias, _ = example(dtype)
+    kept = torch.ones(V, dtype=torch.bool)
+    kept[MASKED] = False
+    bias.data[MASKED] = value
+    rest = [x.detach().double()[kept] for x in (weight, bias)]
+    exact = [hidden.detach().double().requires_grad_(), *(x.requires_grad_() for x in rest)]
+    labels = torch.arange(N) % int(kept.sum())
+    ours = token_statistics(hidden, weight, bias, kept.nonzero().squeeze(-1)[labels], SPECS[name])
+    expected = dense(*exact, labels, SPECS[name])
+    tolerance = FLOAT64 if dtype == torch.float64 else dict(rtol=1e-5, atol=2e-5)
+    for ours_, expected_ in zip(ours, expected, strict=True):
+        torch.testing.assert_close(ours_.double(), expected_, **tolerance)
+    for output in (0, 1, 5):
+        of_hidden, *of_head = torch.autograd.grad(ours[output].sum(), [hidden, weight, bias], retain_graph=True)
+        expected_ = torch.autograd.grad(expected[output].sum(), exact, retain_graph=True)
+        torch.testing.assert_close(of_hidden.double(), expected_[0], **tolerance)
+        for x, y in zip(of_head, expected_[1:], strict=True):
+            torch.testing.assert_close(x[kept].double(), y, **tolerance)
+            assert (x[~kept] == 0).all()
+
+
+def test_a_label_of_probability_0_does_not_spoil_its_row():
+    hidden, weight, bias, targets = example(torch.float32)
+    bias.data[MASKED] = -math.inf
+    targets[0] = MASKED[0]
+    out = token_statistics(hidden, weight, bias, targets, EVERYTHING)
+    assert out.log_probs[0] == out.second_log_probs[0] == -math.inf
+    assert torch.equal(out.log_probs.isfinite(), ~torch.isin(targets, MASKED))
+    assert out.entropy.isfinite().all() and out.nucleus_entropy.isfinite().all()
+    for gradient in torch.autograd.grad(out.entropy.sum() + out.nucleus_entropy.sum(), [hidden, weight, bias]):
+        assert gradient.isfinite().all()
+
+
 # Worked examples: three tokens over four words, and four tokens over five
 
 

@@ -98,6 +98,24 @@ def test_kernels_keep_small_entropies(kernels, monkeypatch):
     assert (error <= 0.09 * truth).all() and (error <= 4e-7 + 1e-5 * truth).all()
 
 
+@pytest.mark.parametrize("value", [-torch.inf, torch.finfo(torch.float32).min])
+def test_masked_vocabulary(kernels, monkeypatch, value):
+    """The first block and some single words have probability 0."""
+    (hidden, weight, bias), targets = example(torch.float32)
+    masked = torch.tensor([*range(16), 21, 44])
+    bias.data[masked] = value
+    targets = targets.clamp(min=22, max=43)
+    found = []
+    for backend in (None, kernels):
+        if backend is not None:
+            monkeypatch.setattr(sweeps, "backend_for", lambda *_: kernels)
+        out = token_statistics(hidden, weight, bias, targets, replace(ALL, temperature=0.7))
+        total = out.log_probs.sum() + 2 * out.entropy.sum() + 3 * out.nucleus_entropy.sum()
+        found.append((*out, *torch.autograd.grad(total, (hidden, weight, bias))))
+    assert all(values.isfinite().all() for values in found[0]) and found[0][5].max() > 0.1
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("logit", [9.0, 14.0])
 def test_more_likely_tokens_than_are_kept(kernels, monkeypatch, logit):
     """12 likely tokens and room for 5: left to the bins, unless a late token is certain."""
@@ -127,17 +145,21 @@ def test_refinement_of_crowded_boundary_bins(kernels, monkeypatch):
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.4, 1.0])
-def test_divergences_where_a_kernel_folds(monkeypatch, beta):
+@pytest.mark.parametrize("value", [0.0, -torch.inf])
+def test_divergences_where_a_kernel_folds(monkeypatch, beta, value):
     monkeypatch.setattr(chunked_divergence, "_BLOCK_SIZE", 16)
     monkeypatch.setattr(chunked_divergence, "TOKEN_CHUNK_SIZE", 4)
     monkeypatch.setattr(chunked_divergence, "VOCAB_CHUNK_SIZE", 20)
     (hidden, weight, bias), _ = example(torch.float32)
-    head = Head(hidden, weight, bias, hidden.detach() * 1.5, weight.detach().roll(1, 0), None, beta, 0.7)
+    masked = torch.zeros(V).index_fill(0, torch.tensor([*range(20), 44]), value)
+    weights, biases = (weight, weight.detach().roll(1, 0)), (bias, masked)
+    bias.data += masked
+    head = Head(hidden, weights[0], biases[0], hidden.detach() * 1.5, weights[1], biases[1], beta, 0.7)
     found = []
     for triton in (False, True):
         monkeypatch.setattr(chunked_divergence, "_use_triton", lambda _, triton=triton: triton)
         of_rows = divergences(head, live_rows=True)
         grads = torch.autograd.grad(of_rows.loss, (hidden, weight, bias), torch.tensor([1.0, 0, 2, 0, 0, 1]))
         found.append((*of_rows, *grads))
-    assert len(found[0]) == 7 and found[0][2].min() > 0.01
+    assert len(found[0]) == 7 and found[0][2].min() > 0.01 and all(values.isfinite().all() for values in found[0])
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)

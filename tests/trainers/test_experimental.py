@@ -369,6 +369,13 @@ def test_statistics_by_hand(monkeypatch):
     assert found["entropy"][0].tolist() == pytest.approx([1.0397207708, 0], rel=1e-9)  # 1.5 ln 2
     assert found["divergence"][0].tolist() == pytest.approx([0.1732867951, 0], rel=1e-9)  # ln 2 / 4
     assert found["forward_divergence"][0].tolist() == pytest.approx([0.1732867951, 0], rel=1e-9)
+    # Words of probability 0 change none of them, unless one model alone has them
+    needs = ("divergence", "forward_divergence")
+    impossible = torch.full((1, 2, 1), -torch.inf)
+    wider = [torch.cat([x, impossible], -1) for x in (student, teacher)]
+    torch.testing.assert_close(token_statistics(*wider, mask, needs), found, rtol=0, atol=1e-12)
+    alone = token_statistics(wider[0], torch.cat([teacher, torch.zeros(1, 2, 1)], -1), mask, needs)
+    assert alone["forward_divergence"][0, 0] == torch.inf and alone["divergence"][0, 0].isfinite()
     hot = token_statistics(student, teacher, mask, (), temperature=1e9)
     assert set(hot) == {"entropy"} and hot["entropy"][0, 0].item() == pytest.approx(1.0986122887, rel=1e-6)  # ln 3
 

@@ -56,6 +56,14 @@ def test_recorded_entropies_are_those_of_a_direct_forward(make_trainer, settings
         assert 0 < out.sum() < 8 and all(sum(values) > 0 for values in entropies)
 
 
+@pytest.mark.parametrize("value", [-math.inf, torch.finfo(torch.float32).min])
+def test_words_of_probability_0_add_no_entropy(value):
+    logits = torch.randn(4, 9, generator=torch.Generator().manual_seed(0))
+    masked = torch.cat([torch.full((4, 5), value), logits], -1)
+    expected = torch.distributions.Categorical(logits=logits.double() / 0.7).entropy()
+    torch.testing.assert_close(entropy_of_logits(masked, 0.7).double(), expected, rtol=1e-6, atol=1e-6)
+
+
 def test_a_run_is_the_same_with_recorded_entropies(make_trainer):
     def ignores(completion_ids, token_entropies, **kwargs):
         return count_reward(completion_ids)

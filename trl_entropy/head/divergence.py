@@ -20,7 +20,7 @@ from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from .function import DYNAMIC_DEVICES, token_statistics
 from .rebinding import rebound
-from .spec import HeadSpec
+from .spec import FLOOR, INFINITE, HeadSpec
 
 
 class Head(NamedTuple):
@@ -89,6 +89,11 @@ class SumsRecorder:
         return s_gap / s_sum - s_log_z + t_log_z, t_gap / t_sum - t_log_z + s_log_z
 
 
+def _project(tile: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> None:
+    """TRL's projection of a tile, with finite logits also for tokens of probability 0, which then add 0."""
+    chunked_divergence._project(tile, hidden, weight, None if bias is None else bias.float().clamp(min=FLOOR), *args)
+
+
 class DivergenceFunction(torch.autograd.Function):
     """TRL's kernel: `apply(*Head, live_rows)` gives [`Divergences`].
 
@@ -99,10 +104,11 @@ class DivergenceFunction(torch.autograd.Function):
     def forward(ctx, *arguments: Any) -> tuple[Tensor, ...]:
         *head, live_rows = arguments  # it is last, so that `ctx.needs_input_grad` has the positions of TRL's kernel
         tile, kernel = (SumsRecorder(getattr(chunked_divergence, name)) for name in ("_stats_tile", "_stats_kernel"))
-        run = rebound(ChunkedDivergenceFunction.forward, {"_stats_tile": tile, "_stats_kernel": kernel})
-        loss, entropy = run(ctx, *head)
-        empty = loss.detach()  # has no rows
+        names = {"_stats_tile": tile, "_stats_kernel": kernel, "_project": _project}
+        loss, entropy = rebound(ChunkedDivergenceFunction.forward, names)(ctx, *head)
+        empty = loss.detach()  # of no rows
         reverse, forward = (tile if tile._sums else kernel).divergences() if len(loss) else (empty, empty.clone())
+        loss, reverse, forward = (x.masked_fill(x > INFINITE, torch.inf) for x in (loss, reverse, forward))
         ctx.mark_non_differentiable(entropy, reverse, forward)
         ctx.live_rows = live_rows and loss.device.type in DYNAMIC_DEVICES
         return loss, entropy, reverse, forward
@@ -110,8 +116,9 @@ class DivergenceFunction(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        backward = rebound(ChunkedDivergenceFunction.backward, {"_project": _project})
         if grad is None or not ctx.live_rows:
-            return *ChunkedDivergenceFunction.backward(ctx, grad, None), None
+            return *backward(ctx, grad, None), None
         rows = grad.nonzero().squeeze(1)
         hidden, weight, bias, teacher_hidden, teacher_weight, teacher_bias, *scalars = ctx.saved_tensors
         live = SimpleNamespace(
@@ -121,8 +128,8 @@ class DivergenceFunction(torch.autograd.Function):
             ),
             **{name: getattr(ctx, name) for name in ("needs_input_grad", "dtypes", "beta", "mode", "kernel_args")},
         )
-        # TRL's backward gathers a sharded head, so every process must call it, even without a live row
-        grad_hidden, *others = ChunkedDivergenceFunction.backward(live, grad[rows], None)
+        # Every process gathers a sharded head in there, also one with no live row
+        grad_hidden, *others = backward(live, grad[rows], None)
         if grad_hidden is not None:
             grad_hidden = torch.zeros_like(hidden).index_copy_(0, rows, grad_hidden)
         return grad_hidden, *others, None

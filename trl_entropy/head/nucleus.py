@@ -123,8 +123,9 @@ class Candidates:
         return Candidates(self.z[rows], self.found[rows])
 
     def add(self, z: Tensor, e: Tensor, total: Tensor) -> None:
-        """Keeps the likely tokens of a block (n, w) of final logits; e = exp(z - maximum), total (n,) = Σ e so far."""
-        row, chosen = _at_least(e, LIKELY * total)
+        """Keep what is likely in a block (n, w) of final logits, given exp(z - maximum) and its sum so far (n,)."""
+        # Where all tokens so far have probability 0, none of them is likely
+        row, chosen = _at_least(e, (LIKELY * total).clamp_(min=torch.finfo(e.dtype).tiny))
         found = torch.bincount(row, minlength=len(z))
         place = torch.arange(len(row), device=row.device) - (found.cumsum(0) - found - self.found)[row]
         fits = place < CAPACITY

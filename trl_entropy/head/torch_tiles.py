@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .nucleus import Candidates, Histogram
-from .spec import MAX, SECOND, SHIFTED, SQUARES, SQUARES_SHIFTED, SUM, TARGET, HeadSpec, RowGradients
+from .spec import FLOOR, MAX, SECOND, SHIFTED, SQUARES, SQUARES_SHIFTED, SUM, TARGET, HeadSpec, RowGradients
 
 
 # Elements of a tile processed at once: 2 MiB of float32 on a CPU. On other devices this only bounds scratch memory.
@@ -27,11 +27,12 @@ def fold(
     for rows in _blocks(tile):
         block, buffer = state[:, rows], scratch.of(rows)
         z = _final_logits(tile[rows], spec, state.dtype, buffer)
-        new_max = torch.maximum(block[MAX], z.amax(-1))
-        # For the first tile the maximum is -inf and the sums are 0, which no shift changes
-        shift = torch.where(block[MAX] == -torch.inf, 0.0, block[MAX] - new_max)
+        # Finite, also where all tokens so far have probability 0
+        new_max = torch.maximum(block[MAX], z.amax(-1)).clamp_(min=torch.finfo(state.dtype).min)
+        # The first tile finds a maximum of -inf, and sums of zero that no shift changes
+        shift = (block[MAX] - new_max).clamp_(min=FLOOR)
         rescale = shift.exp()
-        d = torch.sub(z, new_max.unsqueeze(-1), out=buffer("d"))
+        d = torch.sub(z, new_max.unsqueeze(-1), out=buffer("d")).clamp_(min=FLOOR)
         e = torch.exp(d, out=buffer("e"))
         total = e.sum(-1)
         if spec.second_ratio is not None:
@@ -79,7 +80,7 @@ def _differentiate_block(
         z.mul_(1 / spec.temperature)
     nucleus = None if rows.nucleus_grad is None else z >= rows.threshold.unsqueeze(-1)
 
-    log_p = z.sub_(rows.log_z.unsqueeze(-1))
+    log_p = z.sub_(rows.log_z.unsqueeze(-1)).clamp_(min=FLOOR)
     p = torch.exp(log_p, out=buffer("p"))
     grad = torch.mul(p, _gradient_per_probability(log_p, nucleus, rows, buffer), out=z)
     if rows.log_probs_grad is not None:

@@ -2,12 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """`torch_tiles` in Triton: the same three functions. Each reads a tile of logits once."""
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .nucleus import BINS, CAPACITY, LIKELY, Candidates, Histogram
-from .spec import MAX, SECOND, SHIFTED, SQUARES, SQUARES_SHIFTED, SUM, TARGET, HeadSpec, RowGradients
+from .spec import FLOOR, MAX, SECOND, SHIFTED, SQUARES, SQUARES_SHIFTED, SUM, TARGET, HeadSpec, RowGradients
 
 
 # Columns of a tile that a program processes at once
@@ -15,6 +16,7 @@ BLOCK = 1024
 # Kernels can read only globals of this type
 _MAX, _SUM, _SHIFTED, _TARGET = (tl.constexpr(row) for row in (MAX, SUM, SHIFTED, TARGET))
 _SQUARES, _SQUARES_SHIFTED, _SECOND = (tl.constexpr(row) for row in (SQUARES, SQUARES_SHIFTED, SECOND))
+_FLOOR, _LOWEST = tl.constexpr(FLOOR), tl.constexpr(torch.finfo(torch.float32).min)
 
 
 def fold(
@@ -122,6 +124,12 @@ def _final_logits(raw, logit_scale, softcap, inverse_temperature, HAS_SOFTCAP: t
 
 
 @triton.jit
+def _floored(x, floor):
+    # `tl.maximum` would hide a NaN
+    return tl.where(x < floor, floor, x)
+
+
+@triton.jit
 def _keep_likely(z, chosen, row_ptr, found, CAPACITY: tl.constexpr):
     # Appends the chosen logits of a block to those found before. Few blocks have any.
     count = tl.sum(chosen.to(tl.int32), axis=0)
@@ -176,11 +184,12 @@ def _fold_kernel(
         valid = column < width
         raw = tl.load(tile_ptr + column, mask=valid, other=0.0)
         z = _final_logits(raw, logit_scale, softcap, inverse_temperature, HAS_SOFTCAP)
-        new_max = tl.maximum(row_max, tl.max(tl.where(valid, z, -float("inf")), axis=0))
-        # For the first block the maximum is -inf and the sums are 0, which no shift changes
-        shift = tl.where(row_max == -float("inf"), 0.0, row_max - new_max)
+        # Finite, also where all tokens so far have probability 0
+        new_max = _floored(tl.maximum(row_max, tl.max(tl.where(valid, z, -float("inf")), axis=0)), _LOWEST)
+        # The first block finds a maximum of -inf, and sums of zero that no shift changes
+        shift = _floored(row_max - new_max, _FLOOR)
         rescale = tl.exp(shift)
-        d = tl.where(valid, z - new_max, 0.0)
+        d = tl.where(valid, _floored(z - new_max, _FLOOR), 0.0)
         e = tl.where(valid, tl.exp(d), 0.0)
         # In this order, because the shifted sums need the old sums
         shifted = rescale * (shifted + shift * total) + tl.sum(e * d, axis=0)
@@ -193,7 +202,7 @@ def _fold_kernel(
             tempered = tl.where(valid, tl.exp(d * second_ratio), 0.0)
             second = tl.exp(shift * second_ratio) * second + tl.sum(tempered, axis=0)
         if HAS_CANDIDATES and not IS_FIRST:
-            found = _keep_likely(z, valid & (e >= likely * total), candidates_ptr, found, CAPACITY)
+            found = _keep_likely(z, valid & (e > 0) & (e >= likely * total), candidates_ptr, found, CAPACITY)
         row_max = new_max
 
     if HAS_CANDIDATES and IS_FIRST:
@@ -203,7 +212,8 @@ def _fold_kernel(
             valid = column < width
             raw = tl.load(tile_ptr + column, mask=valid, other=0.0)
             z = _final_logits(raw, logit_scale, softcap, inverse_temperature, HAS_SOFTCAP)
-            chosen = valid & (tl.exp(z - row_max) >= likely * total)
+            e = tl.exp(z - row_max)
+            chosen = valid & (e > 0) & (e >= likely * total)
             found = _keep_likely(z, chosen, candidates_ptr, found, CAPACITY)
     if HAS_CANDIDATES:
         tl.store(found_ptr + row, found)
@@ -296,7 +306,7 @@ def _differentiate_kernel(
         z = softcap * tanh * inverse_temperature
     else:
         z = scaled * inverse_temperature
-    log_p = z - tl.load(log_z_ptr + row)
+    log_p = _floored(z - tl.load(log_z_ptr + row), _FLOOR)
     p = tl.exp(log_p)
 
     grad = tl.zeros((BLOCK,), tl.float32)

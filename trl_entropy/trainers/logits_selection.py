@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 
+from ..head.spec import FLOOR, INFINITE
+
 
 CHUNK = 2**24  # logits per chunk, at most: 64 MiB in float32, and about five tensors of this size exist
 FEWEST_CHUNKS = 16  # so that chunks are small even if the logits are
@@ -27,15 +29,15 @@ def token_statistics(
     valid = mask.nonzero()
     for places in valid.split(max(1, min(CHUNK // student_logits.size(-1), len(valid) // FEWEST_CHUNKS))):
         at = tuple(places.unbind(1))
-        student = (student_logits[at].to(dtype) / temperature).log_softmax(-1)
+        student = (student_logits[at].to(dtype) / temperature).log_softmax(-1).clamp_(min=FLOOR)
         found["entropy"][at] = -(student.exp() * student).sum(-1)
         if needs:
-            teacher = (teacher_logits[at].to(dtype) / temperature).log_softmax(-1)
+            teacher = (teacher_logits[at].to(dtype) / temperature).log_softmax(-1).clamp_(min=FLOOR)
         if "divergence" in needs:
             found["divergence"][at] = kl_div(teacher, student, reduction="none", log_target=True).sum(-1)
         if "forward_divergence" in needs:
             found["forward_divergence"][at] = kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
-    return found
+    return {name: values.masked_fill(values > INFINITE, torch.inf) for name, values in found.items()}
 
 
 def compact(keep: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,10 @@ NOT_A_TOKEN_PER_FORWARD = ("num_beams", "num_return_sequences", "prompt_lookup_n
 
 
 def entropy_of_logits(logits: Tensor, temperature: float) -> Tensor:
-    """(..., V) -> (...) entropy of softmax(logits / temperature) in nats, float32. Logits of -inf count nothing."""
+    """(..., V) -> (...) entropy in nats, float32, of softmax(logits / temperature).
+
+    A token of probability 0 adds nothing, also with a logit of -inf.
+    """
     logps = (logits.float() / temperature).log_softmax(-1).clamp(min=torch.finfo(torch.float32).min)
     return -(logps.exp() * logps).sum(-1)
 
