@@ -1,3 +1,3 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Recipes, which an installed package has as `trl_entropy.recipes`: one YAML file per method, and accelerate configs."""
+"""Recipes, installed as `trl_entropy.recipes`: one YAML file per method, and accelerate configs."""

@@ -113,7 +113,7 @@ def test_batch_of_tip_is_that_of_the_paper():
     _, args, _, _ = parse(ROOT / "recipes" / "tip.yaml")
     assert GPUS * args.per_device_train_batch_size * args.gradient_accumulation_steps == 8
     # and so is what its scores are normalised over
-    assert args.tip_scope == "global" and args.gradient_accumulation_steps == 1
+    assert args.tip_scope == "world" and args.gradient_accumulation_steps == 1
 
 
 @pytest.mark.parametrize("name", BATCHES)
