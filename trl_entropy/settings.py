@@ -51,11 +51,11 @@ def ratio(config: Any, name: str, was: str | None = None) -> float:
     """The value of a field that takes a ratio above 0, at most 1. `was` is the field's deprecated old name."""
     if was is not None and getattr(config, was) is not None:
         ratio(config, was)
-        move_old_field(config, was, name)
+        _move_old_field(config, was, name)
     return checked(config, name, lambda value: 0 < value <= 1, "a ratio in (0, 1]")
 
 
-def move_old_field(config: Any, old: str, new: str) -> None:
+def _move_old_field(config: Any, old: str, new: str) -> None:
     """Moves a value given under a field's old name to the new name, with a warning. The old field is then `None`.
 
     Raises:

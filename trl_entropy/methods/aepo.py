@@ -5,9 +5,9 @@
 How it departs from GRPO:
 1. A controller compares the mean entropy of the last optimizer step with the target and sets a temperature: above 1
    if entropy is too low, below 1 if it is too high.
-2. In mode `rollout`, a ratio of the prompts is completed a second time at that temperature. Those of the completions
-   that have a positive reward are reinforced with weight 1. They are scored at the ordinary temperature, with no
-   importance correction, which pulls the policy towards the tempered one.
+2. In mode `rollout`, a ratio of the prompts is completed a second time at that temperature. Completions with a
+   positive reward are reinforced with weight 1. They are scored at the ordinary temperature without importance
+   correction, which pulls the policy towards the tempered one.
 3. In mode `reweight` there is no second rollout. Sequences with a positive reward are reinforced as if they had been
    sampled at that temperature: each of their tokens gets an extra advantage, the ratio of its probabilities at the two
    temperatures. This term replaces more of GRPO's advantage the further entropy is from the target, and the fewer

@@ -131,9 +131,7 @@ class DiscriminatorClip(Method):
 
     @torch.no_grad()
     def group_advantages(self, rollouts: Rollouts) -> tuple[Tensor, Logs]:
-        if rollouts.entropy is None or (
-            rollouts.on_policy and not self.renormalize
-        ):  # `token_advantages` acts instead
+        if rollouts.entropy is None or (rollouts.on_policy and not self.renormalize):  # `token_advantages` acts
             return rollouts.advantages, {}
         return self._masked(rollouts)
 

@@ -7,13 +7,7 @@ from dataclasses import Field, dataclass
 from typing import Any
 
 
-GENERATED = (
-    "__init__",
-    "__repr__",
-    "__eq__",
-    "__hash__",
-    "__match_args__",
-)  # generated methods that depend on the fields
+GENERATED = ("__init__", "__repr__", "__eq__", "__hash__", "__match_args__")  # depend on the fields
 
 
 def family(kind: type) -> list[type]:
