@@ -1,3 +1,3 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Recipes, one YAML file per method, and accelerate configs. Installed as `trl_entropy.recipes`."""
+"""Recipes, installed as `trl_entropy.recipes`: one YAML file per method, and accelerate configs."""

@@ -16,7 +16,7 @@ from trl_entropy.functional import (
     masked_mean,
     masked_mean_and_std,
     quantiles,
-    share_of,
+    ratio_count,
     top_count_mask,
 )
 from trl_entropy.trainers.metrics import reduce_metrics
@@ -52,11 +52,11 @@ def test_centered_product_averages_to_the_covariance():
 
 
 @pytest.mark.parametrize(
-    "share, count, expected",
+    "ratio, count, expected",
     [(0.29, 100, 29), (0.3, 10, 3), (2e-4, 2000, 1), (2e-4, 15000, 3), (1.0, 7, 7), (0.5, 0, 0)],
 )
-def test_share_of(share, count, expected):
-    assert share_of(share, count) == expected
+def test_ratio_count(ratio, count, expected):
+    assert ratio_count(ratio, count) == expected
 
 
 def test_top_count_mask():

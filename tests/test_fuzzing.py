@@ -69,13 +69,13 @@ def covariances(draw):
     assert torch.equal(found, other)
 
 
-@covers(functional.top_count_mask, functional.scatter_valid, functional.share_of)
+@covers(functional.top_count_mask, functional.scatter_valid, functional.ratio_count)
 def top_counts(draw):
     shape, share = draw_shape(draw), draw(SHARES)
     values, mask = draw_tensor(draw, shape, ANY), draw_flags(draw, shape)
     found = functional.top_count_mask(spoiled(draw, values, mask), mask, share)
     count = int(mask.sum())
-    assert found.sum() == functional.share_of(share, count) <= count and not (found & ~mask).any()
+    assert found.sum() == functional.ratio_count(share, count) <= count and not (found & ~mask).any()
     assert count == 0 or abs(int(found.sum()) - max(share * count, 1)) < 1
     if 0 < found.sum() < count:
         assert values[found].min() >= values[mask & ~found].max()
@@ -126,7 +126,7 @@ def accumulators(draw):
     settings.checked,
     settings.one_of,
     settings.one_reward,
-    settings.share,
+    settings.ratio,
     settings.non_negative,
     settings.flag,
     settings.name_or_none,
@@ -143,7 +143,7 @@ def fields_are_read_or_refused(draw):
     except ValueError as error:
         assert str(error).startswith("`field` must be") and repr(value) in str(error) and value not in names
     readers = [
-        settings.share,
+        settings.ratio,
         settings.non_negative,
         settings.flag,
         settings.name_or_none,

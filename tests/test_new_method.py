@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from ..paper import Paper
-from ..settings import share
+from ..settings import ratio
 from .base import Method
 
 
@@ -58,7 +58,7 @@ class Damp(Method):
     paper = Paper("2601.00001", "Damped Advantages", "@article{damp, journal = {arXiv preprint arXiv:2601.00001}}")
 
     def __init__(self, config):
-        self.share = share(config, "damp_share")
+        self.share = ratio(config, "damp_share")
 
     def token_advantages(self, tokens):
         weights = damp_weights(tokens.advantages, self.share)

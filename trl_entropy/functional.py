@@ -34,14 +34,14 @@ def masked_max(values: Tensor, mask: Tensor, world: Collectives = SINGLE_PROCESS
     return world.gather(values.masked_fill(~mask, -torch.inf).amax().reshape(1)).amax()
 
 
-def top_count_mask(values: Tensor, mask: Tensor, share: float, world: Collectives = SINGLE_PROCESS) -> Tensor:
-    """(B, T) -> (B, T) bool: the `max(1, floor(share * N))` largest of the N valid values of all processes.
+def top_count_mask(values: Tensor, mask: Tensor, ratio: float, world: Collectives = SINGLE_PROCESS) -> Tensor:
+    """(B, T) -> (B, T) bool: the `max(1, floor(ratio * N))` largest of the N valid values of all processes.
 
     Of tied values the earlier token wins, in the order process, sequence, position.
     """
     local = values[mask]
     gathered = world.gather(local)
-    count = share_of(share, gathered.numel())
+    count = ratio_count(ratio, gathered.numel())
     order = gathered.argsort(descending=True, stable=True)
     chosen = torch.zeros_like(gathered, dtype=torch.bool)
     chosen[order[:count]] = True
@@ -53,9 +53,9 @@ def scatter_valid(flags: Tensor, mask: Tensor) -> Tensor:
     return torch.zeros_like(mask).masked_scatter(mask, flags)
 
 
-def share_of(share: float, count: int) -> int:
-    """`floor(share * count)`, at least 1 and at most `count`. The factor 1 + 1e-12 makes 0.29 of 100 give 29."""
-    return min(count, max(1, int(share * count * (1 + 1e-12))))
+def ratio_count(ratio: float, count: int) -> int:
+    """`floor(ratio * count)`, at least 1 and at most `count`. The nudge keeps 0.29 of 100 at 29, not 28."""
+    return min(count, max(1, int(ratio * count * (1 + 1e-12))))
 
 
 def quantiles(values: Tensor, probabilities: tuple[float, ...]) -> list[Tensor]:

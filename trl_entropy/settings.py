@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading config fields: a valid value, or one error that names the field, the value and what is accepted."""
 
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, Field, fields
 from difflib import get_close_matches
@@ -35,14 +36,39 @@ def checked(config: Any, name: str, accepts: Callable[[Any], bool], accepted: st
     return value
 
 
-def one_of(config: Any, name: str, *choices: str) -> str:
-    """The value of a field that takes one of `choices`."""
+def one_of(config: Any, name: str, *choices: str, renamed: dict[str, str] | None = None) -> str:
+    """The value of a field that takes one of `choices`.
+
+    Args:
+        renamed: new value by old value. An old value is replaced in `config`, with a warning.
+    """
+    old = getattr(config, name)
+    if renamed and isinstance(old, str) and old in renamed:
+        setattr(config, name, renamed[old])
+        warnings.warn(f"`{name}: {old}` is deprecated: use `{name}: {renamed[old]}`.", FutureWarning, stacklevel=3)
     return checked(config, name, lambda value: value in choices, "one of " + ", ".join(map(repr, choices)))
 
 
-def share(config: Any, name: str) -> float:
-    """The value of a field that takes a share above 0, at most 1."""
-    return checked(config, name, lambda value: 0 < value <= 1, "a share in (0, 1]")
+def ratio(config: Any, name: str, was: str | None = None) -> float:
+    """The value of a field that takes a ratio above 0, at most 1. `was` is the field's deprecated old name."""
+    if was is not None and getattr(config, was) is not None:
+        ratio(config, was)
+        _move_old_field(config, was, name)
+    return checked(config, name, lambda value: 0 < value <= 1, "a ratio in (0, 1]")
+
+
+def _move_old_field(config: Any, old: str, new: str) -> None:
+    """Moves a value given under a field's old name to the new name, with a warning. The old field is then `None`.
+
+    Raises:
+        `ValueError`: both fields are given.
+    """
+    value = getattr(config, old)
+    if getattr(config, new) != getattr(type(config), new):
+        raise ValueError(f"`{old}` must be none with `{new}`, which is its new name, got {value!r}.")
+    setattr(config, new, value)
+    setattr(config, old, None)
+    warnings.warn(f"`{old}` is deprecated: use `{new}`.", FutureWarning, stacklevel=4)
 
 
 def non_negative(config: Any, name: str) -> float:

@@ -174,7 +174,7 @@ def test_distillation_trains_on_the_tokens_of_the_recipe(run, tiny):
             "got './nowhere'.",
         ),
         (dict(tip_ration=0.5), "Unknown key `tip_ration` in recipe.yaml: did you mean `tip_ratio`?"),
-        (dict(tip_ratio=0), "`tip_ratio` must be a share in (0, 1], got 0."),
+        (dict(tip_ratio=0), "`tip_ratio` must be a ratio in (0, 1], got 0."),
         (dict(tip_rule="softor"), "`tip_rule` in recipe.yaml must be one of 'none', 'soft_or', "),
     ],
 )

@@ -156,7 +156,7 @@ def test_training(make_trainer, steps_per_generation, mode):
 
 def test_auxiliary_rollouts_are_drawn_at_the_regulated_temperature_and_leave_no_trace(make_trainer):
     trainer = make_trainer(
-        methods=["aepo"], aepo_target_entropy=3.0, aepo_share=0.5, steps_per_generation=4, temperature=0.9, max_steps=4
+        methods=["aepo"], aepo_target_entropy=3.0, aepo_ratio=0.5, steps_per_generation=4, temperature=0.9, max_steps=4
     )
     method = trainer.methods[0]
     method.entropy = 2.9

@@ -64,7 +64,7 @@ def preserving(logps, old_logps, advantages):
     return -torch.minimum(ratio * advantages, clipped * advantages)
 
 
-@pytest.mark.parametrize("scope", ["generation_batch", "micro_batch"])
+@pytest.mark.parametrize("scope", ["world", "micro_batch"])
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_loss_and_gradients(make_trainer, loss_type, scope):
     def reference(logps, old_logps, entropy, advantages, mask):
@@ -171,7 +171,7 @@ def test_settings_that_cannot_work(caplog, tmp_path):
         caplog.clear()
         with caplog.at_level(logging.WARNING, logger="trl_entropy"):
             EntropyGRPOConfig(str(tmp_path), steps_per_generation=steps, **settings)
-        assert sum("does nothing where each generation batch" in r.getMessage() for r in caplog.records) == count
+        assert sum("does nothing if each generation batch" in r.getMessage() for r in caplog.records) == count
 
 
 def test_training(make_trainer, monkeypatch):

@@ -155,4 +155,4 @@ def clip_cov_masks(draw):
     kept = clip_cov.clip_cov_mask(eligible, mask, ratio, (draw(st.integers(0, 9)), 1, 2))
     dropped = mask & ~kept
     assert not (kept & ~mask).any() and not (dropped & ~eligible).any()
-    assert dropped.sum() == min(functional.share_of(ratio, int(mask.sum())), int((eligible & mask).sum()))
+    assert dropped.sum() == min(functional.ratio_count(ratio, int(mask.sum())), int((eligible & mask).sum()))

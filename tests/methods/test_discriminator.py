@@ -27,8 +27,8 @@ METHOD_SETTINGS = {
         batches=(1024, 1024),
     ),
     "clip_v": MethodSettings(
-        strong=dict(clip_v_mu=0.3, clip_v_max_frac=0.3),
-        world=dict(clip_v_mu=0.3, clip_v_max_frac=0.1),
+        strong=dict(clip_v_mu=0.3, clip_v_max_ratio=0.3),
+        world=dict(clip_v_mu=0.3, clip_v_max_ratio=0.1),
         batches=(512, 512),
     ),
 }
@@ -210,7 +210,7 @@ def drains_by_hand(log_policy, chosen):
 def test_clip_v_loss_and_gradients(make_trainer, loss_type, max_fraction):
     batch = make_loss_batch()
     trainer = make_trainer(
-        model=build_model(), loss_type=loss_type, methods=["clip_v"], clip_v_mu=0.3, clip_v_max_frac=max_fraction
+        model=build_model(), loss_type=loss_type, methods=["clip_v"], clip_v_mu=0.3, clip_v_max_ratio=max_fraction
     )
     loss, gradients = loss_and_gradients(trainer, batch)
     model = build_model()
@@ -252,7 +252,7 @@ def test_clip_v_worked_example():
 
 def test_clip_v_generation_batch(make_trainer):
     """Second moments of the old policy reach the hook that acts before the loss."""
-    trainer = make_trainer(methods=["clip_v"], clip_v_mu=0.2, clip_v_max_frac=1.0, steps_per_generation=2)
+    trainer = make_trainer(methods=["clip_v"], clip_v_mu=0.2, clip_v_max_ratio=1.0, steps_per_generation=2)
     stock, ours = rollouts_of(trainer)
     with torch.no_grad():
         drains = drains_by_hand(dense_log_policy(trainer.model, stock), stock["completion_ids"])
@@ -268,7 +268,7 @@ def test_clip_v_cap_with_ties_and_properties(make_trainer):
     drains = torch.tensor([[5.0, 5.0, 5.0, 0.0, 0.0, 0.0]])
     kept = clip_v_mask(drains, -torch.ones(1, 6), torch.ones(1, 6).bool(), 0.1, 1 / 3)
     assert kept.tolist() == [[False, False, True, True, True, True]]
-    method = cases.build("clip_v", clip_v_mu=0.2, clip_v_max_frac=1.0)
+    method = cases.build("clip_v", clip_v_mu=0.2, clip_v_max_ratio=1.0)
     cases.check_padding_does_not_matter(method, on_policy=True)
     cases.check_rows_permute(method, on_policy=True)
     cases.check_extremes_stay_finite(method, on_policy=True)
@@ -293,4 +293,4 @@ def discriminator_masks(draw):
     ):
         assert torch.equal(kept, again) and not (kept & ~mask).any()
         assert not (mask & ~kept & (advantages >= 0)).any()
-    assert (mask & ~kept).sum() <= functional.share_of(share, int(mask.sum()))
+    assert (mask & ~kept).sum() <= functional.ratio_count(share, int(mask.sum()))

@@ -66,12 +66,12 @@ def test_templates():
     for name, template in TEMPLATES.items():
         text = template.apply("What is 1+1?")
         assert text.count("What is 1+1?") == 1 and "\\boxed{" in text and "{prompt}" not in text
-        assert text.endswith(template.opening) and name.endswith("_opened") == bool(template.opening)
+        assert text.endswith(template.prefill) and name.endswith("_opened") == bool(template.prefill)
     assert len({template.apply("p") for template in TEMPLATES.values()}) == 13
 
 
 def test_conversations():
-    template = Template(system="S", user="Q: {prompt}!", opening="O")
+    template = Template(system="S", user="Q: {prompt}!", prefill="O")
     prompt = [
         {"role": "system", "content": "old"},
         {"role": "user", "content": "a"},
@@ -139,7 +139,7 @@ def test_a_group_shares_its_template_and_evaluation_has_one():
         (dict(templates={}), "`prompt_augmentation_templates` must be a mapping of names to templates, got {}."),
         (
             dict(templates={"a": {"usr": "x"}}),
-            "`prompt_augmentation_templates` entry 'a' must be a mapping of system, user, opening, "
+            "`prompt_augmentation_templates` entry 'a' must be a mapping of system, user, prefill, "
             "markers, got {'usr': 'x'}.",
         ),
         (
@@ -163,7 +163,7 @@ def test_errors(fields, message):
 
 OWN = {
     "even": {"user": "{prompt} w8", "markers": ["w3", "w4"]},
-    "odd": {"system": "w9", "opening": "w10", "markers": ["w3"]},
+    "odd": {"system": "w9", "prefill": "w10", "markers": ["w3"]},
 }
 
 
@@ -204,7 +204,7 @@ def test_templates_from_a_recipe(tmp_path):
     parser = StrictParser((GRPOScriptArguments, EntropyGRPOConfig, ModelConfig, DatasetMixtureConfig), prog="test")
     _, config, _, _ = parser.parse(["--config", str(tmp_path / "recipe.yaml"), "--use_cpu", "true", "--bf16", "false"])
     (method,) = build_methods(config)
-    assert method.templates["odd"] == Template(system="w9", opening="w10", markers=("w3",)) and method.fixed == "odd"
+    assert method.templates["odd"] == Template(system="w9", prefill="w10", markers=("w3",)) and method.fixed == "odd"
 
 
 CHAT = (
@@ -213,7 +213,7 @@ CHAT = (
 )
 
 
-def test_an_opening_continues_the_turn_of_the_assistant(make_trainer, monkeypatch):
+def test_a_prefill_continues_the_turn_of_the_assistant(make_trainer, monkeypatch):
     from support import tiny
 
     tokenizer = build_tokenizer()
@@ -240,13 +240,16 @@ def test_an_opening_continues_the_turn_of_the_assistant(make_trainer, monkeypatc
     [
         (
             {"prompt": [{"role": "user", "content": None}]},
-            "needs a message of the user with a text, got [{'role': 'user', 'content': None}].",
+            "needs a user message with text, got [{'role': 'user', 'content': None}].",
         ),
         (
             {"prompt": [{"role": "system", "content": "x"}]},
-            "needs a message of the user with a text, got [{'role': 'system', 'content': 'x'}].",
+            "needs a user message with text, got [{'role': 'system', 'content': 'x'}].",
         ),
-        ({"prompt": "x", "format_name": "y"}, "writes a column `format_name`, which the dataset has: rename it."),
+        (
+            {"prompt": "x", "format_name": "y"},
+            "adds a column `format_name`, but the dataset already has one: rename it.",
+        ),
     ],
 )
 def test_rows_that_no_template_fits(row, message):

@@ -277,7 +277,7 @@ def on_two_processes(function):
         return list(pool.map(lambda rank: function(rank, world(rank)), (0, 1)))
 
 
-@pytest.mark.parametrize("scope", ["global", "ema"])
+@pytest.mark.parametrize("scope", ["world", "ema"])
 @pytest.mark.parametrize("rule", [rule for rule in NEEDS if rule != "none"])
 def test_two_processes_equal_one(rule, scope):
     generator = torch.Generator().manual_seed(0)
@@ -322,14 +322,14 @@ def test_ema_of_the_ranges():
     "name, value, accepted",
     [
         ("rule", "top", "'none', 'entropy', .*'q3'"),
-        ("ratio", 0.0, r"share in \(0, 1\]"),
-        ("ratio", 1.5, r"share in \(0, 1\]"),
-        ("ratio", "half", r"share in \(0, 1\]"),
+        ("ratio", 0.0, r"ratio in \(0, 1\]"),
+        ("ratio", 1.5, r"ratio in \(0, 1\]"),
+        ("ratio", "half", r"ratio in \(0, 1\]"),
         ("entropy_clip_quantile", 0.0, "quantile"),
         ("divergence_clip_quantile", 98, "quantile"),
         ("min_tokens", -1, "integer >= 0"),
         ("min_tokens", 1.5, "integer >= 0"),
-        ("scope", "world", "'micro_batch', 'global', 'ema'"),
+        ("scope", "batch", "'micro_batch', 'world', 'ema'"),
     ],
 )
 def test_bad_fields(name, value, accepted):

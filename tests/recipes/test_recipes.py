@@ -112,8 +112,8 @@ def test_recipe_of_distillation(path):
 def test_batch_of_tip_is_that_of_the_paper():
     _, args, _, _ = parse(ROOT / "recipes" / "tip.yaml")
     assert GPUS * args.per_device_train_batch_size * args.gradient_accumulation_steps == 8
-    # and so are the tokens over which scores are normalized
-    assert args.tip_scope == "global" and args.gradient_accumulation_steps == 1
+    # and so is what its scores are normalized over
+    assert args.tip_scope == "world" and args.gradient_accumulation_steps == 1
 
 
 @pytest.mark.parametrize("name", BATCHES)

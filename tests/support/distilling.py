@@ -59,7 +59,7 @@ def distillation_results(output_dir, rank, processes):
 
     whole, rows, found = make_batch(lengths=(6, 3, 0, 5, 1, 0, 2, 0)), 8 // processes, {}
     part = {k: v if v.dim() == 0 else v[rank * rows : (rank + 1) * rows] for k, v in whole.items()}
-    for rule, scope in (("soft_or", "global"), ("entropy_sample", "global"), ("q3", "ema")):
+    for rule, scope in (("soft_or", "world"), ("entropy_sample", "world"), ("q3", "ema")):
         trainer = build_distiller(
             EntropyDistillationTrainer,
             EntropyDistillationConfig,

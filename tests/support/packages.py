@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 import torch
 
 from trl_entropy.methods import Method, Paper
-from trl_entropy.settings import share
+from trl_entropy.settings import ratio
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Mine(Method):
     config = MineConfig
 
     def __init__(self, config):
-        self.weight = share(config, "mine_weight")
+        self.weight = ratio(config, "mine_weight")
         self.forwards = 0
 
     def token_advantages(self, tokens):

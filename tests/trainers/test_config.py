@@ -36,12 +36,12 @@ def make_config(tmp_path, **fields):
         (dict(methods="clip_cov"), "`methods` must be a list of names, got 'clip_cov'."),
         (dict(methods=[1]), "`methods` must be a list of names, got [1]."),
         (dict(methods=None), "`methods` must be a list of names, got None."),
-        (dict(methods=["clip_cov"], clip_cov_ratio=0.0), "`clip_cov_ratio` must be a share in (0, 1], got 0.0."),
-        (dict(methods=["clip_cov"], clip_cov_ratio=1.5), "`clip_cov_ratio` must be a share in (0, 1], got 1.5."),
-        (dict(methods=["clip_cov"], clip_cov_ratio="x"), "`clip_cov_ratio` must be a share in (0, 1], got 'x'."),
+        (dict(methods=["clip_cov"], clip_cov_ratio=0.0), "`clip_cov_ratio` must be a ratio in (0, 1], got 0.0."),
+        (dict(methods=["clip_cov"], clip_cov_ratio=1.5), "`clip_cov_ratio` must be a ratio in (0, 1], got 1.5."),
+        (dict(methods=["clip_cov"], clip_cov_ratio="x"), "`clip_cov_ratio` must be a ratio in (0, 1], got 'x'."),
         (
             dict(methods=["clip_cov"], clip_cov_ratio=float("nan")),
-            "`clip_cov_ratio` must be a share in (0, 1], got nan.",
+            "`clip_cov_ratio` must be a ratio in (0, 1], got nan.",
         ),
         (
             dict(methods=["clip_cov"], clip_cov_low=5.0),
@@ -51,8 +51,8 @@ def make_config(tmp_path, **fields):
             dict(methods=["clip_cov"], clip_cov_scope="rank"),
             "`clip_cov_scope` must be one of 'micro_batch', 'world', got 'rank'.",
         ),
-        (dict(methods=["kl_cov"], kl_cov_ratio=-0.1), "`kl_cov_ratio` must be a share in (0, 1], got -0.1."),
-        (dict(methods=["kl_cov"], kl_cov_ratio=2), "`kl_cov_ratio` must be a share in (0, 1], got 2."),
+        (dict(methods=["kl_cov"], kl_cov_ratio=-0.1), "`kl_cov_ratio` must be a ratio in (0, 1], got -0.1."),
+        (dict(methods=["kl_cov"], kl_cov_ratio=2), "`kl_cov_ratio` must be a ratio in (0, 1], got 2."),
         (dict(methods=["kl_cov"], kl_cov_coef=-1.0), "`kl_cov_coef` must be a finite number >= 0, got -1.0."),
         (
             dict(methods=["kl_cov"], kl_cov_penalty="k1"),
@@ -71,7 +71,7 @@ def make_config(tmp_path, **fields):
         ),
         (dict(methods=["clip_b"], clip_b_mu=-2.5), "`clip_b_mu` must be a finite number >= 0, got -2.5."),
         (dict(methods=["clip_v"], clip_v_mu=-1), "`clip_v_mu` must be a finite number >= 0, got -1."),
-        (dict(methods=["clip_v"], clip_v_max_frac=0), "`clip_v_max_frac` must be a share in (0, 1], got 0."),
+        (dict(methods=["clip_v"], clip_v_max_ratio=0), "`clip_v_max_ratio` must be a ratio in (0, 1], got 0."),
         (dict(methods=["clip_v"], fused_head=False), "`fused_head` must be true for method 'clip_v', got False."),
         (
             dict(methods=["steer"], steer_omega="exact", fused_head=False),
@@ -124,7 +124,7 @@ def make_config(tmp_path, **fields):
             "`entropy_controller_ki` must be a finite number >= 0, got -1.",
         ),
         (dict(methods=["clip_b"], clip_b_renormalize=1.0), "`clip_b_renormalize` must be true or false, got 1.0."),
-        (dict(methods=["clip_cov"], clip_cov_ratio=True), "`clip_cov_ratio` must be a share in (0, 1], got True."),
+        (dict(methods=["clip_cov"], clip_cov_ratio=True), "`clip_cov_ratio` must be a ratio in (0, 1], got True."),
         (
             dict(kappa_mode=False),
             "`kappa_mode` must be one of 'none', 'freeze', 'lora', got False. YAML reads unquoted yes, no, on and off",
@@ -315,8 +315,14 @@ AEPO = dict(methods=["aepo"], aepo_target_entropy=0.5)
     "fields, message",
     [
         (dict(methods=["siren"], siren_coef=0.0), "Method 'siren' does nothing, since `siren_coef` is 0."),
-        (dict(methods=["empg"], empg_k=0, empg_zeta=0), "Method 'empg' weighs no step, since `empg_k` and"),
-        (dict(methods=["canon"], canon_mu=0.5), "Method 'canon' with `canon_mu: 0.5` gives the reward less the mean"),
+        (
+            dict(methods=["empg"], empg_k=0, empg_zeta=0),
+            "Method 'empg' only subtracts the mean over steps, since `empg_k` and",
+        ),
+        (
+            dict(methods=["canon"], canon_mu=0.5),
+            "Method 'canon' with `canon_mu: 0.5` gives the reward minus the group mean",
+        ),
         (
             dict(methods=["agentic_aepo"], agentic_aepo_coef=0.0, agentic_aepo_keep_gradient=False),
             "Method 'agentic_aepo' does nothing, since `agentic_aepo_coef` is 0",
@@ -336,8 +342,8 @@ AEPO = dict(methods=["aepo"], aepo_target_entropy=0.5)
         (AEPO | dict(aepo_coef=0.0), "Method 'aepo' does nothing, since `aepo_coef` is 0."),
         (AEPO | dict(aepo_mode="reweight", aepo_gain=0.0), "Method 'aepo' does nothing, since `aepo_gain` is 0."),
         (
-            AEPO | dict(aepo_mode="reweight", aepo_share=0.5),
-            "`aepo_share` is set to 0.5, but `aepo_mode` is 'reweight'",
+            AEPO | dict(aepo_mode="reweight", aepo_ratio=0.5),
+            "`aepo_ratio` is set to 0.5, but `aepo_mode` is 'reweight'",
         ),
         (
             AEPO | dict(aepo_temperature_min=1.0, aepo_temperature_max=1),

@@ -280,8 +280,8 @@ def test_loss_of_gkd_is_a_mean_over_the_kept_tokens_of_the_update(make):
 @pytest.mark.parametrize("settings", [dict(), dict(tip_ratio=0.1, tip_min_tokens=0)], ids=["none there", "none kept"])
 @pytest.mark.parametrize("name", STOCK)
 def test_batches_without_a_token(make, name, settings):
-    """Such a micro-batch has no gradient, and its process enters every collective of the others."""
-    batch, trainer, calls = make_inputs(name), make(name, tip_scope="global"), []
+    """They have no gradient, and a process that got one enters every collective that the others enter."""
+    batch, trainer, calls = make_inputs(name), make(name, tip_scope="world"), []
 
     def recorded(trainer, batch):
         calls.clear()
@@ -292,7 +292,7 @@ def test_batches_without_a_token(make, name, settings):
     *_, entered = recorded(trainer, batch)
     assert {"sum", "gather"} <= set(entered) and ("metric" in entered) == (name != "GKD")
     if settings:
-        trainer = make(name, tip_scope="global", **settings)
+        trainer = make(name, tip_scope="world", **settings)
     else:
         key, nothing = ("labels", -100) if name == "GKD" else ("completion_mask", 0)
         batch = {**batch, key: torch.full_like(batch[key], nothing)}

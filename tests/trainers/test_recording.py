@@ -102,7 +102,7 @@ def test_nothing_is_recorded_unless_asked_for(make_trainer, monkeypatch):
 
 
 def test_auxiliary_rollouts_and_evaluation(make_trainer):
-    settings = dict(methods=["aepo"], aepo_target_entropy=3.0, aepo_share=0.5, record_entropies=True)
+    settings = dict(methods=["aepo"], aepo_target_entropy=3.0, aepo_ratio=0.5, record_entropies=True)
     trainer, _, forwards = scored(
         make_trainer, entropy_reward, eval_dataset=build_dataset(4), num_generations_eval=1, **settings
     )

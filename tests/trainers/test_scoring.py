@@ -228,7 +228,7 @@ def test_dataset_columns_reach_a_shaping_method(make_trainer, monkeypatch):
 
 
 def test_auxiliary_rollouts_have_entropies_too(make_trainer, monkeypatch):
-    settings = dict(methods=["aepo"], aepo_target_entropy=3.0, aepo_share=0.5)
+    settings = dict(methods=["aepo"], aepo_target_entropy=3.0, aepo_ratio=0.5)
     _, _, forwards = scored(make_trainer, entropy_reward, **settings)
     assert [len(ids) for ids, _, _ in seen] == [8, 4] and forwards == 2
 

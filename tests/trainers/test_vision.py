@@ -147,9 +147,9 @@ def test_entropies_are_those_of_the_model_that_sees_the_image(make_trainer, sett
     trainer.train()
 
 
-def test_prompts_with_images_get_no_opening(make_trainer):
-    """Templates with a prefill are not drawn. If no other template exists, that is an error."""
-    templates = {"open": {"opening": "w11"}, "plain": {"user": "{prompt} w12"}}
+def test_prompts_with_images_get_no_prefill(make_trainer):
+    """Templates with a prefill are not drawn; if there are no others, that is an error."""
+    templates = {"open": {"prefill": "w11"}, "plain": {"user": "{prompt} w12"}}
     settings = dict(
         methods=["prompt_augmentation"],
         prompt_augmentation_eval="plain",
@@ -164,12 +164,12 @@ def test_prompts_with_images_get_no_opening(make_trainer):
     assert (output["prompt_ids"] == WORDS.index("w12")).any(1).all() and "pixel_values" in output
     settings["prompt_augmentation_eval"] = "open"
     trainer = make_trainer(prompt_augmentation_templates={"open": templates["open"]}, **settings)
-    with pytest.raises(ValueError, match="`prompt_augmentation_templates` must name a template without `opening` for"):
+    with pytest.raises(ValueError, match="`prompt_augmentation_templates` must name a template without `prefill` for"):
         trainer._generate_and_score_completions(rows)
 
 
-def test_fields_of_a_processor_grow_with_the_opening(make_trainer, monkeypatch):
-    """For text-only prompts a processor may still return one value per token."""
+def test_fields_of_a_processor_grow_with_the_prefill(make_trainer, monkeypatch):
+    """Where prompts are of text only, a processor may still return one value per token."""
     processor = build_processor()
     apply = processor.apply_chat_template
 
@@ -180,7 +180,7 @@ def test_fields_of_a_processor_grow_with_the_opening(make_trainer, monkeypatch):
     monkeypatch.setattr(processor, "apply_chat_template", with_types)
     trainer = make_trainer(
         methods=["prompt_augmentation"],
-        prompt_augmentation_templates={"open": {"opening": "w11 w12"}},
+        prompt_augmentation_templates={"open": {"prefill": "w11 w12"}},
         model=build_vision_model(),
         processing_class=processor,
         train_dataset=build_vision_dataset().remove_columns("image"),

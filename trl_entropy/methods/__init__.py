@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Every method by the name under which `methods` lists it, and all their fields in one flat namespace."""
+"""Every method by its name in `methods`, and the fields of all methods in one flat namespace."""
 
 from dataclasses import dataclass, field, fields
 
@@ -47,8 +47,8 @@ ABOUT_METHODS: dict[str, str] = {}  # the metadata of `methods`
 
 def describe_methods() -> None:
     ABOUT_METHODS["help"] = (
-        "Entropy methods to apply, in this order, each seeing the advantages that those before it left. "
-        "Empty: stock behaviour. Known: " + ", ".join(METHODS) + "."
+        "Entropy methods to apply, in this order. Each sees the advantages as the methods before it left them. "
+        "Empty: stock GRPO. Known: " + ", ".join(METHODS) + "."
     )
 
 
@@ -95,7 +95,7 @@ def build_methods(config: MethodsConfig) -> list[Method]:
 
 
 def check_together(names: list[str]) -> None:
-    """Raises `ValueError` for methods that exclude each other, or one that would undo what another did before it."""
+    """Raises `ValueError` for methods that exclude each other, or if one would undo another listed before it."""
     for position, name in enumerate(names):
         method = METHODS[name]
         for other, reason in method.excludes.items():
@@ -110,10 +110,10 @@ def check_together(names: list[str]) -> None:
 
 
 def idle_fields(config: MethodsConfig) -> list[str]:
-    """Fields set to something else than their default although their method is not in `methods`."""
+    """Fields that differ from their default although their method is not in `methods`."""
     defaults = MethodsConfig()
     idle = [item.name for name in METHODS if name not in config.methods for item in fields(METHODS[name].config)]
     return [name for name in idle if getattr(config, name) != getattr(defaults, name)]
 
 
-REGISTRY.load_entry_points()  # last: what it imports may import from here
+REGISTRY.load_entry_points()  # last: the modules that it imports may import this one

@@ -1,17 +1,17 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""AEPO, Arbitrary Entropy Policy Optimization: hold entropy at a target by the temperature of what is reinforced.
+"""AEPO, Arbitrary Entropy Policy Optimization: hold entropy at a target by reinforcing samples of a set temperature.
 
 How it departs from GRPO:
-1. A controller compares the mean entropy of the last optimizer step with the target and picks a temperature: above 1
-   where entropy is too low, below 1 where it is too high.
-2. In mode `rollout` a share of the prompts is completed once more at that temperature. The rewarded ones among these
-   completions are reinforced with weight 1, scored at the ordinary temperature and without correction for the other:
-   this pulls the policy towards the tempered one.
-3. In mode `reweight` there is no second rollout. Rewarded sequences of the ordinary one are reinforced as if they had
-   been drawn at that temperature: each of their tokens gets an extra advantage, the ratio of its probabilities at the
-   two temperatures. The further entropy is from the target and the fewer sequences are rewarded, the more this
-   replaces GRPO's own advantage.
+1. A controller compares the mean entropy of the last optimizer step with the target and sets a temperature: above 1
+   if entropy is too low, below 1 if it is too high.
+2. In mode `rollout`, a ratio of the prompts is completed a second time at that temperature. Completions with a
+   positive reward are reinforced with weight 1. They are scored at the ordinary temperature without importance
+   correction, which pulls the policy towards the tempered one.
+3. In mode `reweight` there is no second rollout. Sequences with a positive reward are reinforced as if they had been
+   sampled at that temperature: each of their tokens gets an extra advantage, the ratio of its probabilities at the two
+   temperatures. This term replaces more of GRPO's advantage the further entropy is from the target, and the fewer
+   sequences have a positive reward.
 """
 
 import math
@@ -23,56 +23,58 @@ from torch import Tensor
 
 from ..functional import StepMean
 from ..paper import Paper
-from ..settings import checked, non_negative, one_of, share
+from ..settings import checked, non_negative, one_of, ratio
 from ..tokens import TokenBatch
 from .base import Logs, Method
 
 
-LARGEST_GAP = 0.1  # nats of distance from the target beyond which the correction grows no further (released code)
+LARGEST_GAP = 0.1  # nats from the target beyond which the correction stops growing (released code)
 
 
 @dataclass
 class AepoConfig:
     aepo_target_entropy: float | None = field(
-        default=None, metadata={"help": "AEPO: mean token entropy to hold, in nats. Required; no default fits all."}
+        default=None,
+        metadata={"help": "AEPO: target mean token entropy, in nats. Required: no default fits all models."},
     )
     aepo_mode: Literal["rollout", "reweight"] = field(
         default="rollout",
         metadata={
-            "help": "AEPO: complete prompts once more at the regulated temperature, `rollout`, or `reweight` the "
-            "advantages of the ordinary rollouts by it."
+            "help": "AEPO: `rollout` completes prompts a second time at the regulated temperature; `reweight` uses "
+            "it to reweight the advantages of the ordinary rollouts."
         },
     )
     aepo_coef: float = field(
-        default=1 / 64, metadata={"help": "AEPO: coefficient of the second rollout's term. `rollout` mode only."}
+        default=1 / 64, metadata={"help": "AEPO: coefficient of the second rollout's loss term. `rollout` mode only."}
     )
-    aepo_share: float = field(
+    aepo_ratio: float = field(
         default=0.25,
-        metadata={"help": "AEPO: share of the prompts that are completed once more, in (0, 1]. `rollout` mode only."},
+        metadata={"help": "AEPO: ratio of the prompts completed a second time, in (0, 1]. `rollout` mode only."},
     )
+    aepo_share: float | None = field(default=None, metadata={"help": "AEPO: deprecated, use `aepo_ratio`."})
     aepo_gain: float = field(
         default=1.0,
         metadata={
-            "help": "AEPO: multiplies the strength of the correction, for targets of a few hundredths of a nat. "
+            "help": "AEPO: factor on the strength of the correction, for targets of a few hundredths of a nat. "
             "`reweight` mode only."
         },
     )
     aepo_rule: Literal["clip", "binary"] = field(
         default="clip",
         metadata={
-            "help": "AEPO: temperature of the controller: `clip` 1 + target - entropy to the two bounds, or one of the "
-            "bounds, `binary`, as the released code does."
+            "help": "AEPO: how the temperature is set. `clip`: 1 + target - entropy, clipped to the two bounds. "
+            "`binary`: one of the two bounds, as in the released code."
         },
     )
     aepo_temperature_min: float = field(default=0.8, metadata={"help": "AEPO: lowest temperature, in (0, 1]."})
     aepo_temperature_max: float = field(default=1.2, metadata={"help": "AEPO: highest temperature, at least 1."})
     aepo_positive_reward: float = field(
-        default=0.05, metadata={"help": "AEPO: reward above which a sequence counts as rewarded."}
+        default=0.05, metadata={"help": "AEPO: reward above which a sequence counts as positive."}
     )
 
 
 def regulated_temperature(entropy: float | None, target: float, low: float, high: float, rule: str) -> float:
-    """The temperature, relative to that of sampling, that moves `entropy` towards `target` (nats); 1 without entropy."""
+    """Temperature, relative to that of sampling, that moves `entropy` towards `target` (nats); 1 for `None`."""
     if entropy is None:
         return 1.0
     if rule == "binary":
@@ -85,7 +87,7 @@ def reweighted_advantages(
 ) -> Tensor:
     """(B, T) A, (B,) bool, (B, T) π^T/π -> (B, T) (1 - α) A + α 1[positive] π^T/π.
 
-    α = a / (1 + a), a = strength / rewarded, the share of positive sequences; A where there is none.
+    α = a / (1 + a), a = strength / rewarded, where `rewarded` is the ratio of positive sequences. A if it is 0.
     """
     strength = strength / rewarded.clamp(min=1e-12)
     alpha = torch.where(rewarded > 0, strength / (1 + strength), 0).to(advantages.dtype)
@@ -93,17 +95,16 @@ def reweighted_advantages(
 
 
 class Aepo(Method):
-    """Regulates entropy to a target through a second temperature T = clip(1 + H₀ - H, 0.8, 1.2).
+    """Regulates entropy to a target H₀ through a second temperature T = clip(1 + H₀ - H, 0.8, 1.2).
 
         rollout:   L = L_policy - α mean_i 1[R_i > 0] mean_t min(r_t, 1 + ε),   o_i drawn at T, r_t = π_θ / π_old at 1
         reweight:  A_t <- (1 - α) A_t + α 1[R > 0] π_old^T(o_t) / π_old(o_t),   α = a / (1 + a),
-                   a = min(|H₀ - H|, 0.1) / (share of sequences with R > 0)
+                   a = min(|H₀ - H|, 0.1) / (ratio of sequences with R > 0)
 
-    The first is the objective of the paper's later version as a summary gives it. The second is what the authors'
-    released code calls DCPO; we found no paper that prints it. Departs from the released code: entropy is the exact
-    mean over the completions of one optimizer step and all processes, not a sampled surprisal of one process; the
-    extra completions are added and replace nothing; the first step, with nothing measured yet, has T = 1.
-    `aepo_rule: binary` is the code's choice of T.
+    The first is the objective of the paper's later version, according to a summary. The second is called DCPO in the
+    released code; we found no paper that prints it. Departs from the released code: entropy is the exact mean over the
+    completions of one optimizer step and all processes, not the sampled surprisal on one process; the extra
+    completions are added and replace none; T = 1 in the first step, when no entropy has been measured yet.
     """
 
     name = "aepo"
@@ -128,7 +129,7 @@ class Aepo(Method):
         self.rollout = one_of(config, "aepo_mode", "rollout", "reweight") == "rollout"
         self.needs = ("auxiliary_rollouts",) if self.rollout else ("second_temperature", "rewards")
         self.coef = non_negative(config, "aepo_coef")
-        self.share = share(config, "aepo_share")
+        self.ratio = ratio(config, "aepo_ratio", was="aepo_share")
         self.gain = non_negative(config, "aepo_gain")
         self.rule = one_of(config, "aepo_rule", "clip", "binary")
         self.low = checked(config, "aepo_temperature_min", lambda value: 0 < value <= 1, "a temperature in (0, 1]")
@@ -138,7 +139,7 @@ class Aepo(Method):
         self.step_mean = StepMean()
 
     def check(self, config) -> list[str]:
-        mode, idle = ("rollout", ("aepo_gain",)) if self.rollout else ("reweight", ("aepo_coef", "aepo_share"))
+        mode, idle = ("rollout", ("aepo_gain",)) if self.rollout else ("reweight", ("aepo_coef", "aepo_ratio"))
         found = [
             f"`{name}` is set to {getattr(config, name)!r}, but `aepo_mode` is {mode!r}: it does nothing."
             for name in idle
@@ -178,7 +179,7 @@ class Aepo(Method):
         return reweighted_advantages(tokens.advantages, positive, ratio, strength, rewarded.double() / rows), logs
 
     def auxiliary_rollouts(self):
-        return self.temperature, self.share
+        return self.temperature, self.ratio
 
     def auxiliary_loss(self, tokens: TokenBatch) -> tuple[Tensor, Logs]:
         positive = tokens.rewards > self.positive_reward

@@ -1,13 +1,13 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Agentic AEPO, entropy-balanced policy optimization: reinforce uncertain tokens more, and keep them in the gradient.
+"""Agentic AEPO, entropy-balanced policy optimization: reinforce uncertain tokens more and keep their gradient.
 
 How it departs from GRPO:
-1. The advantage of a token is multiplied by 1 + a z, with z its entropy's distance from the mean in standard deviations.
-2. A rewarded token whose ratio the loss clips keeps its gradient, at the size that it has at the bound. The value of the
-   loss stays.
+1. A token's advantage is multiplied by 1 + a z, where z is the token's entropy, standardized over the scope.
+2. A token with positive advantage whose ratio the loss clips keeps its gradient, at the size that it has at the clip
+   bound. The value of the loss does not change.
 
-The paper's branching rollouts are not part of this method.
+The paper's branching rollouts are not implemented.
 """
 
 from dataclasses import dataclass, field
@@ -28,22 +28,24 @@ from .base import Logs, Method
 class AgenticAepoConfig:
     agentic_aepo_coef: float = field(
         default=0.2,
-        metadata={"help": "Agentic AEPO: change of a token's advantage per standard deviation of entropy."},
+        metadata={"help": "Agentic AEPO: relative change of a token's advantage per standard deviation of entropy."},
     )
-    agentic_aepo_scope: Literal["generation_batch", "micro_batch"] = field(
-        default="generation_batch",
+    agentic_aepo_scope: Literal["world", "micro_batch", "generation_batch"] = field(
+        default="world",
         metadata={
-            "help": "Agentic AEPO: tokens that mean and deviation run over: the generation batch of all processes under "
-            "the policy that generated, or one process' micro-batch under the current policy, as the released code does."
+            "help": "Agentic AEPO: tokens over which mean and deviation are taken. `world`: the generation batch of "
+            "all processes, under the old policy. `micro_batch`: one process' micro-batch, under the current policy, "
+            "as in the released code. `generation_batch`: deprecated, use `world`."
         },
     )
     agentic_aepo_keep_gradient: bool = field(
-        default=True, metadata={"help": "Agentic AEPO: keep the gradient of rewarded tokens that the loss clips."}
+        default=True,
+        metadata={"help": "Agentic AEPO: keep the gradient of positive-advantage tokens that the loss clips."},
     )
 
 
 def entropy_scores(entropy: Tensor, mask: Tensor, world: Collectives = SINGLE_PROCESS) -> Tensor:
-    """(B, T) entropies -> (B, T) z = (H - mean) / std with the unbiased deviation of all valid tokens; 0 without spread."""
+    """(B, T) entropies -> (B, T) z = (H - mean) / std over all valid tokens, with the unbiased std; 0 if std is 0."""
     mean, std = masked_mean_and_std(entropy, mask, world)
     count = world.sum(mask.sum()).to(std.dtype)
     std = std * (count / (count - 1).clamp(min=1)).sqrt()
@@ -51,13 +53,13 @@ def entropy_scores(entropy: Tensor, mask: Tensor, world: Collectives = SINGLE_PR
 
 
 class AgenticAepo(Method):
-    """Entropy-aware advantages, and a clip that keeps the gradient of what it clips.
+    """Entropy-aware advantages, and a clip that keeps the gradient of clipped tokens.
 
         A_t <- A (1 + a z_t),   z_t = (H_t - mean H) / std H
         L   <- L - 1[r > 1 + ε_high, A > 0] (1 + ε_high) A (log π - sg(log π)), whose value is 0
 
-    The second line gives the loss of min(r A, clip(r, 1 - ε_low, (1 + ε_high) / sg(r) · r) A) and its gradient. Departs
-    from the released code: by default mean and deviation run over the generation batch, on which the paper is silent.
+    The second line gives min(r A, clip(r, 1 - ε_low, (1 + ε_high) / sg(r) · r) A) and its gradient. Departs from the
+    released code: by default mean and deviation run over the generation batch. The paper does not specify this.
     """
 
     name = "agentic_aepo"
@@ -80,9 +82,8 @@ class AgenticAepo(Method):
 
     def __init__(self, config):
         self.coef = non_negative(config, "agentic_aepo_coef")
-        self.whole_batch = (
-            one_of(config, "agentic_aepo_scope", "generation_batch", "micro_batch") == "generation_batch"
-        )
+        renamed = {"generation_batch": "world"}
+        self.whole_batch = one_of(config, "agentic_aepo_scope", "world", "micro_batch", renamed=renamed) == "world"
         self.keep_gradient = flag(config, "agentic_aepo_keep_gradient")
         self.needs = ("rollout_entropy",) if self.whole_batch else ()
 
@@ -92,19 +93,19 @@ class AgenticAepo(Method):
             return [] if self.coef else [unset]
         if config.importance_sampling_level != "token":
             raise ValueError(
-                "`importance_sampling_level` must be 'token' for method 'agentic_aepo' with `agentic_aepo_keep_gradient`, "
-                f"got {config.importance_sampling_level!r}."
+                "`importance_sampling_level` must be 'token' for method 'agentic_aepo' with "
+                f"`agentic_aepo_keep_gradient`, got {config.importance_sampling_level!r}."
             )
         if config.loss_type not in CLIPPING_LOSSES:
             return [
-                f"`loss_type` {config.loss_type!r} does not clip as PPO does, so that the gradient-keeping clip of method "
-                "'agentic_aepo' does nothing: its entropy-aware advantage acts alone."
+                f"`loss_type` {config.loss_type!r} has no PPO clip, so the gradient-keeping clip of method "
+                "'agentic_aepo' does nothing. Only its entropy-aware advantage acts."
             ]
         if config.gradient_accumulation_steps % (config.steps_per_generation * config.num_iterations):
             return []
         return [
-            "The gradient-keeping clip of method 'agentic_aepo' does nothing where each generation batch is used for one "
-            "optimizer step, since no ratio is clipped: its entropy-aware advantage acts alone."
+            "The gradient-keeping clip of method 'agentic_aepo' does nothing if each generation batch is used for one "
+            "optimizer step, since no ratio is clipped. Only its entropy-aware advantage acts."
         ]
 
     def _weighted(self, batch: TokenBatch | Rollouts, world: Collectives) -> tuple[Tensor, Logs]:
@@ -124,6 +125,6 @@ class AgenticAepo(Method):
         policy = tokens.mask if tokens.policy_mask is None else tokens.mask & tokens.policy_mask
         kept = policy & (tokens.ratio > tokens.clip_high) & (tokens.advantages > 0)
         size = torch.where(kept, tokens.advantages, 0) * min(tokens.clip_high, torch.finfo(tokens.logps.dtype).max)
-        if tokens.engine_ratio is not None:  # by which the loss multiplies its own terms
+        if tokens.engine_ratio is not None:  # the loss multiplies its own terms by it
             size = size * tokens.engine_ratio
         return -size * (tokens.logps - tokens.logps.detach()), {"kept_gradient_fraction": kept}

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a method is: a paper, what it needs, and a few optional hooks that change nothing unless overridden."""
+"""The base class of methods: a paper, a list of needs, and optional hooks that change nothing unless overridden."""
 
 from collections.abc import Callable
 from dataclasses import make_dataclass
@@ -16,32 +16,32 @@ Logs = dict[str, Tensor]
 
 
 class Method:
-    """One published method, told by the hooks that it overrides where in training it acts.
+    """A published method. The hooks it overrides say where in training it acts.
 
-    Methods run in the order in which `methods` lists them: each sees the advantages that those before it left. Hooks
-    that compute return their result together with `Logs`: what is logged as `<method>/<key>`. There a (B, T) tensor
-    becomes its mean over the valid tokens of all processes (NaN: does not apply to this token), or its extreme if the
-    key ends in `_min` or `_max`; a (B,) tensor likewise over sequences; a scalar is averaged over processes.
+    Methods run in the order of `methods`: each sees the advantages as the methods before it left them. Hooks that
+    compute something return their result and `Logs`, which are logged as `<method>/<key>`. A (B, T) tensor is logged
+    as its mean over the valid tokens of all processes (NaN: leave this token out), or as its extreme if the key ends
+    in `_min` or `_max`; a (B,) tensor likewise over sequences; a scalar is averaged over processes.
 
     Class attributes:
-        name: the entry in `methods`, the prefix of its fields and of its metrics.
-        summary: what it does, in one line, for lists of methods.
-        paper: what to cite.
+        name: the entry in `methods`, and the prefix of the method's fields and metrics.
+        summary: one line for lists of methods.
+        paper: the paper to cite.
         checked_against: what the tests compare the method with, such as "the paper's formulas". A method of another
             package may leave it out.
-        config: dataclass of its settings, a mixin of the trainer's config. Each has a default, a help text as
-            `metadata`, and a name that begins with that of the method.
-        needs: what costs extra and is computed only when asked for. `rollout_entropy` is the entropy of the policy
-            that generated, over the whole generation batch: free where TRL scores the rollouts anyway, one forward
-            without gradient elsewhere, or recorded during generation. `rollout_logps`, beside it, rules the last out.
-            `second_moments`, `nucleus_entropy` and `second_temperature` are statistics of the fused head, `rewards`
-            the rewards of the sequences, `auxiliary_rollouts` completions of a share of the prompts at another
-            temperature, with one more forward for each micro-batch.
-        shapes_reward: `reward` replaces what the reward function `shaped_reward` gave, and is no reward of its own.
-        replaces_advantages: `group_advantages` looks at rewards only, and so undoes what methods listed before did.
+        config: dataclass of the method's fields, a mixin of the trainer's config. Each field has a default, a help
+            text as `metadata`, and a name that starts with the method's.
+        needs: inputs that cost extra and are computed only on request. `rollout_entropy`: entropies of the old policy
+            over the whole generation batch. They are free if TRL scores the rollouts anyway; otherwise they cost one
+            forward without gradient, or are recorded during generation. `rollout_logps`: log-probabilities of the same
+            forward, so recording is not possible. `second_moments`, `nucleus_entropy`, `second_temperature`:
+            statistics of the fused head. `rewards`: the rewards of the sequences. `auxiliary_rollouts`: completions of
+            a ratio of the prompts at another temperature, with one more forward per micro-batch.
+        shapes_reward: `reward` replaces the output of the reward function `shaped_reward` and adds no reward.
+        replaces_advantages: `group_advantages` reads only rewards, so it discards the advantages of methods before it.
         excludes: methods that cannot be listed together with this one, and why.
-        acts_on_ratio: does nothing while current and generating policy are the same.
-        assumes_unit_advantages: has thresholds that presuppose advantages divided by their standard deviation.
+        acts_on_ratio: the method does nothing while the current policy equals the old policy.
+        assumes_unit_advantages: the method's thresholds assume advantages divided by their standard deviation.
     """
 
     name: ClassVar[str]
@@ -58,43 +58,44 @@ class Method:
     assumes_unit_advantages: ClassVar[bool] = False
 
     def __init__(self, config: Any):
-        """Reads and checks its fields of `config`. Raises `ValueError` that names field, value and what is accepted."""
+        """Reads and checks the method's fields. Raises `ValueError` that names field, value and what is accepted."""
 
     def check(self, config: Any) -> list[str]:
-        """Warnings about settings of the training with which the method does not what its paper means.
+        """Warnings about training settings under which the method does not do what its paper intends.
 
-        Raises `ValueError` where it cannot work at all.
+        Raises `ValueError` if the method cannot work at all.
         """
         return []
 
     def check_rewards(self, names: list[str]) -> None:
-        """Once, before training: the names of the reward functions. Raises `ValueError` where it needs another one."""
+        """Once, before training: names of the reward functions. Raises `ValueError` if a required one is missing."""
 
     def setup(self, decode: Callable[[list[int]], str]) -> None:
-        """Once, before training: what turns token ids into text, special tokens too."""
+        """Once, before training: receives the function that turns token ids into text, special tokens included."""
 
     def prompts(self, rows: list[dict[str, Any]], draw: tuple[int, int], training: bool) -> list[dict[str, Any]]:
-        """Before generation, rows of the dataset, each as often as it is completed -> rows; changed ones are copies.
+        """Before generation: dataset rows, each repeated once per completion -> rows. Changed rows are copies.
 
-        `draw` (seed, optimizer step) identifies the generation batch. A group may span processes: what is drawn for a
-        row must depend on these arguments alone.
+        `draw` (seed, optimizer step) identifies the generation batch. A group may span processes, so a random choice
+        for a row must depend only on these arguments.
         """
         return rows
 
     def reward(self, **columns: Any) -> tuple[list[float | None], Logs]:
-        """A reward function as TRL calls it, with what is worth logging. It may name `token_entropies` and `token_mask`,
-        as any reward function may, and `old_entropy`: (B, T) in nats, `None` if it is not known without a forward.
+        """A reward function as TRL calls it -> one reward per completion, and `Logs`.
 
-        If it shapes another's reward, it is also given `rewards` (that function's, NaN for `None`) and `prompt_ids`.
+        Like any reward function it may name `token_entropies` and `token_mask`. It may also name `old_entropy`: (B, T)
+        in nats, or `None` if it would cost a forward. With `shapes_reward` it also receives `rewards` (those of the
+        reward function it shapes, NaN for `None`) and `prompt_ids`.
         """
         raise NotImplementedError
 
     def clip_range(self, low: float, high: float) -> tuple[float, float]:
-        """The ratios at which the loss clips, for losses that clip."""
+        """(low, high) clip ratios -> new (low, high), for losses that clip."""
         return low, high
 
     def head_settings(self) -> dict[str, Any]:
-        """What the statistics in `needs` depend on: fields of the fused head, read before each forward."""
+        """Fields to set on the fused head before each forward."""
         return {}
 
     def group_advantages(self, rollouts: Rollouts) -> tuple[Tensor, Logs]:
@@ -110,28 +111,35 @@ class Method:
         return tokens.advantages, {}
 
     def loss(self, tokens: TokenBatch) -> tuple[Tensor | None, Logs]:
-        """In every forward, on the advantages that its own `token_advantages` left -> (B, T) per-token term, or a scalar
-        if the paper's term is not a mean over tokens."""
+        """In every forward -> (B, T) per-token term, or a scalar if the paper's term is not a mean over tokens.
+
+        `tokens.advantages` are those that the method's own `token_advantages` returned.
+        """
         return None, {}
 
     def auxiliary_rollouts(self) -> tuple[float, float]:
-        """Once per generation batch -> temperature, relative to that of sampling, and share of the prompts."""
+        """Once per generation batch -> temperature relative to the sampling temperature, and ratio of the prompts."""
         return 1.0, 1.0
 
     def auxiliary_loss(self, tokens: TokenBatch) -> tuple[Tensor, Logs]:
-        """In every forward of training -> scalar term on the micro-batch's part of the auxiliary rollouts.
+        """In every training forward -> scalar term on the micro-batch's part of the auxiliary rollouts.
 
-        Their old log-probabilities are those of the ordinary temperature.
+        Their old log-probabilities are taken at the ordinary temperature.
         """
         return tokens.logps.sum() * 0, {}
 
     @classmethod
     def entropy_range(cls, settings: dict[str, Any], logged: dict[str, float]) -> tuple[float, float] | None:
-        """For plots: where it means the mean token entropy to be, in nats, by its fields and the values of a log line."""
+        """For plots: the band (nats) in which the method tries to hold mean token entropy.
+
+        Args:
+            settings: the method's fields.
+            logged: the values of a log line.
+        """
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must know: JSON types, the same on every process."""
+        """State that a resumed run needs: JSON types, equal on every process."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,12 +1,13 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""CANON, conditional advantage estimation: compare completions of low and of high entropy, or length, with each other.
+"""CANON, conditional advantage estimation: compare completions of low and of high entropy, or length.
 
 How it departs from GRPO:
-1. The completions of a prompt are halved by a metric: mean token entropy, or length.
-2. The advantage of a completion is its reward less the mean of the other half (which trend pays), or of its own half
-   (which completion of one kind is better), or a mixture of both. Nothing is divided by a standard deviation.
-3. The mixture may follow the accuracy, or a cosine with restarts.
+1. The completions of a prompt are split into two halves by a metric: mean token entropy, or length.
+2. The advantage of a completion is its reward minus the mean reward of the other half (inter: which half is better),
+   of its own half (intra: which completion of a half is better), or a mixture of both. It is not divided by a standard
+   deviation.
+3. The mixture can be constant, follow the accuracy, or follow a cosine with restarts.
 """
 
 import math
@@ -29,17 +30,17 @@ SCHEDULES = ("constant", "acc_inter_first", "acc_intra_first", "cosine_inter_fir
 @dataclass
 class CanonConfig:
     canon_metric: Literal["entropy", "length"] = field(
-        default="entropy", metadata={"help": "CANON: what a group is halved by."}
+        default="entropy", metadata={"help": "CANON: metric by which a group is split into halves."}
     )
     canon_mu: float = field(
         default=1.0,
-        metadata={"help": "CANON: weight of the comparison with the other half; 1 less it is that of the own half."},
+        metadata={"help": "CANON: weight of the comparison with the other half; the own half has 1 - this weight."},
     )
     canon_alpha: float = field(
         default=1.0,
         metadata={
-            "help": "CANON: factor on the rewards of the long half, or of that of low entropy, where it is compared with "
-            "the other. Below 1 favours short completions, or those of high entropy."
+            "help": "CANON: factor on the rewards of the low-entropy (or long) half in the comparison with the other "
+            "half. Below 1 favors high entropy (or short completions)."
         },
     )
     canon_mu_schedule: Literal[
@@ -47,18 +48,20 @@ class CanonConfig:
     ] = field(
         default="constant",
         metadata={
-            "help": "CANON: how the weight moves: not, with the accuracy, or by a cosine with restarts over generation "
-            "batches."
+            "help": "CANON: schedule of the weight: constant, by accuracy (`acc`), or a cosine with restarts over "
+            "generation batches."
         },
     )
     canon_accuracy: str | None = field(
         default=None,
-        metadata={"help": "CANON: reward function whose mean the `acc` schedules follow. None: the only one."},
+        metadata={
+            "help": "CANON: reward function whose mean is the accuracy of the `acc` schedules. None: the only one."
+        },
     )
 
 
 def halves(metric: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """(P, G) -> (P, G) bool low and high: the floor(n/2) smallest of n valid values, and the others. Ties: the earlier."""
+    """(P, G) -> (P, G) bool low and high: the floor(n/2) smallest of n valid values, the earlier at ties; the rest."""
     order = metric.masked_fill(~valid, torch.inf).argsort(dim=1, stable=True)
     low = order.argsort(dim=1) < valid.sum(1, keepdim=True) // 2
     return low, valid & ~low
@@ -71,7 +74,7 @@ def group_mean(values: Tensor, mask: Tensor) -> Tensor:
 def canon_advantages(rewards: Tensor, low: Tensor, high: Tensor, mu: float, alpha: float, plus_is_low: bool) -> Tensor:
     """(P, G) rewards and halves -> (P, G) μ inter + (1 - μ) intra (eq. 5), with α on one half of inter (eq. 8).
 
-    0 where a group has less than two completions with a reward.
+    0 if fewer than two completions of a group have a reward.
     """
     low_mean, high_mean = group_mean(rewards, low), group_mean(rewards, high)
     plus, minus_mean, plus_mean = (low, high_mean, low_mean) if plus_is_low else (high, low_mean, high_mean)
@@ -95,10 +98,10 @@ class Canon(Method):
 
         A = μ (R - mean R of the other half) + (1 - μ) (R - mean R of the own half)
 
-    μ = 0.5 and halves of one size give R - mean R. Entropies are those of the policy that generated, over all tokens
-    that it wrote, also of completions that the loss leaves out. Departs from the released code: α acts under every
-    schedule, and a group of one gets 0. The `acc` schedules set μ = 1 - accuracy of the batch (inter first) or
-    accuracy, as the reward function gave it before another method has shaped it.
+    μ = 0.5 and halves of equal size give R - mean R. Entropies are those of the old policy, over all tokens that it
+    wrote, including completions that the loss masks. Departs from the released code: α acts under every schedule, and
+    a group of one gets 0. The `acc` schedules set μ = 1 - accuracy of the batch (inter first) or μ = accuracy (intra
+    first), from rewards before other methods shape them.
     """
 
     name = "canon"
@@ -137,14 +140,12 @@ class Canon(Method):
             )
         if config.num_generations % 2 == 0:
             if (self.schedule, self.mu, self.alpha) == ("constant", 0.5, 1):
-                warnings.append(
-                    "Method 'canon' with `canon_mu: 0.5` gives the reward less the mean of the group: Dr. GRPO."
-                )
+                warnings.append("Method 'canon' with `canon_mu: 0.5` gives the reward minus the group mean: Dr. GRPO.")
             return warnings
         return [
             *warnings,
-            f"Method 'canon' halves a group, but `num_generations` is {config.num_generations}: the halves are not of one "
-            "size, and `canon_mu: 0.5` is not the difference from the mean of the group.",
+            f"Method 'canon' halves a group, but `num_generations` is {config.num_generations}: the halves differ in "
+            "size, and `canon_mu: 0.5` does not give the reward minus the group mean.",
         ]
 
     def check_rewards(self, names: list[str]) -> None:
@@ -157,7 +158,7 @@ class Canon(Method):
         if self.schedule.startswith("cosine"):
             return cosine_mu(rollouts.batch, self.schedule == "cosine_intra_first")
         accuracy = rollouts.world.gather(rollouts.reward_columns[self.accuracy]).double().nanmean().item()
-        if math.isnan(accuracy):  # without a reward there is no advantage to weigh
+        if math.isnan(accuracy):  # no rewards, so no advantages to weight
             return self.mu
         if not 0 <= accuracy <= 1:
             raise ValueError(

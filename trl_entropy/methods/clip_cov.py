@@ -1,11 +1,11 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Clip-Cov: hold back a few tokens that drain entropy most.
+"""Clip-Cov: drop the gradient of a few of the tokens that lower entropy most.
 
 How it departs from GRPO:
-1. Each token gets the covariance of its log-probability with its advantage, both centred over the batch (eq. 10).
-2. Tokens with a covariance inside a band, and not already cut by the PPO clip, are eligible.
-3. A small share of all tokens is drawn at random among the eligible ones.
+1. Each token gets the covariance of its log-probability with its advantage, both centered over the batch (eq. 10).
+2. Tokens whose covariance lies inside a band, and that PPO does not clip, are eligible.
+3. Some of the eligible tokens are drawn at random: a small ratio of all tokens.
 4. The drawn tokens lose their policy gradient. They stay in the denominator of the loss.
 """
 
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from ..collectives import SINGLE_PROCESS, Collectives
-from ..functional import centered_product, scatter_valid, share_of
+from ..functional import centered_product, ratio_count, scatter_valid
 from ..paper import Paper
-from ..settings import checked, one_of, share
+from ..settings import checked, one_of, ratio
 from ..tokens import TokenBatch
 from .base import Logs, Method
 
@@ -41,11 +41,11 @@ ENTROPY_MECHANISM = Paper(
 @dataclass
 class ClipCovConfig:
     clip_cov_ratio: float = field(
-        default=2e-4, metadata={"help": "Clip-Cov: share of all tokens whose policy gradient is dropped, in (0, 1]."}
+        default=2e-4, metadata={"help": "Clip-Cov: ratio of all tokens whose policy gradient is dropped, in (0, 1]."}
     )
     clip_cov_low: float = field(
         default=1.0,
-        metadata={"help": "Clip-Cov: covariance above which a token is eligible. Presupposes scaled advantages."},
+        metadata={"help": "Clip-Cov: covariance above which a token is eligible. Assumes scaled advantages."},
     )
     clip_cov_high: float = field(
         default=5.0, metadata={"help": "Clip-Cov: covariance below which a token is eligible."}
@@ -53,8 +53,8 @@ class ClipCovConfig:
     clip_cov_scope: Literal["micro_batch", "world"] = field(
         default="micro_batch",
         metadata={
-            "help": "Clip-Cov: tokens that means, share and draw run over: one process' micro-batch, as in the "
-            "released code, or the micro-batches of all processes."
+            "help": "Clip-Cov: tokens over which means, ratio and draw are taken. `micro_batch`: one process' "
+            "micro-batch, as in the released code. `world`: the micro-batches of all processes."
         },
     )
 
@@ -65,12 +65,12 @@ def clip_cov_mask(
     """(B, T) bool, (B, T) bool -> (B, T) bool: True for tokens that keep their gradient.
 
     Draws `min(|E|, max(1, floor(ratio * N)))` of the |E| eligible among the N valid tokens, uniformly and without
-    replacement. The draw depends on `seed` alone, so that a resumed run repeats it.
+    replacement. The draw depends only on `seed`, so a resumed run repeats it.
     """
     local = eligible[mask]
     flags = world.gather(local)
     candidates = flags.nonzero().flatten()
-    count = min(candidates.numel(), share_of(ratio, flags.numel()))
+    count = min(candidates.numel(), ratio_count(ratio, flags.numel()))
     picks = random.Random(repr(seed)).sample(range(candidates.numel()), count)
     drawn = torch.zeros_like(flags)
     drawn[candidates[torch.tensor(picks, dtype=torch.long, device=flags.device)]] = True
@@ -83,7 +83,7 @@ class ClipCov(Method):
         L_t = max(-A_t r_t, -A_t clip(r_t)) · 1[t not drawn from E]
         E   = {t : ω_low < (ℓ_t - mean ℓ)(A_t - mean A) < ω_high, not clipped by PPO}                    (eq. 10-12)
 
-    The PPO range is the user's `epsilon`; the released code runs with 1 on both sides.
+    The clip range is the user's `epsilon`; the released code uses 1 on both sides.
     """
 
     name = "clip_cov"
@@ -94,7 +94,7 @@ class ClipCov(Method):
     assumes_unit_advantages = True
 
     def __init__(self, config):
-        self.ratio = share(config, "clip_cov_ratio")
+        self.ratio = ratio(config, "clip_cov_ratio")
         self.high = checked(config, "clip_cov_high", lambda high: high > -torch.inf, "a number")
         self.low = checked(
             config, "clip_cov_low", lambda low: low < self.high, f"less than `clip_cov_high` ({self.high!r})"

@@ -1,14 +1,14 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Entropy-discriminator clipping, Clip_B and Clip_V: leave out punished tokens that would drain entropy.
+"""Entropy-discriminator clipping, Clip_B and Clip_V: skip negative-advantage tokens that would lower entropy.
 
 How they depart from GRPO:
-1. Each token gets the discriminator S = π (H + log π), which fixes the sign of the entropy change that raising or
-   lowering its logit causes.
-2. Clip_B centres S by its mean over the generation batch, Clip_V by its mean N over the vocabulary under the token's
-   own distribution, which makes N - S the first-order entropy change of a punished token's whole update, reversed.
-3. Tokens with a negative advantage that lie far on the side that drains entropy lose their policy gradient. Rewarded
-   tokens never do.
+1. Each token gets the discriminator S = π (H + log π). Raising the token's logit lowers entropy if S > 0 and raises it
+   if S < 0.
+2. Clip_B centers S by its mean over the generation batch. Clip_V centers it by N, its mean over the vocabulary under
+   the token's distribution: N - S is by how much, to first order, a negative-advantage token's update lowers entropy.
+3. Negative-advantage tokens far on the side that lowers entropy lose their policy gradient. Positive-advantage tokens
+   never do.
 """
 
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from torch import Tensor
 from ..collectives import SINGLE_PROCESS, Collectives
 from ..functional import discriminator, masked_mean_and_std, mean_discriminator, top_count_mask
 from ..paper import Paper
-from ..settings import flag, non_negative, share
+from ..settings import flag, non_negative, ratio
 from ..tokens import Rollouts, TokenBatch
 from .base import Logs, Method
 
@@ -28,13 +28,15 @@ from .base import Logs, Method
 class ClipBConfig:
     clip_b_mu: float = field(
         default=2.5,
-        metadata={"help": "Clip_B: standard deviations below the mean at which a punished token is left out."},
+        metadata={
+            "help": "Clip_B: standard deviations below the mean at which a negative-advantage token is skipped."
+        },
     )
     clip_b_renormalize: bool = field(
         default=False,
         metadata={
-            "help": "Clip_B: also take the left-out tokens out of the denominators of the loss, as the released code "
-            "does. Costs one forward per generation batch where every update is exactly on-policy."
+            "help": "Clip_B: also remove the skipped tokens from the denominators of the loss, as the released code "
+            "does. Costs one forward per generation batch if every update is exactly on-policy."
         },
     )
 
@@ -43,21 +45,27 @@ class ClipBConfig:
 class ClipVConfig:
     clip_v_mu: float = field(
         default=8.5,
-        metadata={"help": "Clip_V: standard deviations of N - S above which a punished token is left out."},
+        metadata={"help": "Clip_V: standard deviations of N - S above which a negative-advantage token is skipped."},
     )
-    clip_v_max_frac: float = field(
-        default=1e-4, metadata={"help": "Clip_V: share of all tokens that may be left out at most, in (0, 1]."}
+    clip_v_max_ratio: float = field(
+        default=1e-4, metadata={"help": "Clip_V: largest ratio of all tokens that may be skipped, in (0, 1]."}
+    )
+    clip_v_max_frac: float | None = field(
+        default=None, metadata={"help": "Clip_V: deprecated, use `clip_v_max_ratio`."}
     )
     clip_v_renormalize: bool = field(
         default=False,
-        metadata={"help": "Clip_V: also take the left-out tokens out of the denominators of the loss."},
+        metadata={
+            "help": "Clip_V: also remove the skipped tokens from the denominators of the loss, at the same cost as "
+            "Clip_B."
+        },
     )
 
 
 def clip_b_mask(
     scores: Tensor, advantages: Tensor, mask: Tensor, mu: float, world: Collectives = SINGLE_PROCESS
 ) -> Tensor:
-    """(B, T) S and advantages -> (B, T) bool: keep where A >= 0 or S - mean S >= -μ σ. Keeps all where σ < 1e-12."""
+    """(B, T) S and advantages -> (B, T) bool: keep if A >= 0 or S - mean S >= -μ σ. Keeps all if σ < 1e-12."""
     mean, std = masked_mean_and_std(scores, mask, world)
     kept = (advantages >= 0) | (scores - mean >= -mu * std) | (std < 1e-12)
     return mask & kept
@@ -68,25 +76,25 @@ def clip_v_mask(
     advantages: Tensor,
     mask: Tensor,
     mu: float,
-    max_fraction: float,
+    max_ratio: float,
     world: Collectives = SINGLE_PROCESS,
 ) -> Tensor:
-    """(B, T) D = N - S and advantages -> (B, T) bool: keep where A >= 0 or D <= μ σ_D, σ_D about the mean of D.
+    """(B, T) D = N - S and advantages -> (B, T) bool: keep if A >= 0 or D <= μ σ_D, σ_D about the mean of D.
 
-    Of the N valid tokens at most `max(1, floor(max_fraction * N))` are left out, those of largest D.
+    Of the N valid tokens at most `max(1, floor(max_ratio * N))` are skipped, those of largest D.
     """
     _, std = masked_mean_and_std(drains, mask, world)
     out = mask & (advantages < 0) & (drains > mu * std)
-    worst = top_count_mask(drains.masked_fill(~out, -torch.inf), mask, max_fraction, world)
+    worst = top_count_mask(drains.masked_fill(~out, -torch.inf), mask, max_ratio, world)
     return mask & ~(out & worst)
 
 
 class DiscriminatorClip(Method):
-    """What Clip_B and Clip_V share: scores of the policy that generated, and where the mask they give takes effect.
+    """Common part of Clip_B and Clip_V: scores under the old policy, and the place where the mask acts.
 
-    Departs from the released code: log-probabilities are the training model's, as the entropies are, and not the
-    inference engine's. By default the left-out tokens stay in the denominators. Where every update is exactly
-    on-policy, scores are those of the update's own forward and moments run over one micro-batch of all processes.
+    Departs from the released code: log-probabilities come from the training model, like the entropies, not from the
+    inference engine. By default the skipped tokens stay in the denominators. If every update is exactly on-policy,
+    scores come from the update's own forward, and moments are taken over one micro-batch of all processes.
     """
 
     paper = Paper(
@@ -108,7 +116,7 @@ class DiscriminatorClip(Method):
         self.needs = self.statistics + (("rollout_entropy", "rollout_logps") if self.renormalize else ())
 
     def scores(self, batch: TokenBatch | Rollouts) -> Tensor:
-        """(B, T) what the mask is a threshold on."""
+        """(B, T) scores to which the threshold applies."""
         raise NotImplementedError
 
     def kept(self, scores: Tensor, batch: TokenBatch | Rollouts) -> Tensor:
@@ -123,7 +131,7 @@ class DiscriminatorClip(Method):
 
     @torch.no_grad()
     def group_advantages(self, rollouts: Rollouts) -> tuple[Tensor, Logs]:
-        if rollouts.entropy is None or (rollouts.on_policy and not self.renormalize):  # each forward of the loss acts
+        if rollouts.entropy is None or (rollouts.on_policy and not self.renormalize):  # `token_advantages` acts
             return rollouts.advantages, {}
         return self._masked(rollouts)
 
@@ -137,7 +145,7 @@ class DiscriminatorClip(Method):
 
 
 class ClipB(DiscriminatorClip):
-    """Leaves out tokens with A < 0 and S - mean S < -μ σ, S = π (H + log π), once per generation batch (thm. 3.2)."""
+    """Skips tokens with A < 0 and S - mean S < -μ σ, S = π (H + log π), once per generation batch (thm. 3.2)."""
 
     name = "clip_b"
     summary = "skips negative-advantage tokens whose update would lower entropy"
@@ -152,10 +160,10 @@ class ClipB(DiscriminatorClip):
 
 
 class ClipV(DiscriminatorClip):
-    """Leaves out tokens with A < 0 and D > μ σ_D, D = N - S, at most a small share of all (thm. 3.3).
+    """Skips tokens with A < 0 and D > μ σ_D, D = N - S, at most a small ratio of all tokens (thm. 3.3).
 
-    Departs from the released code in one case: a token with A = 0 is never left out. It carries no gradient, so that
-    only denominators could tell.
+    Departs from the released code in one case: a token with A = 0 is never skipped. It carries no gradient, so this
+    matters only to denominators.
     """
 
     name = "clip_v"
@@ -166,11 +174,11 @@ class ClipV(DiscriminatorClip):
 
     def __init__(self, config):
         super().__init__(config)
-        self.max_fraction = share(config, "clip_v_max_frac")
+        self.max_ratio = ratio(config, "clip_v_max_ratio", was="clip_v_max_frac")
 
     def scores(self, batch: TokenBatch | Rollouts) -> Tensor:
         mean = mean_discriminator(batch.entropy, batch.sum_sq_probs, batch.sum_sq_probs_log_probs)
         return mean - discriminator(batch.logps, batch.entropy)
 
     def kept(self, scores: Tensor, batch: TokenBatch | Rollouts) -> Tensor:
-        return clip_v_mask(scores, batch.advantages, batch.mask, self.mu, self.max_fraction, batch.world)
+        return clip_v_mask(scores, batch.advantages, batch.mask, self.mu, self.max_ratio, batch.world)

@@ -1,13 +1,13 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""EMPG, entropy-modulated policy gradients: trust the steps of an agent that it was sure of.
+"""EMPG, entropy-modulated policy gradients: reinforce most the steps of an agent in which it was confident.
 
 How it departs from GRPO:
-1. A completion is a sequence of steps: what the policy wrote between the answers of tools. A step's entropy is the mean
-   over its tokens, brought to [0, 1] over all steps of the generation batch.
-2. The advantage of a step is multiplied by a factor that falls with its entropy and whose mean over steps is 1.
-3. A step gets a bonus that falls with the entropy of the step after it.
-4. The mean over all steps is taken off.
+1. A completion is a sequence of steps. A step is the text that the policy writes between two tool results. Its entropy
+   is the mean over its tokens, min-max normalized over all steps of the generation batch.
+2. The advantage of a step is multiplied by a factor that falls with its entropy. The mean factor over steps is 1.
+3. A step gets a bonus that falls with the entropy of the next step.
+4. The mean over all steps is subtracted.
 """
 
 from dataclasses import dataclass, field
@@ -27,27 +27,31 @@ from .pieces import Pieces
 @dataclass
 class EmpgConfig:
     empg_k: float = field(
-        default=1.0, metadata={"help": "EMPG: how fast a step's weight falls with its normalised entropy."}
+        default=1.0, metadata={"help": "EMPG: how fast a step's weight falls with its normalized entropy."}
     )
     empg_k_future: float = field(
-        default=1.0, metadata={"help": "EMPG: how fast the bonus falls with the normalised entropy of the next step."}
+        default=1.0, metadata={"help": "EMPG: how fast the bonus falls with the normalized entropy of the next step."}
     )
-    empg_zeta: float = field(default=0.05, metadata={"help": "EMPG: coefficient of the bonus for a sure next step."})
+    empg_zeta: float = field(
+        default=0.05, metadata={"help": "EMPG: coefficient of the bonus for a confident next step."}
+    )
     empg_splitter: str | None = field(
         default=None,
         metadata={
-            "help": "EMPG: text that also ends a step, such as a blank line, for completions of one turn. Not in the "
-            "paper."
+            "help": "EMPG: text that also ends a step, such as a blank line, to split completions of a single turn. "
+            "Not in the paper."
         },
     )
     empg_skip_uniform: bool = field(
         default=False,
-        metadata={"help": "EMPG: give no advantage where all rewards of a group are equal. The paper's bonus stays."},
+        metadata={
+            "help": "EMPG: set advantages to 0 in groups whose rewards are all equal. In the paper the bonus remains."
+        },
     )
 
 
 def ends_of(pieces: list[str], splitter: str) -> list[int]:
-    """The texts of tokens -> the tokens with which an occurrence of `splitter` ends."""
+    """Texts of the tokens -> indices of the tokens in which an occurrence of `splitter` ends."""
     text, ends, found, at = "".join(pieces), [], [], 0
     for piece in pieces:
         ends.append((ends[-1] if ends else 0) + len(piece))
@@ -58,14 +62,14 @@ def ends_of(pieces: list[str], splitter: str) -> list[int]:
 
 
 def step_index(mask: Tensor, breaks: Tensor) -> Tensor:
-    """(B, T) bool, (B, T) bool "a step ends here" -> (B, T) number of the step in its row, meaningful inside `mask`."""
+    """(B, T) mask, (B, T) bool "a step ends here" -> (B, T) index of the step in its row, valid inside `mask`."""
     before = torch.zeros_like(mask)
     before[:, 1:] = mask[:, :-1] & ~breaks[:, :-1]
     return ((mask & ~before).cumsum(1) - 1).clamp(min=0)
 
 
 def step_means(values: Tensor, mask: Tensor, index: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """(B, T) values, mask and step numbers -> (B, S) mean of each step, (B, S) bool steps that have a token."""
+    """(B, T) values, mask and step indices -> (B, S) mean of each step, (B, S) bool: the step has a token."""
     counts = values.new_zeros(len(values), steps).scatter_add(1, index, mask.to(values))
     sums = values.new_zeros(len(values), steps).scatter_add(1, index, values.masked_fill(~mask, 0))
     return sums / counts.clamp(min=1), counts > 0
@@ -80,25 +84,27 @@ def modulated(
     zeta: float,
     world: Collectives = SINGLE_PROCESS,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, S) advantages and entropies of steps -> (B, S) factor g, (B, S) bonus ζ f, mean of A g + ζ f over all steps."""
+    """(B, S) advantages and entropies of steps -> (B, S) factor g, (B, S) bonus ζ f, mean of A g + ζ f over steps."""
     smallest, largest = -masked_max(-entropy, valid, world), masked_max(entropy, valid, world)
-    normalised = ((entropy - smallest) / (largest - smallest + 1e-8)).masked_fill(~valid, 0)
-    sureness = torch.exp(-k * normalised)
-    factor = sureness / (masked_mean(sureness, valid, world) + 1e-8)
+    normalized = ((entropy - smallest) / (largest - smallest + 1e-8)).masked_fill(~valid, 0)
+    confidence = torch.exp(-k * normalized)
+    factor = confidence / (masked_mean(confidence, valid, world) + 1e-8)
     bonus = torch.zeros_like(entropy)
-    bonus[:, :-1] = zeta * torch.exp(-k_future * normalised[:, 1:]) * valid[:, 1:]
+    bonus[:, :-1] = zeta * torch.exp(-k_future * normalized[:, 1:]) * valid[:, 1:]
     return factor, bonus, masked_mean(advantages * factor + bonus, valid, world)
 
 
 class Empg(Method):
-    """Weights steps by how sure the policy was of them, and adds a bonus for a sure next step.
+    """Weights steps by the policy's confidence and adds a bonus for a confident next step.
 
         A_t = A g(H_t) + ζ f(H_t+1) - mean over all steps
-        g(H_t) = exp(-k Ĥ_t) / mean exp(-k Ĥ),  f(H_t+1) = exp(-k' Ĥ_t+1), 0 for a last step,  Ĥ = (H - min) / (max - min)
+        g(H_t) = exp(-k Ĥ_t) / mean exp(-k Ĥ),  f(H_t+1) = exp(-k' Ĥ_t+1), 0 for the last step
+        Ĥ = (H - min) / (max - min)
 
-    Entropies are those of the policy that generated; the extremes and means run over the generation batch of all
-    processes and over steps, not tokens. One circulating port takes them over single tokens, padding included; we
-    follow the equations. Completions that no reward function scored are left out of them and get 0. `empg_splitter` and `empg_skip_uniform` are extensions.
+    Entropies are those of the old policy. Extremes and means run over steps, not tokens, and over the generation batch
+    of all processes. A public port takes them over single tokens, padding included; we follow the equations.
+    Completions without a reward are excluded from them and get advantage 0. `empg_splitter` and `empg_skip_uniform`
+    are extensions.
     """
 
     name = "empg"
@@ -131,13 +137,13 @@ class Empg(Method):
     def check(self, config) -> list[str]:
         if self.k or self.zeta:
             return []
-        return ["Method 'empg' weighs no step, since `empg_k` and `empg_zeta` are 0: it only takes off the mean."]
+        return ["Method 'empg' only subtracts the mean over steps, since `empg_k` and `empg_zeta` are 0."]
 
     def setup(self, decode):
         self._pieces = Pieces(decode)
 
     def _breaks(self, rollouts: Rollouts) -> Tensor:
-        """(B, T) bool: tokens with which a step ends although the policy writes on."""
+        """(B, T) bool: tokens that end a step inside a turn."""
         breaks = torch.zeros_like(rollouts.mask)
         if self.splitter is None:
             return breaks
@@ -147,10 +153,10 @@ class Empg(Method):
 
     def group_advantages(self, rollouts: Rollouts) -> tuple[Tensor, Logs]:
         mask = rollouts.mask
-        if rollouts.rewards is not None:  # what no reward function has scored is no evidence
+        if rollouts.rewards is not None:  # completions without a reward do not count
             mask = mask & ~rollouts.rewards.isnan().unsqueeze(1)
         index = step_index(mask, self._breaks(rollouts))
-        steps = int(index.max()) + 2  # one more, so that every step has a next one
+        steps = int(index.max()) + 2  # one extra, so that every step has a next one
         entropy, valid = step_means(rollouts.entropy, mask, index, steps)
         advantages, _ = step_means(rollouts.advantages, mask, index, steps)
         factor, bonus, mean = modulated(advantages, entropy, valid, self.k, self.k_future, self.zeta, rollouts.world)

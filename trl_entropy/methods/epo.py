@@ -1,13 +1,13 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""EPO: an entropy bonus for multi-turn agents that a corridor around past entropy keeps smooth.
+"""EPO: an entropy bonus for multi-turn agents, smoothed by a corridor around past entropy.
 
 How it departs from GRPO:
-1. The mean entropy of the agent's turns is rewarded in the loss.
-2. Each token whose entropy leaves a corridor around the mean entropy of all steps so far pays for the distance.
-3. The weight of that payment falls from 2 towards 1 over the run.
+1. The loss gets a bonus for the mean entropy of the agent's turns.
+2. Tokens whose entropy leaves a corridor around the mean entropy of all past steps are penalized by the distance.
+3. The weight of the penalty falls from 2 towards 1 over the run.
 
-The default corridor starts at 0, so that it damps spikes only. `epo_low: 0.8`, `epo_high: 1.2` holds both sides.
+The default corridor starts at 0, so it only damps spikes. `epo_low: 0.8` and `epo_high: 1.2` bound both sides.
 """
 
 import math
@@ -23,7 +23,7 @@ from ..tokens import TokenBatch
 from .base import Logs, Method
 
 
-HISTORY_FLOOR = 1e-3  # nats: below it a corridor around the history would penalise everything
+HISTORY_FLOOR = 1e-3  # nats: around a lower history the corridor would penalize every token
 
 
 @dataclass
@@ -37,7 +37,7 @@ class EpoConfig:
     )
     epo_alpha: float = field(
         default=0.1,
-        metadata={"help": "EPO: weight α of the smoothing. The paper takes 0.1 on ALFWorld, 0.05 on ScienceWorld."},
+        metadata={"help": "EPO: weight α of the smoothing. The paper uses 0.1 on ALFWorld, 0.05 on ScienceWorld."},
     )
     epo_gamma: float = field(default=3.0, metadata={"help": "EPO: how fast the weight of the smoothing falls."})
 
@@ -51,7 +51,7 @@ def corridor_penalty(entropy: Tensor, history: float, low: float, high: float) -
 def turn_mean(values: Tensor, mask: Tensor) -> Tensor:
     """(B, T) -> (B,): mean over each sequence's turns of the mean over the turn's tokens, with gradient (eq. 2).
 
-    A turn is a run of valid tokens: what lies between two is a tool's answer or padding. A sequence without any is 0.
+    A turn is a run of valid tokens; tool results or padding separate turns. A sequence without turns gives 0.
     """
     starts = mask & ~torch.cat([torch.zeros_like(mask[:, :1]), mask[:, :-1]], 1)
     turn = (starts.cumsum(1) - 1).clamp(min=0)
@@ -67,13 +67,13 @@ def phase_weight(step: int, total_steps: int, gamma: float) -> float:
 
 
 class Epo(Method):
-    """Rewards the entropy of turns and smooths it: L = L_policy - λ (L_H - β_k L_smooth) (eq. 2-5).
+    """Adds the entropy of turns to the objective and smooths it: L = L_policy - λ (L_H - β_k L_smooth) (eq. 2-5).
 
         L_H = mean over sequences, turns, tokens of H,   L_smooth = the same mean of α P
 
-    P is the paper's hinge, with gradient. The released code has an indicator instead, which has none. `k` counts
-    optimizer steps; H̄ is the mean over the steps before, each token-weighted over all processes, and without any the
-    smoothing is off.
+    k counts optimizer steps. H̄ is the mean over past steps of token-weighted means over all processes; in the first
+    step the smoothing is off. P is the paper's hinge, with gradient. Departs from the released code, whose indicator
+    has no gradient.
     """
 
     name = "epo"

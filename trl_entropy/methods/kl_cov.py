@@ -1,11 +1,11 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""KL-Cov: tie the tokens that drain entropy most to the policy that generated them.
+"""KL-Cov: tie the tokens that lower entropy most to the old policy.
 
 How it departs from GRPO:
-1. Each token gets the covariance of its log-probability with its advantage, both centred over the batch (eq. 10).
-2. A small share of all tokens, those with the largest covariance, pays a penalty on its log-ratio.
-3. There is no PPO clipping, for any token.
+1. Each token gets the covariance of its log-probability with its advantage, both centered over the batch (eq. 10).
+2. A small ratio of all tokens, those with the largest covariance, gets a penalty on the log-ratio.
+3. No token is clipped by PPO.
 
 With one optimizer step per generation batch the log-ratio is 0 and the penalty does nothing.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..collectives import SINGLE_PROCESS, Collectives
 from ..functional import centered_product, masked_max, top_count_mask
-from ..settings import flag, non_negative, one_of, share
+from ..settings import flag, non_negative, one_of, ratio
 from ..tokens import TokenBatch
 from .base import Logs, Method
 from .clip_cov import ENTROPY_MECHANISM
@@ -29,8 +29,8 @@ class KlCovConfig:
     kl_cov_ratio: float = field(
         default=2e-3,
         metadata={
-            "help": "KL-Cov: share of all tokens that is penalised, a fraction in (0, 1]. The paper takes 2e-3 at 7B "
-            "and 2e-4 at 32B."
+            "help": "KL-Cov: ratio of all tokens that is penalized, in (0, 1]. The paper uses 2e-3 at 7B and 2e-4 at "
+            "32B."
         },
     )
     kl_cov_coef: float = field(default=1.0, metadata={"help": "KL-Cov: coefficient of the penalty."})
@@ -43,18 +43,21 @@ class KlCovConfig:
     )
     kl_cov_scope: Literal["micro_batch", "world"] = field(
         default="micro_batch",
-        metadata={"help": "KL-Cov: tokens that means and share run over: one process' micro-batch or all processes'."},
+        metadata={
+            "help": "KL-Cov: tokens over which means and ratio are taken. `micro_batch`: one process' "
+            "micro-batch. `world`: the micro-batches of all processes."
+        },
     )
     kl_cov_ppo_clip: bool = field(
         default=False,
-        metadata={"help": "KL-Cov: keep the PPO clip range `epsilon`, which the method of the paper does without."},
+        metadata={"help": "KL-Cov: keep the PPO clip range `epsilon`. The paper has no clip."},
     )
 
 
 def kl_cov_mask(covariance: Tensor, mask: Tensor, ratio: float, world: Collectives = SINGLE_PROCESS) -> Tensor:
     """(B, T) -> (B, T) bool: the `max(1, floor(ratio * N))` tokens of largest covariance.
 
-    None where no covariance is positive, as with constant advantages: the largest would be an arbitrary tie.
+    All False if no covariance is positive, as with constant advantages: the largest would be an arbitrary tie.
     """
     return top_count_mask(covariance, mask, ratio, world) & (masked_max(covariance, mask, world) > 0)
 
@@ -69,12 +72,12 @@ def kl_cov_penalty(log_ratio: Tensor, kind: str) -> Tensor:
 
 
 class KlCov(Method):
-    """Penalises the log-ratio of the tokens of largest covariance.
+    """Penalizes the log-ratio of the tokens of largest covariance.
 
-        L_t = -A_t r_t + β |ℓ_t - ℓ_old,t| · 1[t in the top share by (ℓ_t - mean ℓ)(A_t - mean A)]       (eq. 10, 13-14)
+        L_t = -A_t r_t + β |ℓ_t - ℓ_old,t| · 1[t in the top ratio by (ℓ_t - mean ℓ)(A_t - mean A)]      (eq. 10, 13-14)
 
-    Departs from the paper, as its released code does: the divergence is estimated by the absolute log-ratio of the
-    sampled token. Selection carries no gradient.
+    The selection has no gradient. Departs from the paper, like its released code: the KL divergence is estimated by
+    the absolute log-ratio of the sampled token.
     """
 
     name = "kl_cov"
@@ -85,7 +88,7 @@ class KlCov(Method):
     acts_on_ratio = True
 
     def __init__(self, config):
-        self.ratio = share(config, "kl_cov_ratio")
+        self.ratio = ratio(config, "kl_cov_ratio")
         self.coef = non_negative(config, "kl_cov_coef")
         self.penalty = one_of(config, "kl_cov_penalty", "abs", "k2", "k3")
         self.scope = one_of(config, "kl_cov_scope", "micro_batch", "world")

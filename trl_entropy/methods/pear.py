@@ -1,12 +1,12 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""PEAR, phase entropy aware reward: reward right answers less, the more entropy their thinking has.
+"""PEAR, phase entropy aware reward: reward correct answers less the more entropy their thinking has.
 
 How it departs from GRPO:
-1. A completion has two phases, before and after `</think>`. A penalty is the mean entropy of the first less that of
-   the second, and never negative.
-2. A right answer is rewarded with 1 less the penalty, a wrong one with the reward of a well-formed answer.
-3. Everything after the reward is GRPO's. Explorative thinking costs, so that completions get shorter.
+1. A completion has two phases, before and after `</think>`. The penalty is the mean entropy of the first minus that of
+   the second, at least 0.
+2. The reward is 1 minus the penalty for a correct answer, and a fixed format reward for a wrong one.
+3. From the reward on, training is GRPO. High-entropy thinking is penalized, so completions get shorter.
 """
 
 import math
@@ -21,36 +21,37 @@ from .base import Logs, Method
 from .pieces import Pieces
 
 
-PROMPT_TAIL = 16  # tokens of the prompt's end in which a template may have closed the phase of thinking already
+PROMPT_TAIL = 16  # last tokens of a prompt in which to look for a tag that a template closes
 
 
 @dataclass
 class PearConfig:
     pear_alpha: float = field(
-        default=1.0, metadata={"help": "PEAR: weight of the answer's entropy, which offsets that of the thinking."}
+        default=1.0,
+        metadata={"help": "PEAR: weight of the answer's entropy, which is subtracted from that of the thinking."},
     )
     pear_scale: float = field(
-        default=1.0, metadata={"help": "PEAR: reward of a right answer without any penalty, in (0, 1]."}
+        default=1.0, metadata={"help": "PEAR: reward of a correct answer without penalty, in (0, 1]."}
     )
     pear_format_reward: float = field(default=0.0, metadata={"help": "PEAR: reward of a wrong answer, in [0, 1)."})
     pear_floor: float | None = field(
         default=None,
-        metadata={"help": "PEAR: least reward of a right answer. None: as in the paper, where it has no bound."},
+        metadata={"help": "PEAR: smallest reward of a correct answer. None: no bound, as in the paper."},
     )
     pear_think_end: str = field(
-        default="</think>", metadata={"help": "PEAR: what closes the phase of thinking; one token or several."}
+        default="</think>", metadata={"help": "PEAR: tag that ends the thinking phase; one token or several."}
     )
     pear_reward: str | None = field(
         default=None,
         metadata={
-            "help": "PEAR: the reward function that tells right (at least 0.5) from wrong, and whose reward is replaced. "
-            "None: the only one."
+            "help": "PEAR: reward function that says whether an answer is correct (at least 0.5). Its reward is "
+            "replaced. None: the only one."
         },
     )
 
 
 def tag_span(pieces: list[str], tag: str) -> tuple[int, int] | None:
-    """The texts of tokens -> first token of the first `tag` and the token after its last, or `None` without one."""
+    """Texts of the tokens -> index of the first token of the first `tag` and of the token after it, or `None`."""
     at = "".join(pieces).find(tag)
     if at < 0:
         return None
@@ -68,9 +69,9 @@ def mean(values: list[float], kept: list[bool]) -> float:
 
 
 def phase_entropies(values: list[float], kept: list[bool], span: tuple[int, int] | None) -> tuple[float, float]:
-    """Token entropies (nats) -> their means before and after the tag (eq. 6), over tokens to keep; 0 for no token.
+    """Token entropies (nats) -> means over the kept tokens before and after the tag (eq. 6); 0 for an empty phase.
 
-    Without a tag, k = T: all tokens but the last are thinking, and none is an answer.
+    Without a tag, k = T: all tokens but the last are thinking, and the answer is empty.
     """
     start, stop = (len(values) - 1, len(values)) if span is None else span
     start = max(start, 0)
@@ -83,7 +84,7 @@ def pear_penalty(think: float, answer: float, alpha: float) -> float:
 
 
 def pear_reward(correct: bool, penalty: float, scale: float, format_reward: float, floor: float | None) -> float:
-    """min(1, s - P), not below the floor, where the answer is right, else the format reward (eq. 8)."""
+    """min(1, s - P), but at least the floor, for a correct answer, else the format reward (eq. 8)."""
     if not correct:
         return format_reward
     reward = min(1.0, scale - penalty)
@@ -91,14 +92,14 @@ def pear_reward(correct: bool, penalty: float, scale: float, format_reward: floa
 
 
 class Pear(Method):
-    """Shapes the accuracy reward by the entropies of thinking and of answering.
+    """Shapes the accuracy reward by the entropies of the thinking and answer phases.
 
-        r = min(1, s - P) if the answer is right, else r_format;   P = max(0, H_think - α H_answer)      (eqs. 6-8)
+        r = min(1, s - P) if the answer is correct, else r_format;   P = max(0, H_think - α H_answer)    (eqs. 6-8)
 
-    Entropies are those of the policy that generated, at the sampling temperature; results of tools count in neither
-    phase. Written from two independent accounts of the paper; the values of s and r_format in the authors' code are
-    not known. Extensions: `pear_floor`, and a prompt that ends in the tag (a template without thinking), where all of
-    the completion is an answer and nothing is penalised.
+    Entropies are those of the old policy at the sampling temperature; tool results count in neither phase. Written
+    from two independent accounts of the paper; we do not know s and r_format of the authors' code. Extensions:
+    `pear_floor`, and prompts that end in the tag (a template without thinking): there the whole completion is the
+    answer and the penalty is 0.
     """
 
     name = "pear"
@@ -132,14 +133,14 @@ class Pear(Method):
         self._warned = False
 
     def check(self, config) -> list[str]:
-        whitens = config.multi_objective_aggregation == "normalize_then_sum"  # whatever `scale_rewards` says
+        whitens = config.multi_objective_aggregation == "normalize_then_sum"  # also with `scale_rewards: none`
         if config.scale_rewards == "none" and not whitens:
             return []
         setting = "multi_objective_aggregation" if whitens else "scale_rewards"
         return [
-            f"With `{setting}` {getattr(config, setting)!r}, method 'pear' turns entropy differences of 0.001 nats into "
-            "advantages of order 1 where all completions are right, which is less than the noise of bfloat16. "
-            "`scale_rewards: none` with `sum_then_normalize` leaves them as small as they are."
+            f"With `{setting}` {getattr(config, setting)!r}, method 'pear' turns entropy differences of 0.001 nats "
+            "into advantages of order 1 if all completions are correct. Such differences are below the noise of "
+            "bfloat16. `scale_rewards: none` with `sum_then_normalize` keeps these advantages small."
         ]
 
     def setup(self, decode):
@@ -150,8 +151,8 @@ class Pear(Method):
         closes = self._decode(list(prompt[-PROMPT_TAIL:])).rstrip().endswith(self.tag)
         if closes and not self._warned:
             warnings.warn(
-                f"A prompt ends in `pear_think_end` ({self.tag!r}): method 'pear' takes the whole completion as an answer "
-                "and penalises nothing there.",
+                f"A prompt ends in `pear_think_end` ({self.tag!r}): method 'pear' takes the whole completion as the "
+                "answer, with penalty 0.",
                 stacklevel=2,
             )
             self._warned = True

@@ -1,17 +1,17 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The texts of single tokens, which join to the text of all of them."""
+"""The texts of single tokens, which join to the text of the whole."""
 
 from collections.abc import Callable
 
 
-PART = "\ufffd"  # what part of a character decodes to
-LONGEST_CHARACTER = 8  # tokens: beyond it, bytes that are no text
-GAP = "\0"  # stands for a token that is not of the policy, so that no text is found across it
+PART = "\ufffd"  # decoded from an incomplete character
+LONGEST_CHARACTER = 8  # tokens: a longer run of bytes is not text
+GAP = "\0"  # replaces a token that the policy did not write, so that no match spans it
 
 
 def token_texts(ids: list[int], decode: Callable[[list[int]], str]) -> list[str]:
-    """The text that each token adds to those before it. Of tokens that share a character the last one has it."""
+    """The text that each token adds. If several tokens make up a character, the last one gets it."""
     texts, start, read = [], 0, 0
     for end in range(1, len(ids) + 1):
         before, now = decode(ids[start:read]), decode(ids[start:end])
@@ -23,10 +23,10 @@ def token_texts(ids: list[int], decode: Callable[[list[int]], str]) -> list[str]
 
 
 class Pieces:
-    """Token ids -> what each adds to the text, so that all pieces together are `decode(ids)`.
+    """Token ids -> the text that each adds, so that the pieces join to `decode(ids)`.
 
-    Decoded alone, a token may lose the space before it, or be part of a character. So each is decoded behind another one,
-    once per vocabulary entry; a character made of several tokens belongs to the last of them.
+    Decoded alone, a token may lose its leading space or be part of a character. So each is decoded after another
+    token, once per vocabulary entry. A character of several tokens belongs to the last of them.
     """
 
     def __init__(self, decode: Callable[[list[int]], str]):
@@ -44,7 +44,7 @@ class Pieces:
             while end < len(ids) and PART in pieces[end]:
                 end += 1
             if end > at:
-                start = max(at - 1, 0)  # behind a whole one
+                start = max(at - 1, 0)  # decode after a complete token
                 pieces[at:end] = token_texts(ids[start:end], self._decode)[at - start :]
             at = end + 1
         return pieces if kept is None else [piece if keep else GAP for piece, keep in zip(pieces, kept, strict=True)]

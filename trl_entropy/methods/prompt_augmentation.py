@@ -3,9 +3,9 @@
 """Prompt augmentation: ask the same problem in many formats, so that completions stay diverse.
 
 How it departs from GRPO:
-1. For each prompt of a generation batch one of several templates is drawn. All completions of the prompt share it.
-2. What keeps to the format of its template is rewarded beside what is right.
-3. Nothing holds the policy to a reference: the authors train without a KL term.
+1. For each prompt of a generation batch, one of several templates is drawn. All completions of the prompt share it.
+2. A second reward is added for keeping to the format of the template.
+3. The authors train without a KL term, so nothing ties the policy to a reference.
 """
 
 import hashlib
@@ -26,21 +26,21 @@ class PromptAugmentationConfig:
     prompt_augmentation_templates: dict | None = field(
         default=None,
         metadata={
-            "help": "Prompt augmentation: templates by name, each a mapping of `system`, `user` (with {prompt}), `opening` "
-            "and `markers`. None: the thirteen of this package."
+            "help": "Prompt augmentation: templates by name, each a mapping of `system`, `user` (with {prompt}), "
+            "`prefill` and `markers`. None: the thirteen of this package."
         },
     )
     prompt_augmentation_eval: str | None = field(
         default=None,
-        metadata={"help": "Prompt augmentation: the template in evaluation. None: the first."},
+        metadata={"help": "Prompt augmentation: template used in evaluation. None: the first."},
     )
     prompt_augmentation_format_weight: float = field(
-        default=1.0, metadata={"help": "Prompt augmentation: weight of the format among the rewards."}
+        default=1.0, metadata={"help": "Prompt augmentation: weight of the format reward."}
     )
 
 
 def drawn(count: int, draw: tuple[int, int], prompt: str | list[dict[str, Any]]) -> int:
-    """A number below `count` that depends on the arguments alone, uniform over prompts; the same in every process."""
+    """A number below `count` that depends only on the arguments: uniform over prompts, equal in every process."""
     if not isinstance(prompt, str):
         prompt = "\n".join(str(text) for message in prompt for text in texts_of(message.get("content")))
     digest = hashlib.blake2b(f"{draw[0]} {draw[1]} {prompt}".encode(), digest_size=8).digest()
@@ -48,14 +48,14 @@ def drawn(count: int, draw: tuple[int, int], prompt: str | list[dict[str, Any]])
 
 
 def texts_of(content: str | list[dict[str, Any]] | None) -> list[str]:
-    """The texts of a message, without its images; none of one that only calls tools."""
+    """The texts of a message, without its images; empty if the message only calls tools."""
     if content is None:
         return []
     return [content] if isinstance(content, str) else [part["text"] for part in content if part["type"] == "text"]
 
 
 def has_images(row: dict[str, Any]) -> bool:
-    """Whether the prompt of a row has images, in columns of their own or in its messages."""
+    """Whether the prompt of a row has images, in their own columns or in its messages."""
     if "image" in row or "images" in row:
         return True
     contents = [] if isinstance(row["prompt"], str) else [message.get("content") for message in row["prompt"]]
@@ -63,14 +63,14 @@ def has_images(row: dict[str, Any]) -> bool:
 
 
 class PromptAugmentation(Method):
-    """Draws a template for each prompt, uniformly, and rewards what keeps to its format.
+    """Draws a template for each prompt, uniformly, and rewards completions that keep to its format.
 
-        R = 1[right] + w · (share of the template's markers that occur exactly once)
+        R = 1[correct] + w · (ratio of the template's markers that occur exactly once)
 
-    Templates without markers give 1, so that all have one scale. A template is drawn anew for each generation batch,
-    from seed, step and prompt, and so is the same for all completions of a prompt. Evaluation has one fixed template.
-    Prompts with images are asked without the templates that open the assistant's turn. The entropy of each template is
-    logged where rollouts are scored: with several updates per generation batch, or a method that needs their entropies.
+    Templates without markers give 1, so that all templates have the same scale. The template is drawn for each
+    generation batch from seed, step and prompt, so all completions of a prompt share it. Evaluation uses one fixed
+    template. Prompts with images skip templates with a prefill. The entropy of each template is logged if rollouts are
+    scored: with several updates per generation batch, or with a method that needs their entropies.
     """
 
     name = "prompt_augmentation"
@@ -90,9 +90,11 @@ class PromptAugmentation(Method):
 
     def __init__(self, config):
         given = checked(
-            config, "prompt_augmentation_templates", lambda value: value is None or (isinstance(value, dict) and value),
+            config,
+            "prompt_augmentation_templates",
+            lambda value: value is None or (isinstance(value, dict) and value),
             "a mapping of names to templates",
-        )  # fmt: skip
+        )
         self.templates = TEMPLATES if given is None else {name: read_template(name, given[name]) for name in given}
         names = list(self.templates)
         self.fixed = checked(
@@ -109,15 +111,16 @@ class PromptAugmentation(Method):
         for row in rows:
             if "format_name" in row:
                 raise ValueError(
-                    "Method 'prompt_augmentation' writes a column `format_name`, which the dataset has: rename it."
+                    "Method 'prompt_augmentation' adds a column `format_name`, but the dataset already has one: "
+                    "rename it."
                 )
             names = list(self.templates) if training else [self.fixed]
             if has_images(row):
-                names = [name for name in names if not self.templates[name].opening]
+                names = [name for name in names if not self.templates[name].prefill]
             if not names:
                 field_name = "prompt_augmentation_templates" if training else "prompt_augmentation_eval"
                 raise ValueError(
-                    f"`{field_name}` must name a template without `opening` for prompts with images, got "
+                    f"`{field_name}` must name a template without `prefill` for prompts with images, got "
                     f"{list(self.templates) if training else self.fixed!r}."
                 )
             name = names[drawn(len(names), draw, row["prompt"])]

@@ -1,13 +1,13 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Dataclasses that get other bases after they were made, and keep their identity."""
+"""Changes the bases of existing dataclasses in place."""
 
 import inspect
 from dataclasses import Field, dataclass
 from typing import Any
 
 
-GENERATED = ("__init__", "__repr__", "__eq__", "__hash__", "__match_args__")  # those that list the fields
+GENERATED = ("__init__", "__repr__", "__eq__", "__hash__", "__match_args__")  # depend on the fields
 
 
 def family(kind: type) -> list[type]:
@@ -19,7 +19,7 @@ def family(kind: type) -> list[type]:
 
 
 def set_bases(kind: type, bases: tuple[type, ...]) -> None:
-    """Gives a dataclass other bases, and it and its subclasses the fields that follow from them."""
+    """Changes the bases of a dataclass and updates its fields and those of its subclasses."""
     kind.__bases__ = bases
     for one in family(kind):
         if "__dataclass_fields__" in vars(one):
@@ -27,9 +27,9 @@ def set_bases(kind: type, bases: tuple[type, ...]) -> None:
 
 
 def regenerate(kind: type) -> None:
-    """Runs `dataclass` again on a dataclass, in place. Methods that its author wrote stay."""
+    """Runs `dataclass` again on a dataclass, in place. Hand-written methods are kept."""
     for name in inspect.get_annotations(kind):
-        setattr(kind, name, field_of(kind, name))  # `dataclass` has put the default in the place of the field
+        setattr(kind, name, field_of(kind, name))  # `dataclass` replaced the field by its default
     for name in GENERATED:
         if name in vars(kind) and is_generated(vars(kind)[name]):
             delattr(kind, name)
@@ -41,6 +41,6 @@ def field_of(kind: type, name: str) -> Field:
 
 
 def is_generated(value: Any) -> bool:
-    """Whether `dataclass` has made a class attribute: a function from text, `__match_args__`, or `__hash__ = None`."""
+    """Whether `dataclass` made this attribute: a generated function, `__match_args__`, or `__hash__ = None`."""
     code = getattr(inspect.unwrap(value), "__code__", None) if callable(value) else None
     return code.co_filename == "<string>" if code is not None else value is None or isinstance(value, tuple)

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Methods of other packages: registered in Python, or found by their entry points."""
+"""Methods of other packages: registered in Python or found through entry points."""
 
 import inspect
 import re
@@ -17,26 +17,26 @@ from .rebasing import family, set_bases
 
 
 GROUP = "trl_entropy.methods"  # of entry points
-PREFIXES = ("tip", "kappa")  # of settings that are not those of a method
+PREFIXES = ("tip", "kappa")  # of settings that belong to no method in `methods`
 RESERVED = (*PREFIXES, "entropy", "entropy_bonus", "entropy_forecast")  # groups of metrics, parts of a state
 
 
 class Registry:
-    """Methods by name, and the dataclass that inherits the settings of all of them.
+    """The methods by name, and the dataclass that inherits the settings of all of them.
 
-    A method that joins adds its settings to that class and to its subclasses in place, because others hold these
-    classes already: the trainer, parsers, pickles.
+    A new method's settings are added to that class and its subclasses in place, because the trainer, parsers and
+    pickles already hold references to these classes.
 
     Args:
         methods: the methods by name; `register` adds to it.
-        settings: the dataclass, with the config of each method that has settings among its bases.
-        changed: called when a method has joined or left.
+        settings: the dataclass. Its bases include the config of each method that has settings.
+        changed: called after a method was added or removed.
     """
 
     def __init__(self, methods: dict[str, type[Method]], settings: type, changed: Callable[[], None]):
         self.methods, self.settings, self.changed = methods, settings, changed
         self._own = tuple(methods)
-        self._entries: dict[str, EntryPoint] = {}  # by the name of the method that came by it
+        self._entries: dict[str, EntryPoint] = {}  # by method name
         self._left_out: set[tuple[str, EntryPoint]] = set()
 
     def register(self, method: type[Method], config: type | None = None) -> None:
@@ -73,17 +73,17 @@ class Registry:
         self.changed()
 
     def unregister(self, name: str) -> None:
-        """Takes a method that was registered out again. Raises `KeyError` for an unknown name."""
+        """Removes a registered method. Raises `KeyError` for an unknown name."""
         config = self.methods.pop(name).config
         self._entries.pop(name, None)
         set_bases(self.settings, tuple(base for base in self.settings.__bases__ if base is not config))
         self.changed()
 
     def load_entry_points(self, again: bool = False) -> None:
-        """Registers the methods of installed packages. One that cannot be is left out, with a warning that says why.
+        """Registers the methods of installed packages. A method that cannot be registered is skipped with a warning.
 
-        A module whose own import has led here may not have defined its method yet. Such a method is left to the call
-        that comes `again`, before the trainer's config is made.
+        If the import of a method's module led here, the module may not have defined its method yet. The second call
+        (`again`), made before the trainer's config is defined, registers it.
         """
         for entry in sorted(entry_points(group=GROUP), key=lambda entry: (package_of(entry), entry.name)):
             if (package_of(entry), entry) in self._left_out:
@@ -98,11 +98,11 @@ class Registry:
                 self._entries[method.name] = entry
 
     def check_fields(self, kind: type) -> None:
-        """Compares the fields of registered methods with those that `kind`, a new subclass of the settings, adds.
+        """Checks that no registered method has a field that `kind`, a new subclass of the settings, also has.
 
         Raises:
-            `ValueError`: a method registered in Python has a field that `kind` has too. A method that came by an entry
-                point is left out with a warning.
+            `ValueError`: a method registered in Python has such a field. A method from an entry point is skipped with
+                a warning instead.
         """
         for name in [name for name in self.methods if name not in self._own]:
             method = self.methods[name]
@@ -141,7 +141,7 @@ def check_declaration(method: type[Method]) -> None:
 
 
 def check_config(method: type[Method], config: Any) -> None:
-    """Raises `TypeError` for what is not a dataclass, `ValueError` for a field without prefix, default or help."""
+    """Raises `TypeError` if `config` is not a dataclass, `ValueError` for a field without prefix, default or help."""
     if not (isinstance(config, type) and is_dataclass(config)) or config.__dataclass_params__.frozen:
         raise TypeError(f"`config` of {title(method)} must be a dataclass that is not frozen, got {config!r}.")
     for item in fields(config):
@@ -157,7 +157,7 @@ def check_config(method: type[Method], config: Any) -> None:
 
 
 def refuse_name(method: type[Method], methods: dict[str, type[Method]]) -> None:
-    """Raises `ValueError` for a name that is taken, or that would give a method settings of another's prefix."""
+    """Raises `ValueError` for a name that is taken, or that starts with the name of another method."""
     what = f"`name` of {title(method)} must"
     if method.name in methods:
         raise ValueError(f"{what} be free, got {method.name!r}, the name of {title(methods[method.name])}.")
@@ -171,7 +171,7 @@ def refuse_name(method: type[Method], methods: dict[str, type[Method]]) -> None:
 
 
 def refuse_taken(method: type[Method], config: type, kind: type) -> None:
-    """Raises `ValueError` if `kind` has a setting, of TRL or of ours, that begins as those of the method do."""
+    """Raises `ValueError` if `kind` has a field, of TRL or of ours, that starts with the method's prefix."""
     for base in kind.__mro__:
         for name in (*vars(base), *inspect.get_annotations(base)):
             if name.startswith(f"{method.name}_") and base not in config.__mro__:
@@ -186,6 +186,6 @@ def package_of(entry: EntryPoint) -> str:
 
 
 def is_being_imported(module: str) -> bool:
-    """Whether the import of a module has begun and not ended, so that it may lack what it is about to define."""
+    """Whether the import of a module has started but not finished, so that names may be missing from it."""
     spec = getattr(sys.modules.get(module), "__spec__", None)
     return getattr(spec, "_initializing", False)

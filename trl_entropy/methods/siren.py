@@ -1,12 +1,12 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""SIREN: hold the entropy of the tokens that fork, and of them only, where it was at the start.
+"""SIREN: hold the entropy of the highest-entropy tokens near its starting value.
 
 How it departs from GRPO:
-1. Each token gets the entropy of its distribution renormalised on the nucleus, so that the long tail has no say.
+1. Each token gets the entropy of its distribution renormalized on the nucleus (top-p), which ignores the long tail.
 2. In each sequence only the tokens above a quantile of that entropy count: the peaks.
-3. The squared distance of their mean from an anchor is added to the loss, with gradient through the nucleus.
-4. The anchor is that mean in the first optimizer step, and stays.
+3. The squared distance of the peaks' mean from an anchor is added to the loss, with gradient through the nucleus.
+4. The anchor is the peaks' mean in the first optimizer step. It never changes.
 """
 
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ from ..tokens import TokenBatch
 from .base import Logs, Method
 
 
-EMA_DECAY = 0.9  # per micro-batch: our choice, the released code has no running mean
+EMA_DECAY = 0.9  # per micro-batch: our choice; the released code has no running mean
 
 
 @dataclass
@@ -35,26 +35,26 @@ class SirenConfig:
     siren_nucleus: Literal["exclude", "include"] = field(
         default="exclude",
         metadata={
-            "help": "SIREN: whether the token that crosses the mass belongs to the nucleus. `exclude` is what the "
-            "released code does, with the default coefficient set for it."
+            "help": "SIREN: whether the vocabulary entry that crosses the mass belongs to the nucleus. `exclude` as "
+            "in the released code, for which the default coefficient is set."
         },
     )
     siren_square: Literal["micro_batch", "ema"] = field(
         default="micro_batch",
         metadata={
-            "help": "SIREN: what is squared: the distance of one micro-batch, or that of a running mean, which leaves "
-            "out the variance between micro-batches."
+            "help": "SIREN: distance that is squared: of one micro-batch, or of a running mean (`ema`), which "
+            "excludes the variance between micro-batches."
         },
     )
 
 
 def peak_mask(nucleus_entropy: Tensor, mask: Tensor, quantile: float) -> Tensor:
-    """(B, T) nucleus entropies -> (B, T) bool: strictly above the quantile of the valid tokens of the own row."""
+    """(B, T) nucleus entropies -> (B, T) bool: strictly above the quantile of the row's valid tokens."""
     return mask & (nucleus_entropy > row_quantiles(nucleus_entropy, mask, quantile))
 
 
 def peak_entropy(nucleus_entropy: Tensor, peaks: Tensor) -> Tensor:
-    """(B, T) -> (B,) mean nucleus entropy of each row's peaks, with gradient; 0 for a row without."""
+    """(B, T) -> (B,) mean nucleus entropy of each row's peaks, with gradient; 0 for a row without peaks."""
     return nucleus_entropy.masked_fill(~peaks, 0).sum(1) / peaks.sum(1).clamp(min=1)
 
 
@@ -64,8 +64,8 @@ class Siren(Method):
         H_S = -Σ_{i∈S} q_i log q_i,  q = π / π(S) on the nucleus S
         E   = mean over sequences of the mean of H_S over {t : H_S > τ-quantile of the sequence}
 
-    As the released code has it. Departs from it: E is the mean over the sequences of all processes; the peaks are
-    among the valid tokens only; the term starts with the second optimizer step, when the anchor is known.
+    Follows the released code. Departs from it: E is the mean over the sequences of all processes; only valid tokens
+    can be peaks; the term starts in the second optimizer step, when the anchor is known.
     """
 
     name = "siren"
@@ -113,7 +113,7 @@ class Siren(Method):
         logs["anchor"] = torch.tensor(self.anchor, device=tokens.mask.device)
         at = self.average if self.square == "ema" and self.average is not None else entropy
         distance = at - self.anchor
-        # The gradient of a square of the mean over all processes; each process adds its own rows' share.
+        # Gradient of the squared mean over all processes; each process contributes that of its own rows.
         mean = rows.mean()
         return self.coef * (distance**2 + 2 * distance * (mean - mean.detach())), logs
 

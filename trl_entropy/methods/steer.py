@@ -1,11 +1,11 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""STEER: give each token a weight that falls with the entropy change it is about to cause.
+"""STEER: give each token less weight the more its update would change entropy.
 
 How it departs from GRPO:
-1. Each token gets an estimate Ω of the change of entropy that its own policy gradient causes.
+1. Each token gets an estimate Ω of the entropy change that its policy gradient causes.
 2. Its loss is weighted by exp(-α |Ω| / max |Ω|), from 1 for no change down to `steer_lambda_min`.
-3. The weighted loss is not renormalised: the mean weight, which is logged, lowers the effective learning rate.
+3. The weighted loss is not renormalized, so the mean weight, which is logged, lowers the effective learning rate.
 """
 
 import math
@@ -22,7 +22,7 @@ from ..tokens import TokenBatch
 from .base import Logs, Method
 
 
-RELEASED_FLOOR = 0.02  # the released code divides by at least this much
+RELEASED_FLOOR = 0.02  # smallest divisor in the released code
 
 
 @dataclass
@@ -30,30 +30,34 @@ class SteerConfig:
     steer_omega: Literal["theorem", "exact", "released"] = field(
         default="theorem",
         metadata={
-            "help": "STEER: estimate of a token's entropy change: `theorem` of the paper, `exact` to first order, or "
-            "the metric of the `released` code, which divides the theorem's by the token's probability."
+            "help": "STEER: estimate of a token's entropy change. `theorem`: the paper's. `exact`: exact to first "
+            "order. `released`: that of the released code, which divides the theorem's by the token's probability."
         },
     )
     steer_mapping: Literal["exp", "linear"] = field(
-        default="exp", metadata={"help": "STEER: mapping of the entropy change to a weight. `linear` is only in code."}
+        default="exp",
+        metadata={"help": "STEER: mapping of the entropy change to a weight. `linear` is only in the code."},
     )
     steer_lambda_min: float = field(
-        default=0.7, metadata={"help": "STEER: weight of the token that moves entropy most, in (0, 1]."}
+        default=0.7, metadata={"help": "STEER: weight of the token that changes entropy most, in (0, 1]."}
     )
     steer_lambda_max: float = field(
-        default=1.0, metadata={"help": "STEER: weight of the token that moves entropy least. `linear` mapping only."}
+        default=1.0, metadata={"help": "STEER: weight of the token that changes entropy least. `linear` mapping only."}
     )
     steer_scope: Literal["world", "micro_batch"] = field(
         default="world",
-        metadata={"help": "STEER: tokens that the extremes run over: all processes' micro-batch or one process'."},
+        metadata={
+            "help": "STEER: tokens over which the extremes are taken. `world`: the micro-batches of all processes. "
+            "`micro_batch`: one process' micro-batch."
+        },
     )
 
 
 def theorem_omega(tokens: TokenBatch) -> Tensor:
     """(B, T) first-order entropy change, up to the factor -η/L: 1[not clipped] r A π (1 - π)(log π + H).
 
-    π is the current probability of the sampled token and H the current entropy. Clipped tokens have no gradient
-    and move nothing.
+    π is the current probability of the sampled token and H the current entropy. Clipped tokens have no gradient and
+    change nothing.
     """
     probability = tokens.logps.exp()
     omega = tokens.ratio * tokens.advantages * probability * (1 - probability) * (tokens.logps + tokens.entropy)
@@ -63,7 +67,7 @@ def theorem_omega(tokens: TokenBatch) -> Tensor:
 def exact_omega(tokens: TokenBatch) -> Tensor:
     """(B, T) first-order entropy change of the token's whole update: 1[not clipped] A r (S - N), up to the factor -η.
 
-    The theorem follows the sampled token's own logit alone; this follows all of them.
+    The theorem considers only the sampled token's logit; this considers all logits.
     """
     mean = mean_discriminator(tokens.entropy, tokens.sum_sq_probs, tokens.sum_sq_probs_log_probs)
     omega = tokens.advantages * tokens.ratio * (discriminator(tokens.logps, tokens.entropy) - mean)
@@ -71,7 +75,7 @@ def exact_omega(tokens: TokenBatch) -> Tensor:
 
 
 def released_omega(tokens: TokenBatch) -> Tensor:
-    """(B, T) the metric of the released code: A / π_old · π (1 - π)(log π + H_old), with its clamps."""
+    """(B, T) estimate of the released code: A / π_old · π (1 - π)(log π + H_old), with its clamps."""
     probability = tokens.logps.exp().clamp(1e-8, 1 - 1e-8)
     old_probability = tokens.old_logps.exp().clamp(1e-8, 1)
     slope = probability * (1 - probability) * (probability.log() + tokens.old_entropy)
@@ -82,25 +86,25 @@ OMEGAS = {"theorem": theorem_omega, "exact": exact_omega, "released": released_o
 
 
 def exp_weights(size: Tensor, largest: Tensor, lambda_min: float) -> Tensor:
-    """(B, T) |Ω| -> (B, T) weights λ_min^(|Ω| / max |Ω|); all 1 where nothing moves entropy."""
-    share_of_largest = (size / largest.clamp(min=torch.finfo(size.dtype).tiny)).clamp(0, 1)
-    return torch.exp(math.log(lambda_min) * share_of_largest)
+    """(B, T) |Ω| -> (B, T) weights λ_min^(|Ω| / max |Ω|); all 1 if no token changes entropy."""
+    ratio_to_largest = (size / largest.clamp(min=torch.finfo(size.dtype).tiny)).clamp(0, 1)
+    return torch.exp(math.log(lambda_min) * ratio_to_largest)
 
 
 def linear_weights(size: Tensor, smallest: Tensor, largest: Tensor, lambda_min: float, lambda_max: float) -> Tensor:
-    """(B, T) |Ω| -> (B, T) weights, λ_max at the smallest and λ_min at the largest; their mean where all are equal."""
+    """(B, T) |Ω| -> (B, T) weights, λ_max at the smallest and λ_min at the largest; their mean if all are equal."""
     width = largest - smallest
     position = torch.where(width > 0, (size - smallest) / width, 0.5)
     return lambda_max - position.clamp(0, 1) * (lambda_max - lambda_min)
 
 
 class Steer(Method):
-    """Weights each token's policy loss by how little it moves entropy.
+    """Weights each token's policy loss by how little it changes entropy.
 
         λ_t = exp(-α |Ω_t| / max |Ω|),  α = -ln λ_min,  Ω_t = -(η/L) 1[not clipped] r A π (1 - π)(log π + H)
 
-    The formula is that of the paper's fourth version as three independent sources give it; η/L cancels. Weights
-    carry no gradient. `exact` replaces Ω by the first-order change of the whole update. Parity with the released code: `steer_omega: released`, `steer_lambda_min: 0.8`,
+    The formula is that of the paper's fourth version, according to three independent sources; η/L cancels. Weights
+    have no gradient. To match the released code: `steer_omega: released`, `steer_lambda_min: 0.8`,
     `steer_scope: micro_batch`.
     """
 
@@ -138,7 +142,8 @@ class Steer(Method):
             found = [f"Method 'steer' gives all tokens one weight, since `steer_lambda_min` is {self.lambda_min!r}."]
         if self.mapping != "linear" and self.lambda_max != SteerConfig.steer_lambda_max:
             found.append(
-                f"`steer_lambda_max` is set to {self.lambda_max!r}, but `steer_mapping` is not 'linear': it does nothing."
+                f"`steer_lambda_max` is set to {self.lambda_max!r}, but `steer_mapping` is not 'linear': it does "
+                "nothing."
             )
         return found
 

@@ -1,10 +1,11 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""TIP: distil on the tokens that matter, those where the student is uncertain or far from the teacher.
+"""TIP: distill on the tokens where the student is uncertain or far from the teacher.
 
 How it departs from on-policy distillation:
-1. Each token of a rollout gets a score from the student's entropy H and from its divergence from the teacher.
-2. The loss is the mean over the highest scores of each rollout, a share `tip_ratio` of its tokens; the others have no gradient.
+1. Each token of a rollout gets a score from the student's entropy H and its divergence from the teacher.
+2. The loss is the mean over the tokens of highest score, a ratio `tip_ratio` of each rollout. The other tokens have no
+   gradient.
 """
 
 import random
@@ -17,10 +18,10 @@ from torch import Tensor
 from ..collectives import SINGLE_PROCESS, Collectives
 from ..functional import accumulator_dtype, quantiles, row_top_mask
 from ..paper import Paper
-from ..settings import checked, one_of, share
+from ..settings import checked, one_of, ratio
 
 
-# The statistics of `TipTokens` that each rule looks at, but for the entropy
+# The statistics of `TipTokens` that each rule reads besides the entropy
 NEEDS = {
     **dict.fromkeys(("none", "entropy", "entropy_sample", "random"), ()),
     **dict.fromkeys(("soft_or", "divergence", "bottom"), ("divergence",)),
@@ -34,43 +35,46 @@ class TipConfig:
     tip_rule: Literal["none", "soft_or", "entropy", "entropy_sample", "q3", "divergence", "random", "bottom"] = field(
         default="soft_or",
         metadata={
-            "help": "TIP: score by which tokens are kept. `soft_or` of entropy and divergence, the paper's; `entropy` "
-            "or `divergence` alone; `q3`, confident errors; `entropy_sample`, drawn in proportion to entropy; "
-            "`random`; `bottom`, the lowest of `soft_or`; `none`, all tokens, as TRL does."
+            "help": "TIP: score by which tokens are kept. `soft_or`: the paper's combination of entropy and "
+            "divergence. `entropy`, `divergence`: one of the two. `q3`: confident errors. `entropy_sample`: drawn in "
+            "proportion to entropy. `random`: drawn uniformly. `bottom`: the lowest of `soft_or`. `none`: all "
+            "tokens, as TRL does."
         },
     )
-    tip_ratio: float = field(default=0.5, metadata={"help": "TIP: share of each rollout's tokens to keep, in (0, 1]."})
+    tip_ratio: float = field(default=0.5, metadata={"help": "TIP: ratio of each rollout's tokens to keep, in (0, 1]."})
     tip_entropy_clip_quantile: float | None = field(
-        default=0.98, metadata={"help": "TIP: quantile at which entropies are clipped before they are normalised."}
+        default=0.98, metadata={"help": "TIP: quantile at which entropies are clipped before they are normalized."}
     )
     tip_divergence_clip_quantile: float | None = field(
         default=None,
         metadata={
-            "help": "TIP: the same for divergences. Not in the paper; 0.98 is wiser where `tip_ratio` is below 0.5, "
-            "since one outlier makes all other divergences small."
+            "help": "TIP: the same for divergences. Not in the paper. Use 0.98 if `tip_ratio` is below 0.5, since a "
+            "single outlier makes all other normalized divergences small."
         },
     )
     tip_min_tokens: int = field(
-        default=1, metadata={"help": "TIP: tokens to keep of each rollout at least. The paper's formula has 0."}
+        default=1,
+        metadata={"help": "TIP: smallest number of tokens to keep of each rollout. The paper's formula has 0."},
     )
-    tip_scope: Literal["micro_batch", "global", "ema"] = field(
+    tip_scope: Literal["micro_batch", "world", "ema", "global"] = field(
         default="micro_batch",
         metadata={
-            "help": "TIP: tokens that normalise the scores: one process' micro-batch, that of all processes (`global`), "
-            "or a running mean of the latter (`ema`)."
+            "help": "TIP: tokens over which scores are normalized. `micro_batch`: one process' micro-batch. `world`: "
+            "the micro-batches of all processes. `ema`: a running mean of the extremes of `world`. `global`: "
+            "deprecated, use `world`."
         },
     )
 
 
 @dataclass(frozen=True)
 class TipTokens:
-    """The completion tokens of one forward of a distillation loss; statistics in nats and without gradient.
+    """The completion tokens of one forward of a distillation loss. Statistics are in nats, without gradient.
 
     Attributes:
         entropy: (B, T) entropy H of the student.
-        mask: (B, T) bool, the tokens that the loss counts: no padding, no tool results.
-        divergence: (B, T) reverse KL(student || teacher); may be `None` where the rule needs none.
-        forward_divergence: (B, T) forward KL(teacher || student), where the rule needs it.
+        mask: (B, T) bool, tokens of the loss: no padding, no tool results.
+        divergence: (B, T) reverse KL(student || teacher); may be `None` if the rule does not read it.
+        forward_divergence: (B, T) forward KL(teacher || student); may be `None` if the rule does not read it.
         draw: integers that identify this forward in the run (seed, optimizer step, micro-batch).
         world: collectives over all processes.
     """
@@ -84,7 +88,7 @@ class TipTokens:
 
     @property
     def finite(self) -> Tensor:
-        """(B, T) bool: valid tokens all of whose statistics are numbers."""
+        """(B, T) bool: valid tokens whose statistics are all finite."""
         statistics = [self.entropy, self.divergence, self.forward_divergence]
         return self.mask & torch.stack([x.isfinite() for x in statistics if x is not None]).all(0)
 
@@ -101,7 +105,7 @@ def kept_counts(mask: Tensor, ratio: float, min_tokens: int = 1) -> Tensor:
 
 
 def rescale(values: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
-    """(B, T) -> (B, T) in [0, 1]: clipped to [low, high] and min-max normalised; 0 where low = high."""
+    """(B, T) -> (B, T) in [0, 1]: clipped to [low, high] and min-max normalized; 0 if low = high."""
     width = torch.as_tensor(high, dtype=values.dtype, device=values.device) - low
     return torch.where(width > 0, (values - low) / width, 0).clamp(0, 1)
 
@@ -112,9 +116,9 @@ def soft_or(entropy: Tensor, divergence: Tensor) -> Tensor:
 
 
 def draws(tokens: TipTokens, shared: bool) -> Tensor:
-    """(B, T) independent exponential variables, which depend on `tokens.draw` and the number of tokens alone.
+    """(B, T) independent exponential variables that depend only on `tokens.draw` and the number of tokens.
 
-    `shared`: on the tokens of all processes, so that they do not depend on how a batch is spread.
+    `shared`: one draw over the tokens of all processes, independent of how the batch is split among them.
     """
     own = int(tokens.mask.sum())
     world = tokens.world if shared else SINGLE_PROCESS
@@ -127,7 +131,7 @@ def draws(tokens: TipTokens, shared: bool) -> Tensor:
 
 
 class Tip:
-    """Keeps in each rollout the `tip_ratio` of its tokens that score highest.
+    """Keeps in each rollout the tokens of highest score, a ratio `tip_ratio` of them.
 
         soft_or         s = ĥ + d̂ - ĥ d̂                      (Eq. 7)
         q3              s = KL(P_T || P_S) (1 - ĥ)             (Sec. 7.3)
@@ -136,16 +140,15 @@ class Tip:
         entropy         s = H                                  (Eq. 7 with d̂ = 0, without the clip)
         entropy_sample  drawn without replacement, p ∝ H       (Table 3)
 
-    ĥ and d̂ are H and d clipped at their quantiles and min-max normalised over the tokens that `tip_scope` names; the
-    division of H by ln V in the paper cancels. "Entropy-only" in the paper is `entropy_sample`; the top-k by entropy
-    is not in it.
+    ĥ and d̂ are H and d, clipped at their quantiles and min-max normalized over the tokens of `tip_scope`; the paper's
+    division of H by ln V cancels. The paper's "entropy-only" is `entropy_sample`; it has no top-k by entropy.
 
-    Departs from the paper: at least `tip_min_tokens` of each rollout, since ⌊ρ m⌋ is 0 for short ones; divergences can
-    be clipped as entropies are. A token whose statistics are not finite is never kept.
+    Departs from the paper: at least `tip_min_tokens` of each rollout are kept, since ⌊ρ m⌋ is 0 for short ones;
+    divergences can be clipped like entropies. A token whose statistics are not finite is never kept.
 
     Attributes:
-        selects: False with the rule `none`, and where every token is kept.
-        needs: which of `TipTokens.divergence` and `TipTokens.forward_divergence` the rule looks at.
+        selects: False with the rule `none`, or if every token is kept.
+        needs: the fields among `TipTokens.divergence` and `TipTokens.forward_divergence` that the rule reads.
     """
 
     name = "tip"
@@ -165,17 +168,17 @@ class Tip:
     def __init__(self, config: Any):
         """Raises `ValueError` for a field out of range."""
         self.rule = one_of(config, "tip_rule", *NEEDS)
-        self.ratio = share(config, "tip_ratio")
+        self.ratio = ratio(config, "tip_ratio")
         self.entropy_quantile = quantile_or_none(config, "tip_entropy_clip_quantile")
         self.divergence_quantile = quantile_or_none(config, "tip_divergence_clip_quantile")
         self.min_tokens = checked(config, "tip_min_tokens", lambda x: type(x) is int and x >= 0, "an integer >= 0")
-        self.scope = one_of(config, "tip_scope", "micro_batch", "global", "ema")
+        self.scope = one_of(config, "tip_scope", "micro_batch", "world", "ema", renamed={"global": "world"})
         self.selects = self.rule != "none" and self.ratio < 1
         self.needs = NEEDS[self.rule]
-        self.ranges: dict[str, list[float]] = {}  # running ends of both axes, in nats, with the scope `ema`
+        self.ranges: dict[str, list[float]] = {}  # running extremes of both axes, in nats, with the scope `ema`
 
     def counts(self, mask: Tensor) -> Tensor:
-        """(B, T) bool -> (B,) tokens that `keep` leaves of each rollout, if all statistics are finite."""
+        """(B, T) bool -> (B,) number of tokens that `keep` keeps of each rollout, if all statistics are finite."""
         return kept_counts(mask, self.ratio, self.min_tokens) if self.selects else mask.sum(1)
 
     @torch.no_grad()
@@ -186,13 +189,13 @@ class Tip:
         return row_top_mask(self.scores(tokens), tokens.finite, self.counts(tokens.mask))
 
     def scores(self, tokens: TipTokens) -> Tensor:
-        """(B, T) the rule's score; what it is where a token is not finite means nothing."""
+        """(B, T) the rule's score, undefined for tokens that are not finite."""
         entropy = tokens.entropy.clamp(min=0)  # rounding can leave -1e-7, and TRL's sum -4e-5
         if self.rule == "entropy":
             return entropy
         if self.rule == "divergence":
             return tokens.divergence
-        if self.rule in ("random", "entropy_sample"):  # the order of such a race is a draw without replacement
+        if self.rule in ("random", "entropy_sample"):  # sorting by it draws without replacement
             positive = entropy.clamp(min=torch.finfo(entropy.dtype).tiny)
             speed = positive.log() if self.rule == "entropy_sample" else 0.0
             return speed - draws(tokens, self.scope != "micro_batch").log()

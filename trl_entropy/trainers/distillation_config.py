@@ -63,8 +63,8 @@ class EntropyDistillationConfig(TipConfig, KappaConfig, DistillationConfig):
     tip_min_tokens (`int`, *optional*, defaults to `1`):
         Minimum number of tokens to keep of each rollout.
     tip_scope (`str`, *optional*, defaults to `"micro_batch"`):
-        Tokens over which scores are normalized: one process' micro-batch, that of all processes (`"global"`), or a
-        running mean of the latter (`"ema"`).
+        Tokens over which scores are normalized: one process' micro-batch, the micro-batches of all processes
+        (`"world"`), or a running mean of the extremes of the latter (`"ema"`).
 
     > Parameters that choose the weights to train
 
