@@ -33,7 +33,7 @@ OTHERS = {
 WIDEST = 110
 
 
-def listed() -> dict[str, type]:
+def listed() -> dict[str, Any]:
     """Every method by name, including those of other packages, then TIP and KappaTune."""
     return METHODS | {other.name: other for other in OTHERS}
 
@@ -70,8 +70,14 @@ def describe(name: str, width: int = WIDEST) -> str:
 
     def wrap(text: str, indent: int) -> str:
         margin = " " * indent
-        options = dict(break_long_words=False, break_on_hyphens=False)
-        return textwrap.fill(text, width, initial_indent=margin, subsequent_indent=margin, **options)
+        return textwrap.fill(
+            text,
+            width,
+            initial_indent=margin,
+            subsequent_indent=margin,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
 
     lines = [method.name, wrap(method.summary, 2)]
     lines += [wrap(f"paper: {method.paper.title}, {method.paper.url}", 2)]

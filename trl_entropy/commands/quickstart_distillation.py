@@ -75,7 +75,8 @@ def run(arguments: argparse.Namespace, starts: dict[str, WarmStart] = WARM_START
         chosen.label: config_for(settings, chosen, arguments.output / folder_name(chosen.label))
         for chosen in (*SELECTIONS, *arguments.add)
     }
-    models, rows, histories = {}, {}, {}
+    models, rows = {}, {}
+    histories: dict[str, list[dict[str, float]]] = {}
     for name, start in starts.items():
         began = time.perf_counter()
         models[name] = warm_start(folders[name], start, arguments.rebuild)

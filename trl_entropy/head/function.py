@@ -144,7 +144,7 @@ def _row_gradients(saved: list[Tensor], grads: TokenStatistics) -> RowGradients:
 
     nucleus_grad = incoming(grads.nucleus_entropy)
     if nucleus_grad is None:
-        nucleus = ()
+        nucleus = []
     else:
         # The entropy of a nucleus with at most one token is constant, so it has no gradient
         nucleus_grad = nucleus_grad.masked_fill(nucleus[0] == torch.inf, 0.0)

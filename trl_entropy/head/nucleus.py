@@ -199,8 +199,10 @@ class Histogram:
         """The cut at `target` mass (r,). If these bins refine the boundary bin of `above`, its full bins count too."""
         parts = []
         for rows in torch.arange(len(target), device=target.device).split(READ_ROWS):
-            full = (torch.zeros_like(target),) * 2 if above is None else (above.full_mass, above.full_shifted)
-            parts.append(self._cut(rows, target[rows], *(values[rows] for values in full), include_crossing))
+            none = torch.zeros_like(target[rows])
+            mass = none if above is None else above.full_mass[rows]
+            shifted = none if above is None else above.full_shifted[rows]
+            parts.append(self._cut(rows, target[rows], mass, shifted, include_crossing))
         return Cut(*(torch.cat(values) for values in zip(*(vars(part).values() for part in parts), strict=True)))
 
     def _cut(

@@ -52,7 +52,8 @@ class EmpgConfig:
 
 def ends_of(pieces: list[str], splitter: str) -> list[int]:
     """Texts of the tokens -> indices of the tokens in which an occurrence of `splitter` ends."""
-    text, ends, found, at = "".join(pieces), [], [], 0
+    ends: list[int] = []
+    text, found, at = "".join(pieces), [], 0
     for piece in pieces:
         ends.append((ends[-1] if ends else 0) + len(piece))
     while (at := text.find(splitter, at)) >= 0:

@@ -158,8 +158,11 @@ class Pear(Method):
             self._warned = True
         return closes
 
-    def reward(self, rewards, prompt_ids, completion_ids, token_entropies, token_mask, **columns) -> tuple[list, Logs]:
-        found = {"think_entropy": [], "answer_entropy": [], "penalty": [], "accuracy": [], "below_format_fraction": []}
+    def reward(  # type: ignore[override]  (it names the columns that it takes)
+        self, rewards, prompt_ids, completion_ids, token_entropies, token_mask, **columns
+    ) -> tuple[list[float | None], Logs]:
+        names = ("think_entropy", "answer_entropy", "penalty", "accuracy", "below_format_fraction")
+        found: dict[str, list[float]] = {name: [] for name in names}
         shaped = []
         for given, prompt, ids, values, kept in zip(
             rewards, prompt_ids, completion_ids, token_entropies, token_mask, strict=True

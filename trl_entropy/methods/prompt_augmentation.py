@@ -127,7 +127,9 @@ class PromptAugmentation(Method):
             found.append({**row, "prompt": self.templates[name].apply(row["prompt"]), "format_name": name})
         return found
 
-    def reward(self, completion_ids, token_mask, format_name, old_entropy=None, **columns) -> tuple[list, Logs]:
+    def reward(  # type: ignore[override]  (it names the columns that it takes)
+        self, completion_ids, token_mask, format_name, old_entropy=None, **columns
+    ) -> tuple[list[float | None], Logs]:
         scores = [
             self.templates[name].score("".join(self._pieces(ids, kept)))
             for ids, kept, name in zip(completion_ids, token_mask, format_name, strict=True)

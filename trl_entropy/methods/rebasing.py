@@ -13,7 +13,8 @@ GENERATED = ("__init__", "__repr__", "__eq__", "__hash__", "__match_args__")  # 
 def family(kind: type) -> list[type]:
     """A class and its subclasses, bases first."""
     found = {kind}
-    for subclass in kind.__subclasses__():
+    subclasses: list[type] = kind.__subclasses__()
+    for subclass in subclasses:
         found.update(family(subclass))
     return sorted(found, key=lambda one: len(one.__mro__))
 

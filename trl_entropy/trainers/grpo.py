@@ -129,10 +129,10 @@ class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
         for method in self.methods:
             method.setup(decode)
         if self.loss_type in CLIPPING_LOSSES:
-            low, high = 1 - self.epsilon_low, 1 + self.epsilon_high
+            low, high = before = 1 - self.epsilon_low, 1 + self.epsilon_high
             for method in self.methods:
                 low, high = method.clip_range(low, high)
-            if (low, high) != (1 - self.epsilon_low, 1 + self.epsilon_high):
+            if (low, high) != before:
                 self.epsilon_low, self.epsilon_high = 1 - low, high - 1
         self._needs = set().union(*(method.needs for method in self.methods))
         forecasts = args.entropy_forecast or "second_moments" in self._needs
@@ -221,6 +221,6 @@ class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
 
     @property
     def _stateful(self) -> dict[str, Any]:
-        parts = {method.name: method for method in self.methods}
+        parts: dict[str, Any] = {method.name: method for method in self.methods}
         parts |= {"entropy_bonus": self._bonus} if self.args.entropy_controller == "pi" else {}
         return parts | ({"entropy_forecast": self._forecast} if self._forecast is not None else {})
