@@ -208,7 +208,7 @@ class Lonely(Method):
     excludes = {name: "it is lonely" for name in METHODS if name != "epo"}
 
     def token_advantages(self, tokens):
-        return tokens.advantages
+        return tokens.advantages, {}
 
 
 @pytest.fixture

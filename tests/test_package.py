@@ -60,6 +60,12 @@ def test_tests_mirror_the_rooms():
     assert folders - rooms == {"support", "docs", "recipes"}
 
 
+def test_test_modules_have_names_of_their_own():
+    """pytest and `support.registry` import them by their names."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
+
+
 def test_helpers_of_tests_are_in_support():
     for path in (ROOT / "tests").rglob("*.py"):
         assert not [name for name in imported(path) if name.startswith("test_")], path

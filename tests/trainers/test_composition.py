@@ -115,7 +115,7 @@ OPTIONS = [
 
 
 def check_training(make_trainer, methods, **settings):
-    """Trains and evaluates: finite and not idle. Returns the last log line of training and of evaluation."""
+    """Trains and evaluates: finite and not idle. Returns the log lines of training, and that of evaluation."""
     trainer = make_trainer(
         methods=methods,
         **{"steps_per_generation": 2, "max_steps": 4, **settings},
@@ -130,13 +130,14 @@ def check_training(make_trainer, methods, **settings):
     assert any(not torch.equal(value, before[name]) for name, value in trainer.model.named_parameters())
     rows = [row for row in trainer.state.log_history if "loss" in row]
     assert len(rows) == 4
-    return rows[-1], next(row for row in trainer.state.log_history if "eval_loss" in row)
+    return rows, next(row for row in trainer.state.log_history if "eval_loss" in row)
 
 
 @pytest.mark.parametrize("settings", OPTIONS, ids=lambda settings: next(iter(settings)))
 @pytest.mark.filterwarnings("ignore")
 def test_training_with_trl_options(make_trainer, settings):
-    for prefix, row in zip(("", "eval_"), check_training(make_trainer, ALL, **STRONG, **settings), strict=True):
+    rows, evaluation = check_training(make_trainer, ALL, **STRONG, **settings)
+    for prefix, row in (("", rows[-1]), ("eval_", evaluation)):
         for name in ("clip_cov/kept_fraction", "kl_cov/selected_fraction", "steer/weight_mean", "entropy/quantile_50"):
             assert prefix + name in row
 
@@ -148,11 +149,11 @@ def test_training_with_trl_options(make_trainer, settings):
 def test_all_methods_with_trl_options(make_trainer, methods, settings):
     """A method may refuse an option, in an error that names it."""
     try:
-        row, _ = check_training(make_trainer, methods, **strong(methods), **settings)
+        rows, _ = check_training(make_trainer, methods, **strong(methods), **settings)
     except ValueError as error:
         assert f"`{next(iter(settings))}`" in str(error) and "method" in str(error)
     else:
-        assert {key.split("/")[0] for key in row} >= set(methods)
+        assert {key.split("/")[0] for row in rows for key in row} >= set(methods)
 
 
 def test_sequence_level_ratio_reaches_the_methods(make_trainer, monkeypatch):
@@ -189,7 +190,7 @@ def test_neutral_advantages_stay_neutral(name):
 
 @pytest.mark.parametrize("name", [name for name in covered() if METHODS[name].overrides("prompts")])
 def test_prompts_do_not_depend_on_how_rows_are_spread(name):
-    """Gathers over processes. A group may span two of them."""
+    """A group may span two processes: parts of the rows give the same prompts as all rows together."""
     rows = [{"prompt": f"w{row // 4} w5"} for row in range(16)]
     method = cases.build(name, **strong([name]))
     together = method.prompts([dict(row) for row in rows], (7, 3), True)
