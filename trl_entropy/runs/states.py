@@ -55,8 +55,8 @@ def load_states(folder: str, parts: dict[str, Any]) -> None:
         parts: what has a `state_dict` and a `load_state_dict`, by name.
 
     Raises:
-        `ValueError`: the file is damaged or newer than this package, or the state of a part lacks a key, has a value of
-            another type, or is not finite.
+        `ValueError`: the file is damaged or newer than this package, or the state of a part lacks a key or has a value
+            that is not finite or of another type.
     """
     path = os.path.join(folder, STATE_FILE)
     states = read_states(path) if os.path.exists(path) else {}
