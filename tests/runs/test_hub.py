@@ -127,7 +127,7 @@ def test_each_save_is_a_commit_with_weights_and_state(hub, pushed):
     assert messages[:3] == ["initial commit", "Training in progress, step 2", "Training in progress, step 4"]
     weights = [load_safetensors(files["model.safetensors"])["lm_head.weight"] for _, files in commits[1:]]
     assert not torch.equal(weights[0], weights[1]) and torch.equal(weights[1], weights[-1])
-    states = [json.loads(files[STATE_FILE]) for _, files in commits[1:]]
+    states = [json.loads(files[STATE_FILE])["parts"] for _, files in commits[1:]]
     assert set(states[0]) == {"epo", "clip_cov"} and states[0]["epo"] != states[1]["epo"]
     assert states[-1] == pushed["state"]
     for _, files in commits[1:]:
@@ -186,7 +186,7 @@ def test_states_of_an_earlier_run_are_replaced(make_trainer, tmp_path, monkeypat
         for _ in range(2):
             trainer.save_model(tmp_path / name)
         path = tmp_path / name / STATE_FILE
-        return json.loads(path.read_text()) if path.exists() else None
+        return json.loads(path.read_text())["parts"] if path.exists() else None
 
     monkeypatch.setattr(states, "hf_hub_download", download)
     stock = make_trainer()

@@ -79,7 +79,7 @@ def test_state_of_methods_is_saved_and_restored(make_trainer, tmp_path, monkeypa
     first = make_trainer(max_steps=2, **settings)
     first.train()
     checkpoint = tmp_path / "checkpoint-2"
-    assert json.loads((checkpoint / STATE_FILE).read_text()) == {"clip_b": {"count": 2}}
+    assert json.loads((checkpoint / STATE_FILE).read_text()) == {"version": 1, "parts": {"clip_b": {"count": 2}}}
     second = make_trainer(max_steps=5, **settings)
     second.train(resume_from_checkpoint=str(checkpoint))
     assert second.methods[0].count == 5

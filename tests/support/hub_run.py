@@ -47,7 +47,7 @@ def load(repository: str) -> dict:
             (own["lm_head.weight"] != AutoModelForCausalLM.from_pretrained("user/base").lm_head.weight).any()
         ),
         "tokens": AutoTokenizer.from_pretrained(repository)("w3 w4")["input_ids"],
-        "state": json.loads(Path(hf_hub_download(repository, STATE_FILE)).read_text()),
+        "state": json.loads(Path(hf_hub_download(repository, STATE_FILE)).read_text())["parts"],
         "card": ModelCard.load(repository).data.to_dict(),
     }
 

@@ -88,8 +88,9 @@ class KappaMonitor(TrainerCallback, ExportableState):
     def restored(self, rows: list[dict[str, Any]]) -> None:
         self.layers = self.chosen = [Layer.from_json(row) for row in rows]
 
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
-        rows = state.stateful_callbacks.get(type(self).__name__, self.state())["attributes"]["restored"]
+    def refuse_other_selection(self, state: dict[str, Any]) -> None:
+        """Raises `ValueError` if `state`, of a checkpoint, has other selected weights than this run."""
+        rows = state["attributes"]["restored"]
         saved, selected = {row["name"] for row in rows}, {*self.selected}
         if saved != selected:
             parts = (("the checkpoint", saved - selected), ("this run", selected - saved))
@@ -98,6 +99,9 @@ class KappaMonitor(TrainerCallback, ExportableState):
                 f"The checkpoint was trained on {len(saved)} selected modules, this run selects {len(selected)}: "
                 f"{only}. Resume with the same model and the same KappaTune settings."
             )
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self.refuse_other_selection(state.stateful_callbacks.get(type(self).__name__, self.state()))
         if self.track_steps is not None and (reason := why_unreadable(model) or why_untracked(model, self.chosen)):
             raise ValueError(f"Condition numbers cannot be tracked: the weights of the model are {reason}.")
         if state.is_world_process_zero:

@@ -139,7 +139,10 @@ class Method:
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """State that a resumed run needs: JSON types, equal on every process."""
+        """What a resumed run must know: finite numbers, or text, in lists and mappings; the same on every process.
+
+        A run that is resumed must find the keys that a new run has. `None` stands for a number not known yet.
+        """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -4,16 +4,21 @@
 
 import json
 import os
-from collections.abc import Sized
+from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
+from accelerate.logging import get_logger
 from packaging.version import Version
 from trl import GRPOTrainer
 
 from ..methods import Method
 from ..settings import checked, one_of
+from .data_checks import check_datasets, texts_of
+from .model_checks import check_eos, check_fusible, check_vocabulary
 
+
+logger = get_logger(__name__)
 
 TRL_FROM, TRL_BELOW = "1.16", "1.17"
 COUNTS = ("num_generations", "num_iterations", "gradient_accumulation_steps", "per_device_train_batch_size")
@@ -64,13 +69,45 @@ def check_rewards(reward_funcs: Any) -> None:
             raise ValueError(f"`reward_funcs` must be functions, or {ACCEPTED}, got {reward!r}.")
 
 
-def check_prompts(dataset: Any, field: str) -> None:
-    """Raises `ValueError` for a dataset without rows or without the column `prompt`."""
-    columns = getattr(dataset, "column_names", None)
-    if columns and "prompt" not in columns:
-        raise ValueError(f"`{field}` must have the column 'prompt', got the columns {columns!r}.")
-    if isinstance(dataset, Sized) and len(dataset) == 0:
-        raise ValueError(f"`{field}` must have at least one row, got {dataset!r}.".replace("\n", " "))
+def check_given(
+    arguments: dict[str, Any],
+    layouts: Sequence[tuple[str, ...]] | None,
+    models: Sequence[str] = ("model",),
+    fused: bool = True,
+    ends: bool = True,
+) -> None:
+    """Checks what a trainer is given, before TRL loads anything.
+
+    Args:
+        arguments: the arguments of TRL's trainer by name.
+        layouts: the columns that the trainer needs, as in [`check_datasets`]; `None` to check no dataset.
+        models: names of the arguments that are models.
+        fused: whether the loss reads the weight of the LM heads.
+        ends: whether completions end at the tokenizer's EOS token.
+
+    Raises:
+        `ValueError`: a model, a dataset or the tokenizer is not what the trainer can use.
+    """
+    for name in models:
+        model = arguments.get(name)
+        check_model(model, name)
+        if fused and not isinstance(model, str):
+            check_fusible(model, name)
+    if layouts is not None:
+        check_datasets(layouts, **{name: arguments.get(name) for name in ("train_dataset", "eval_dataset")})
+    if ends:
+        check_eos(arguments.get("processing_class"))
+
+
+def check_built(trainer: Any, fused: bool = True, ends: bool = True) -> None:
+    """Checks what TRL has loaded and wrapped. Arguments and errors are those of [`check_given`]."""
+    teacher = getattr(trainer, "teacher_model", None)
+    for name, model in {"model": trainer.model, "teacher_model": teacher}.items():
+        if fused and model is not None:
+            check_fusible(trainer.accelerator.unwrap_model(model), name)
+    if ends:
+        check_eos(trainer.processing_class)
+    check_vocabulary(trainer.processing_class, trainer.model, texts_of(trainer.train_dataset))
 
 
 def check_none_changes_prompts(methods: list[Method]) -> None:
@@ -115,10 +152,18 @@ def check_before(config: Any, **least: int) -> None:
 
 
 def check_after(config: Any) -> None:
-    """Checks fields whose errors TRL would report in the first step only. Raises `ValueError`."""
+    """What the first step would find, as far as `config` has it, once TRL has read it.
+
+    Warns if `fsdp` is set on a CPU, where accelerate takes DDP instead without a word.
+
+    Raises:
+        `ValueError`: a field that is out of range.
+    """
     checked(config, "temperature", lambda value: 0 < value < float("inf"), "a finite number > 0")
     if hasattr(config, "top_entropy_quantile"):
         checked(config, "top_entropy_quantile", lambda value: 0 <= value <= 1, "a share in [0, 1]")
     for name, choices in CHOICES.items():
         if hasattr(config, name):
             one_of(config, name, *choices)
+    if config.fsdp and config.use_cpu:
+        logger.warning("`fsdp` does nothing with `use_cpu`: accelerate shards on accelerators only, and CPUs use DDP.")

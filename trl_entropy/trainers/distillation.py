@@ -7,6 +7,7 @@ takes the mean. While TRL computes the loss, our function replaces that one, wit
 number that TRL divides by is set right after generation: how many tokens are kept depends only on how many there are.
 """
 
+import inspect
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +26,8 @@ from ..kappa.wiring import with_kappa
 from ..methods.tip import Tip, TipTokens
 from ..runs.mixin import RunMixin
 from ..runs.token_log import SettingsCallback
+from .checks import check_built, check_given, check_model
+from .data_checks import PROMPT
 from .distillation_config import EntropyDistillationConfig
 from .metrics import reduce_metrics
 from .quadrants import selection_metrics, write_scatter
@@ -121,6 +124,7 @@ class EntropyDistillationTrainer(RunMixin, DistillationTrainer):
 
     Raises:
         `TypeError`: `args` is not an `EntropyDistillationConfig`.
+        `ValueError`: a model, a dataset or the tokenizer is not what the trainer can use.
         `RuntimeError`: in training, if another package has replaced TRL's loss.
 
     Example:
@@ -150,6 +154,7 @@ class EntropyDistillationTrainer(RunMixin, DistillationTrainer):
         *positional,
         **keywords,
     ):
+        check_model(model)
         if args is None:
             model_name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = EntropyDistillationConfig(f"{model_name.split('/')[-1]}-Distillation")
@@ -157,7 +162,12 @@ class EntropyDistillationTrainer(RunMixin, DistillationTrainer):
             raise TypeError(f"`args` must be an `EntropyDistillationConfig`, got `{type(args).__name__}`.")
         self._tip = Tip(args)
         self._kernel: SelectingKernel | None = None  # of the last loss, until it is logged
-        super().__init__(**with_kappa(DistillationTrainer, model, teacher_model, args, *positional, **keywords))
+        given = (
+            inspect.signature(DistillationTrainer).bind(model, teacher_model, args, *positional, **keywords).arguments
+        )
+        check_given(given, PROMPT, ("model", "teacher_model"))
+        super().__init__(**with_kappa(DistillationTrainer, **given))
+        check_built(self)
         self._tag_names = [*self._tag_names, *([Tip.name] if self._tip.selects else [])]
         self.model.add_model_tags(self._tag_names)
         self.methods = [self._tip] if self._tip.selects else []

@@ -23,10 +23,13 @@ from ..functional import row_top_mask
 from ..methods.tip import Tip, TipTokens
 from ..runs.resuming import ResumesWhole
 from ..runs.states import SavesStates
+from .checks import check_built, check_given, check_rewards
+from .data_checks import CONVERSATION, PROMPT, PROMPT_AND_CONTEXT
 from .experimental_config import EntropyGKDConfig, EntropySDFTConfig, EntropySDPOConfig
 from .logits_selection import compact, rows_at, token_statistics
 from .metrics import reduce_metrics
 from .quadrants import selection_metrics
+from .rewards import checking_rewards
 from .signature import like
 
 
@@ -37,22 +40,31 @@ class ChoosesTokens(ResumesWhole, SavesStates):
     """Mixin that selects tokens in a trainer over full logits. List it before TRL's trainer.
 
     Attributes:
-        config_cls: class of the config that the trainer takes.
+        config_cls: the config that it takes.
+        ends: whether completions end at the tokenizer's EOS token.
     """
 
     config_cls: type
+    ends = True
 
     def __init__(self, *positional, **keywords):
-        args = inspect.signature(super().__init__).bind_partial(*positional, **keywords).arguments.get("args")
+        given = inspect.signature(super().__init__).bind_partial(*positional, **keywords).arguments
+        args = given.get("args")
         if not isinstance(args, self.config_cls):
             raise TypeError(f"`args` must be an `{self.config_cls.__name__}`, got `{type(args).__name__}`.")
+        self._check(given)
         self._tip = Tip(args)
         super().__init__(*positional, **keywords)
+        check_built(self, fused=False, ends=self.ends)
         self._world = collectives_of(self.accelerator)
         self._place = (-1, 0)  # optimizer step, and number in it, of the last forward in training
         if self._tip.selects:
             self._tag_names = [*self._tag_names, Tip.name]
             self.model.add_model_tags(self._tag_names)
+
+    def _check(self, given: dict[str, Any]) -> None:
+        """Checks the arguments of TRL's trainer."""
+        check_given(given, PROMPT, fused=False)
 
     @property
     def _choosing(self) -> bool:
@@ -95,15 +107,23 @@ class EntropyGKDTrainer(ChoosesTokens, GKDTrainer):
             All other arguments of `GKDTrainer`, by position or name.
 
     Raises:
+        `ValueError`: a model, a dataset or the tokenizer is not what the trainer can use.
         `TypeError`: `args` is not an `EntropyGKDConfig`.
     """
 
     _tag_names = ["trl", "gkd", "trl-entropy"]
     config_cls = EntropyGKDConfig
+    ends = False  # generation takes the model's
 
     @like(GKDTrainer, EntropyGKDConfig)
     def __init__(self, *positional, **keywords):
         super().__init__(*positional, **keywords)
+
+    def _check(self, given):
+        stock_collator = given.get("data_collator") is None
+        check_given(given, CONVERSATION if stock_collator else (), ("model", "teacher_model"), fused=False, ends=False)
+        if stock_collator and given.get("processing_class") is None:
+            raise ValueError("`processing_class` must be a tokenizer, got None.")
 
     def generalized_jsd_loss(self, student_logits, teacher_logits, labels=None, *, temperature=1.0, **keywords):
         """TRL's loss on the rows of the kept tokens."""
@@ -169,6 +189,7 @@ class EntropySDFTTrainer(ChoosesTokensOfItself, SDFTTrainer):
             All other arguments of `SDFTTrainer`, by position or name.
 
     Raises:
+        `ValueError`: a model, a dataset or the tokenizer is not what the trainer can use.
         `TypeError`: `args` is not an `EntropySDFTConfig`.
     """
 
@@ -178,6 +199,9 @@ class EntropySDFTTrainer(ChoosesTokensOfItself, SDFTTrainer):
     @like(SDFTTrainer, EntropySDFTConfig)
     def __init__(self, *positional, **keywords):
         super().__init__(*positional, **keywords)
+
+    def _check(self, given):
+        check_given(given, PROMPT_AND_CONTEXT, fused=False)
 
 
 class EntropySDPOTrainer(ChoosesTokensOfItself, SDPOTrainer):
@@ -195,6 +219,7 @@ class EntropySDPOTrainer(ChoosesTokensOfItself, SDPOTrainer):
             All other arguments of `SDPOTrainer`, by position or name.
 
     Raises:
+        `ValueError`: a model, a dataset or the tokenizer is not what the trainer can use.
         `TypeError`: `args` is not an `EntropySDPOConfig`.
     """
 
@@ -204,3 +229,11 @@ class EntropySDPOTrainer(ChoosesTokensOfItself, SDPOTrainer):
     @like(SDPOTrainer, EntropySDPOConfig)
     def __init__(self, *positional, **keywords):
         super().__init__(*positional, **keywords)
+
+    def _check(self, given):
+        super()._check(given)
+        check_rewards(given.get("reward_funcs"))
+
+    def _calculate_rewards(self, *args, **keywords):
+        with checking_rewards(self):
+            return super()._calculate_rewards(*args, **keywords)

@@ -11,7 +11,7 @@ from trl.experimental.sdft import SDFTConfig
 from trl.experimental.sdpo import SDPOConfig
 
 from ..methods.tip import Tip, TipConfig
-from .checks import check_before, check_trl_version
+from .checks import check_after, check_before, check_trl_version
 from .distillation_config import inert_settings
 
 
@@ -41,6 +41,7 @@ class EntropyGKDConfig(TipConfig, GKDConfig):
     def __post_init__(self):
         check_before(self)
         super().__post_init__()
+        check_after(self)
         tip = Tip(self)
         if tip.selects:
             for name in ("packing", "padding_free"):
@@ -55,6 +56,7 @@ class SelfDistillationChecks:
     def __post_init__(self):
         check_before(self)
         super().__post_init__()
+        check_after(self)
         tip = Tip(self)
         if tip.selects:
             refuse(

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..methods import Method
 from .prefill import whole_turns
 from .recording import recording
-from .rewards import COLUMNS
+from .rewards import COLUMNS, checking_rewards
 
 
 TABLE_COLUMNS = {"token_entropy_mean": torch.mean, "token_entropy_max": torch.amax}
@@ -135,7 +135,8 @@ class Generation:
         if trainer._changes_prompts:
             prompts, completions = whole_turns(prompts, completions)
         rows = self._with_columns(rows, trainer._rewards.columns)
-        rewards = stock(rows, prompts, completions, completion_ids)
+        with checking_rewards(trainer):
+            rewards = stock(rows, prompts, completions, completion_ids)
         if trainer.log_completions and self.scored:
             self._log_entropies()
         self.given_rewards = rewards

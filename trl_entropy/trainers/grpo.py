@@ -6,6 +6,7 @@ TRL computes the loss. A method changes the inputs of the loss and adds terms to
 methods: a [`Generation`] while TRL makes rollouts, and an [`Update`] while it computes a loss.
 """
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -22,7 +23,15 @@ from ..methods import Method, build_methods
 from ..runs.mixin import RunMixin
 from ..runs.token_log import SettingsCallback, TokenLog
 from ..tokens import CLIPPING_LOSSES
-from .checks import check_model, check_none_changes_prompts, check_prompts, check_rewards, refuse_unsloth
+from .checks import (
+    check_built,
+    check_given,
+    check_model,
+    check_none_changes_prompts,
+    check_rewards,
+    refuse_unsloth,
+)
+from .data_checks import PROMPT
 from .entropy_bonus import EntropyBonus
 from .forecast import EntropyForecast
 from .generation import Generation
@@ -57,7 +66,7 @@ class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
 
     Raises:
         `TypeError`: `args` is not an `EntropyGRPOConfig`.
-        `ValueError`: `model` or a reward function is invalid, or the dataset has no prompts.
+        `ValueError`: the model, a reward function, a dataset or the tokenizer is not what the trainer can use.
         `RuntimeError`: Unsloth has patched TRL's trainer.
 
     Example:
@@ -105,13 +114,14 @@ class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
         self._changes_prompts = any(method.overrides("prompts") for method in self.methods)
         self._generation: Generation | None = None  # while rollouts are made
         self._update: Update | None = None  # while a loss is computed
-        self._auxiliary: dict[str, list[dict[str, Any]]] = {}  # extra rollouts by method, one part per micro-batch
-        arguments = with_kappa(GRPOTrainer, model, reward_funcs, args, *positional, **keywords)
-        if arguments.get("environment_factory") is not None:  # an environment writes the prompts itself
+        self._auxiliary: dict[str, list[dict[str, Any]]] = {}  # extra rollouts by method, in parts of the last batch
+        given = inspect.signature(GRPOTrainer).bind(model, reward_funcs, args, *positional, **keywords).arguments
+        writes_prompts = given.get("environment_factory") is not None
+        check_given(given, None if writes_prompts else PROMPT)
+        if writes_prompts:
             check_none_changes_prompts(self.methods)
-        super().__init__(**arguments)
-        if self.environment_factories is None:  # an environment may make up prompts
-            check_prompts(self.train_dataset, "train_dataset")
+        super().__init__(**with_kappa(GRPOTrainer, **given))
+        check_built(self)
         if args.record_entropies and self.rollout_func is not None:
             raise ValueError("`record_entropies` must be false with `rollout_func`, got True.")
         self._world = collectives_of(self.accelerator)

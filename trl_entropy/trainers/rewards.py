@@ -2,11 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The columns that reward functions may request, and the rewards that methods add or shape."""
 
+import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from trl.trainer.utils import is_async_callable
 
 from ..methods import Method
 from ..settings import one_reward
@@ -63,3 +66,65 @@ def add_reward(trainer: Any, method: Method, ask: Callable[..., list[float | Non
     trainer.reward_func_names = [*trainer.reward_func_names, method.name]
     trainer.reward_processing_classes = [*trainer.reward_processing_classes, None]
     trainer.reward_weights = torch.cat([trainer.reward_weights, torch.ones(1)])
+
+
+@contextmanager
+def checking_rewards(trainer: Any) -> Iterator[None]:
+    """While TRL calls the reward functions of `trainer`, checks what they return."""
+    functions = trainer.reward_funcs
+    names = trainer.reward_func_names
+    trainer.reward_funcs = [checked_reward(function, name) for function, name in zip(functions, names, strict=True)]
+    try:
+        yield
+    finally:
+        trainer.reward_funcs = functions
+
+
+def checked_reward(function: Any, name: str) -> Any:
+    """The reward function, which raises `ValueError` unless it returns one number or `None` per completion.
+
+    A reward model stays as it is.
+    """
+    if isinstance(function, torch.nn.Module):
+        return function
+    if is_async_callable(function):
+
+        @functools.wraps(function)
+        async def checked(**columns: Any) -> list[float | None]:
+            return read_rewards(await function(**columns), len(columns["completions"]), name)
+    else:
+
+        @functools.wraps(function)
+        def checked(**columns: Any) -> list[float | None]:
+            return read_rewards(function(**columns), len(columns["completions"]), name)
+
+    return checked
+
+
+def read_rewards(returned: Any, count: int, name: str) -> list[float | None]:
+    """What the reward function `name` has returned for `count` completions, as a list.
+
+    Raises:
+        `ValueError`: it is no list, has another length, or has an entry that is not a number.
+    """
+    accepted = f"reward function {name!r} in `reward_funcs` must return a list of {count} numbers or `None`"
+    if not isinstance(returned, Iterable) or isinstance(returned, (str, bytes, dict)):
+        raise ValueError(f"The {accepted}, got {returned!r:.80}.")
+    rewards = list(returned)
+    if len(rewards) != count:
+        raise ValueError(f"The {accepted}, one per completion, got {len(rewards)} rewards.")
+    for index, reward in enumerate(rewards):
+        if reward is not None and not is_number(reward):
+            raise ValueError(f"The {accepted}, got {reward!r:.80} for completion {index}.")
+    return rewards
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number or an array of one. Text is not, even if it reads as a number."""
+    if isinstance(value, (str, bytes)):
+        return False
+    try:
+        float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    return True
