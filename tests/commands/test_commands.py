@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands that tell what there is: methods with every field, versions and hardware."""
 
+import json
 import subprocess
 import sys
 from dataclasses import fields
@@ -16,10 +17,12 @@ import torch
 import trl_entropy
 from trl_entropy import METHODS, cli
 from trl_entropy.commands.env import installed
-from trl_entropy.commands.methods import STAGES, default, describe, listed, stages
+from trl_entropy.commands.listing import STAGES, listed, records, stages
+from trl_entropy.commands.methods import STORED, describe, known_methods
 from trl_entropy.kappa.config import KappaConfig
 from trl_entropy.methods import Method, MethodsConfig
 from trl_entropy.methods.tip import TipConfig
+from trl_entropy.settings import default_of
 
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +46,7 @@ def test_methods_lists_every_method_with_every_field(capsys, monkeypatch):
         assert f"acts on: {'; '.join(stages(method))}" in blocks[name] and stages(method)
         for field in known:
             if field.name.startswith(f"{name}_"):
-                assert f" {field.name}: " in blocks[name] and f" = {default(field)!r} " in blocks[name]
+                assert f" {field.name}: " in blocks[name] and f" = {default_of(field)!r} " in blocks[name]
                 assert words(field.metadata["help"]) in blocks[name]
                 found.append(field.name)
     assert sorted(found) == sorted(field.name for field in known)
@@ -58,6 +61,39 @@ def test_one_method(capsys):
     assert "  aepo_target_entropy: float or none = None" in describe("aepo").splitlines()
     assert "  tip_divergence_clip_quantile: float or none = None" in describe("tip").splitlines()
     assert {"  kappa_include: list of str = []", "  kappa_mode: str = 'none'"} <= set(describe("kappa").splitlines())
+
+
+def test_stored_descriptions_are_those_of_the_methods():
+    """If this fails, run `python -m trl_entropy.commands.listing`."""
+    assert json.loads(STORED.read_text()) == records()
+
+
+def test_methods_of_other_packages_are_listed_from_the_classes(monkeypatch):
+    monkeypatch.delitem(sys.modules, "trl_entropy.methods")
+    assert "extra" not in known_methods() and known_methods() == json.loads(STORED.read_text())
+    monkeypatch.setattr("trl_entropy.commands.methods.entry_points", lambda group: [group])
+    monkeypatch.setitem(METHODS, "extra", METHODS["steer"])
+    assert known_methods()["extra"]["summary"] == METHODS["steer"].summary
+
+
+def test_several_methods_with_hyphens_and_capitals(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main(["methods", "kl-cov", "Steer", "kl_cov"]) == 0
+    blocks = capsys.readouterr().out.rstrip().split("\n\n")
+    assert blocks == [describe(name, 80) for name in ("kl_cov", "steer")]
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["methods", "stear", "steer", "canom"])
+    error = capsys.readouterr().err
+    assert "unknown method 'stear'. Did you mean 'steer'? unknown method 'canom'. Did you mean 'canon'? Known" in error
+
+
+@pytest.mark.parametrize("words", [["methods"], ["methods", "clip_cov"], ["--help"], ["--version"]], ids=" ".join)
+def test_commands_that_tell_import_nothing_slow(words):
+    command = [sys.executable, "-X", "importtime", "-m", "trl_entropy", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert done.returncode == 0 and done.stdout
+    assert not imported & {"torch", "transformers", "trl", "accelerate", "numpy"}
 
 
 def test_unknown_method_is_one_line(capsys):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from trl_entropy.commands.methods import listed
+from trl_entropy.commands.listing import listed
 from trl_entropy.methods import METHODS
 
 
