@@ -2,8 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands that list things: methods with every field, versions and hardware."""
 
+import json
 import subprocess
 import sys
+import warnings
 from dataclasses import fields
 from importlib import import_module
 from importlib.metadata import version
@@ -16,7 +18,8 @@ import torch
 import trl_entropy
 from trl_entropy import METHODS, cli
 from trl_entropy.commands.env import installed
-from trl_entropy.commands.methods import STAGES, describe, listed, stages
+from trl_entropy.commands.listing import STAGES, listed, records, stages
+from trl_entropy.commands.methods import STORED, describe, digest, known_methods
 from trl_entropy.kappa.config import KappaConfig
 from trl_entropy.methods import Method, MethodsConfig
 from trl_entropy.methods.tip import TipConfig
@@ -61,6 +64,53 @@ def test_one_method(capsys):
     assert "  aepo_target_entropy: float or none = None" in describe("aepo").splitlines()
     assert "  tip_divergence_clip_quantile: float or none = None" in describe("tip").splitlines()
     assert {"  kappa_include: list of str = []", "  kappa_mode: str = 'none'"} <= set(describe("kappa").splitlines())
+
+
+def test_stored_descriptions_are_those_of_the_methods():
+    """Of the sources that they were stored from. Other sources are read themselves, which takes seconds: run `make tables`."""
+    stored = json.loads(STORED.read_text())
+    if stored["digest"] == digest():
+        assert stored["methods"] == records()
+    else:
+        warnings.warn("The stored descriptions of methods are stale: run `make tables`.", stacklevel=1)
+
+
+def test_descriptions_of_other_sources_are_not_used(monkeypatch, tmp_path):
+    monkeypatch.delitem(sys.modules, "trl_entropy.methods")
+    stored = tmp_path / "methods.json"
+    monkeypatch.setattr("trl_entropy.commands.methods.STORED", stored)
+    stored.write_text(json.dumps({"digest": digest(), "methods": {"stored": {}}}))
+    assert known_methods() == {"stored": {}}
+    stored.write_text(json.dumps({"digest": "of other sources", "methods": {"stored": {}}}))
+    assert known_methods() == records()
+
+
+def test_methods_of_other_packages_are_listed_from_the_classes(monkeypatch):
+    monkeypatch.delitem(sys.modules, "trl_entropy.methods")
+    assert "extra" not in known_methods() and known_methods() == records()
+    monkeypatch.setattr("trl_entropy.commands.methods.entry_points", lambda group: [group])
+    monkeypatch.setitem(METHODS, "extra", METHODS["steer"])
+    assert known_methods()["extra"]["summary"] == METHODS["steer"].summary
+
+
+def test_several_methods_with_hyphens_and_capitals(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main(["methods", "kl-cov", "Steer", "kl_cov"]) == 0
+    blocks = capsys.readouterr().out.rstrip().split("\n\n")
+    assert blocks == [describe(name, 80) for name in ("kl_cov", "steer")]
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["methods", "stear", "steer", "canom"])
+    error = capsys.readouterr().err
+    assert "unknown method 'stear'. Did you mean 'steer'? unknown method 'canom'. Did you mean 'canon'? Known" in error
+
+
+@pytest.mark.parametrize("words", [["methods"], ["methods", "clip_cov"], ["--help"], ["--version"]], ids=" ".join)
+def test_commands_that_tell_import_nothing_slow(words):
+    command = [sys.executable, "-X", "importtime", "-m", "trl_entropy", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert done.returncode == 0 and done.stdout
+    assert not imported & {"torch", "transformers", "trl", "accelerate", "numpy"}
 
 
 def test_unknown_method_is_one_line(capsys):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support import tables
 
-from trl_entropy.commands.methods import listed
+from trl_entropy.commands.listing import listed
 from trl_entropy.methods import METHODS
 
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the tables of README and docs that list all methods, from what each method says of itself.
+"""Writes the tables of README and docs that list all methods, and what `trl-entropy methods` shows of them.
 
 `python -m tests.support.tables` from the root of the repository, or `make tables`.
 """
@@ -10,7 +10,7 @@ import re
 import sys
 from pathlib import Path
 
-from trl_entropy.commands.methods import stages
+from trl_entropy.commands.listing import stages, store
 from trl_entropy.methods import METHODS, Method
 
 from . import compatibility
@@ -87,6 +87,7 @@ def main() -> int:
         path.write_text(before + render(page, list(own_methods().values())) + after)
     outcomes = json.loads(compatibility.OUTCOMES.read_text())
     compatibility.TABLE.write_text(compatibility.render(outcomes, list(own_methods())))
+    store()
     return 0
 
 

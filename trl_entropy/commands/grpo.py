@@ -2,15 +2,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """`trl-entropy grpo`: TRL's GRPO script with the entropy trainer."""
 
+from argparse import Namespace
+from functools import partial
+
 from accelerate.logging import get_logger
 from trl import DatasetMixtureConfig, ModelConfig, get_peft_config, get_quantization_config
 from trl.scripts.grpo import GRPOScriptArguments
 
 from ..rewards import accuracy_reward
-from ..trainers.checks import check_model
 from ..trainers.grpo import EntropyGRPOTrainer
 from ..trainers.grpo_config import EntropyGRPOConfig
+from .checks import dataset_checks, kappa_checks, method_checks, model_checks
 from .data import asks_for_answer_line
+from .problems import Check
 from .rewards import reward_by_name
 from .train import check_processes, load_splits, model_kwargs, run_training, train_and_save
 
@@ -22,15 +26,31 @@ KINDS = (GRPOScriptArguments, EntropyGRPOConfig, ModelConfig, DatasetMixtureConf
 
 def main(argv: list[str], launch: bool) -> int:
     """Starts the training processes, or trains in this one, and returns the exit status."""
-    return run_training("grpo", KINDS, train, argv, launch)
+    return run_training("grpo", KINDS, checks, train, argv, launch)
+
+
+def checks(given: Namespace, imports: bool) -> list[Check]:
+    """The checks of the given values. With `imports`, modules of rewards are imported."""
+    names = [name for name in given.reward_funcs or [] if imports or "." not in name]
+    return [
+        *model_checks(given, "model_name_or_path"),
+        Check(("reward_funcs", "reward_model_name_or_path"), partial(check_rewards_given, given)),
+        *(Check(("reward_funcs",), partial(reward_by_name, name)) for name in names),
+        *dataset_checks(given),
+        *method_checks(given),
+        *kappa_checks(given),
+    ]
+
+
+def check_rewards_given(given: Namespace) -> None:
+    """Raises `ValueError` without any reward."""
+    if not (given.reward_funcs or given.reward_model_name_or_path):
+        raise ValueError("One of `reward_funcs` and `reward_model_name_or_path` must be given.")
 
 
 def train(parser, script_args, training_args, model_args, dataset_args) -> None:
     """Trains with GRPO and entropy methods, with the arguments that TRL's script parses."""
     with parser.reporting():
-        check_model(model_args.model_name_or_path, "model_name_or_path")
-        if not (script_args.reward_funcs or script_args.reward_model_name_or_path):
-            raise ValueError("One of `reward_funcs` and `reward_model_name_or_path` must be given.")
         check_processes(training_args)
         reward_funcs = [reward_by_name(name) for name in script_args.reward_funcs or []]
         train_dataset, eval_dataset = load_splits(script_args, training_args, dataset_args)

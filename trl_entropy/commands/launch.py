@@ -5,6 +5,7 @@
 import os
 import shlex
 import subprocess
+from argparse import Namespace
 from collections.abc import Container, Iterable
 from typing import Any
 
@@ -72,23 +73,35 @@ def with_our_configs(flags: list[str]) -> list[str]:
     ]
 
 
-def launch(parser, command: str, argv: list[str]) -> int:
-    """Runs a training command in new processes and returns the exit status.
+def launcher_arguments(parser, flags: list[str], from_config: dict[str, list[str]], words: list[str]) -> Namespace:
+    """The arguments of `accelerate launch`. Exits if one is wrong.
 
     Args:
-        parser: the command's [`StrictParser`]. It only checks names and types here and builds no dataclass, because
-            the values that a dataclass accepts depend on the number of processes.
-        command: its name.
-        argv: the words after it.
+        parser: the command's [`StrictParser`], which reports errors.
+        flags: those of the launcher on the command line.
+        from_config: those of the recipe, by key. Flags on the command line win.
+        words: the command that the processes run.
     """
-    training, flags = parser.launch_options.split(argv)
-    from_config = parser.check(training)
     flags = [part for key, parts in from_config.items() if f"--{key}" not in flags for part in parts] + flags
     launcher = launch_command_parser()
     launcher.error = parser.error
     with parser.reporting():
         flags = resolve_accelerate_config_argument(with_our_configs(flags))
-        arguments = launcher.parse_args([*flags, "--module", "trl_entropy.cli", command, *training])
+        return launcher.parse_args([*flags, "--module", "trl_entropy.cli", *words])
+
+
+def launch(parser, command: str, argv: list[str]) -> int:
+    """Runs a training command in new processes and returns the exit status.
+
+    Args:
+        parser: the command's [`StrictParser`]. It only checks names, types and our values here and builds no
+            dataclass, because the values that a dataclass accepts depend on the number of processes.
+        command: its name.
+        argv: the words after it.
+    """
+    training, flags = parser.launch_options.split(argv)
+    arguments = launcher_arguments(parser, flags, parser.check(training), [command, *training])
+    with parser.reporting():
         os.environ[LAUNCHED] = shlex.join(["trl-entropy", command, *argv])  # for model cards
         try:
             launch_command(arguments)

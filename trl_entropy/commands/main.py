@@ -47,9 +47,11 @@ def main(argv: list[str] | None = None, launch: bool = True) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = CommandParser(prog="trl-entropy", description="Entropy control for TRL.")
     parser.add_argument("--version", action="version", version=f"trl-entropy {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, command in COMMANDS.items():
         commands.add_parser(name, help=command.help, add_help=False)
     name = parser.parse_args(argv[:1]).command  # the command parses the other words
+    if name is None:
+        parser.error(f"a command is missing: one of {', '.join(COMMANDS)}. `trl-entropy --help` describes them.")
     module = import_module(f".{name.replace('-', '_')}", __package__)
     return module.main(argv[1:], launch) if COMMANDS[name].trains else module.main(argv[1:])

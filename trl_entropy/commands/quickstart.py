@@ -22,6 +22,7 @@ from ..countdown.report import COLUMNS, plot
 from ..countdown.task import TASKS, prompts
 from ..methods import METHODS
 from ..trainers.grpo_config import EntropyGRPOConfig
+from .names import method_name
 from .parser import CommandParser
 from .quickstart_common import BadRecipe, add_options, given_changes, parse_recipe, read_recipe, run_command
 
@@ -59,6 +60,7 @@ def methods_of_runs(settings: dict, compared: list[str] | None) -> dict[str, lis
     methods = [methods] if isinstance(methods, str) else methods
     if not (isinstance(methods, list) and methods and all(isinstance(name, str) for name in methods)):
         raise BadRecipe(f"methods={methods!r}: the quickstart compares stock GRPO with one method or more, by name")
+    methods = [method_name(name) for name in methods]
     runs = [[method] for method in compared] if compared else [methods]
     return {"stock": []} | {"+".join(methods): methods for methods in runs}
 
@@ -94,7 +96,7 @@ def build_parser() -> CommandParser:
     parser = CommandParser(prog=PROG, description=__doc__.split("\n\n")[1])
     parser.add_argument("--task", choices=TASKS, default="chain", help="variant of Countdown (%(default)s)")
     compare = "methods to compare with stock GRPO, each in its own run (from the recipe)"
-    parser.add_argument("--compare", choices=METHODS, nargs="+", metavar="METHOD", help=compare)
+    parser.add_argument("--compare", type=method_name, choices=METHODS, nargs="+", metavar="METHOD", help=compare)
     parser.add_argument("--method", nargs="*", action=Renamed, const="--compare", help=argparse.SUPPRESS)
     add_options(parser, "runs/quickstart", ".cache/countdown, or the task's", "quickstart, or the task's")
     return parser

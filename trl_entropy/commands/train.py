@@ -12,20 +12,27 @@ from trl import get_dataset
 from ..runs.provenance import given_settings
 from .arguments import StrictParser
 from .data import data_file, load_problems, pick_split, to_trl_columns
+from .dry_run import DRY_RUN, dry_run
 from .launch import launch as launch_processes
 
 
-def run_training(name: str, kinds: tuple[type, ...], train: Callable, argv: list[str], launch: bool) -> int:
-    """Launches a training command, or trains in this process, and returns the exit status.
+def run_training(
+    name: str, kinds: tuple[type, ...], checks: Callable, train: Callable, argv: list[str], launch: bool
+) -> int:
+    """Launches a training command, trains in this process, or only checks, and returns the exit status.
 
     Args:
         name: the command.
         kinds: dataclasses that hold its arguments.
+        checks: gives the checks of the given values, see [`StrictParser`].
         train: what trains; takes the parser and one instance of each of `kinds`.
         argv: the words after the command.
         launch: whether to start training processes.
     """
-    parser = StrictParser(kinds, prog=f"trl-entropy {name}")
+    parser = StrictParser(kinds, f"trl-entropy {name}", checks)
+    words = [word for word in argv if word not in DRY_RUN]
+    if words != argv:
+        return dry_run(parser, name, words)
     if launch:
         return launch_processes(parser, name, argv)
     train(parser, *parser.parse(argv))
@@ -77,8 +84,6 @@ def load_splits(script_args, training_args, dataset_args):
 
 def load_dataset(script_args, dataset_args):
     """The mixture `datasets` or the dataset `dataset_name`, as splits with TRL's columns."""
-    if bool(dataset_args.datasets) == bool(script_args.dataset_name):
-        raise ValueError("Either `dataset_name` or `datasets` must be given, and not both.")
     if dataset_args.datasets:
         for entry in dataset_args.datasets:
             if entry.data_files is None and (builder := data_file(entry.path)) is not None:

@@ -20,7 +20,7 @@ from .layers import Layer
 
 logger = logging.getLogger(__name__)
 
-SCHEMA = 3  # of the files and of their keys: raise it when either changes
+SCHEMA = 4  # of the files and of their keys: raise it when either changes
 
 
 def default_folder() -> Path:

@@ -3,12 +3,14 @@
 """KappaTune as callbacks: freezing weights before the optimizer is created, and tracking condition numbers."""
 
 import os
-import re
 from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
 import torch
+from accelerate import DistributedType, PartialState
+from accelerate.logging import get_logger
+from accelerate.utils import is_peft_model
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
@@ -17,15 +19,15 @@ from .inventory import why_unreadable
 from .layers import Layer
 from .report import write_json
 from .selection import Selection
-from .sources import CheckpointSource, source_of
+from .sources import CheckpointSource, Source, source_of
 from .spectra import condition_number, singular_values
+from .targets import WRAPPERS, check_adapters, without_gradient
 from .tuning import analyzed, freeze_all_but, trained_weight, why_untracked
 
 
+logger = get_logger(__name__)
+
 REPORT = "kappa.json"  # in the output folder of the run
-WRAPPERS = re.compile(
-    r"_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.|_orig_mod\.|^module\."
-)  # parts of names that training wrappers add
 
 
 class KappaMonitor(TrainerCallback, ExportableState):
@@ -62,16 +64,20 @@ class KappaMonitor(TrainerCallback, ExportableState):
         self.layers: list[Layer] = []
         self.chosen: list[Layer] = []
         self._tracked: dict[str, float] = {}
+        self._first_update = True
 
     @property
     def selected(self) -> list[str]:
         """Names of the selected modules, best in the ranking first; empty before the model is analyzed."""
         return [layer.name for layer in self.chosen]
 
+    def source(self, model: PreTrainedModel | None = None) -> Source:
+        """Where the weights come from: the checkpoint if one is set, otherwise the model."""
+        return CheckpointSource(*self.checkpoint) if self.checkpoint else source_of(model)
+
     def analyze(self, model: PreTrainedModel | None = None, progress: bool = True) -> None:
         """Sets `layers` and `chosen`."""
-        source = CheckpointSource(*self.checkpoint) if self.checkpoint else source_of(model)
-        self.layers, self.chosen = analyzed(source, self.selection, kappa_cache(self.cache), progress)
+        self.layers, self.chosen = analyzed(self.source(model), self.selection, kappa_cache(self.cache), progress)
 
     def state(self) -> dict[str, Any]:
         """The state for checkpoints: the arguments and the selected weights."""
@@ -98,6 +104,21 @@ class KappaMonitor(TrainerCallback, ExportableState):
             raise ValueError(
                 f"The checkpoint was trained on {len(saved)} selected modules, this run selects {len(selected)}: "
                 f"{only}. Resume with the same model and the same KappaTune settings."
+            )
+
+    def on_init_end(self, args, state, control, model=None, **kwargs):
+        if is_peft_model(model):
+            check_adapters(model, self.chosen)
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if not self._first_update:
+            return
+        self._first_update = False
+        sharded = why_unreadable(model) or PartialState().distributed_type == DistributedType.DEEPSPEED
+        if not sharded and (idle := without_gradient(model, self.chosen)):
+            logger.warning(
+                f"{len(idle)} of {len(self.chosen)} selected weights got no gradient in the first update: "
+                f"{', '.join(idle)}. The model's code may not use them on this data."
             )
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):

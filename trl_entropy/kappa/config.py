@@ -73,7 +73,8 @@ class KappaConfig:
         default_factory=list,
         metadata={
             "help": "Regular expressions: only modules whose names match one are candidates. By default, candidates "
-            "are all linear layers and fused experts except the output head, routers, and towers for other modalities."
+            "are all linear layers and fused experts except the output head, routers, towers for other modalities, "
+            "and layers whose weight the model's code reads without calling them (such as `dt_proj` of Mamba)."
         },
     )
     kappa_exclude: list[str] = field(

@@ -10,7 +10,8 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .layers import EMBEDDING, EXPERTS, HEAD, LINEAR, ROUTER, TOWER, UNREADABLE, Layer
+from .direct import directly_read
+from .layers import DIRECT, EMBEDDING, EXPERTS, HEAD, LINEAR, ROUTER, TOWER, UNREADABLE, Layer
 
 
 # Naming conventions of the models in transformers.
@@ -30,6 +31,7 @@ class Kinds:
     def __init__(self, model: PreTrainedModel):
         self.head = model.get_output_embeddings()
         self.decoder = _decoder_name(model)
+        self.direct = directly_read(model)
         self.routers = tuple(f"{name}." for name, module in model.named_modules() if _is_router(name, module))
 
     def of(self, name: str, module: nn.Module, default: str = LINEAR) -> str:
@@ -40,7 +42,9 @@ class Kinds:
             return EMBEDDING
         if TOWER_NAME.search(name) or not f"{name}.".startswith(self.decoder):
             return TOWER
-        return ROUTER if f"{name}.".startswith(self.routers) else default
+        if f"{name}.".startswith(self.routers):
+            return ROUTER
+        return DIRECT if name in self.direct and default == LINEAR else default
 
 
 def _is_router(name: str, module: nn.Module) -> bool:

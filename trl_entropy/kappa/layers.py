@@ -11,6 +11,7 @@ from typing import Any
 
 LINEAR, EXPERTS = "linear", "experts"  # candidates by default
 EMBEDDING, HEAD, ROUTER, TOWER = "embedding", "head", "router", "tower"
+DIRECT = "direct"  # read by the model's code, which never calls the layer
 UNREADABLE = "unreadable"  # quantized in a format that cannot be dequantized here
 FULL_RANK, RANK_DEFICIENT, ZERO, NOT_FINITE = "full rank", "rank-deficient", "zero", "not finite"
 NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")  # the first match is the number of the decoder layer

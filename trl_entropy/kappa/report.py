@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from ..tables import text_table
-from .layers import FULL_RANK, UNREADABLE, Layer
+from .layers import DIRECT, FULL_RANK, UNREADABLE, Layer
 from .selection import Selection
 
 
@@ -52,10 +52,17 @@ def summary(layers: Sequence[Layer], chosen: Collection[str], selection: Selecti
 
 
 def notes(layers: Sequence[Layer], chosen: Collection[str], selection: Selection) -> Iterator[str]:
-    """Warnings: fewer candidates than `num_modules`, and weights that cannot be read."""
+    """Warnings: fewer candidates than `num_modules`, and layers that are not candidates."""
     if selection.num_modules is not None and len(chosen) < selection.num_modules:
         asked = f"`{selection.prefix}num_modules`={selection.num_modules}"
         yield f"{asked} is more than there are: all {len(chosen)} candidates of full rank are selected."
+    direct = [layer.name for layer in layers if layer.kind == DIRECT]
+    if direct and not selection.include:
+        yield (
+            f"{len(direct)} modules are not candidates, because the model's code reads their weights directly, so "
+            f"that an adapter would never act, the first being `{direct[0]}`. `{selection.prefix}include` makes them "
+            "candidates for training without adapters."
+        )
     unreadable = [layer.name for layer in layers if layer.kind == UNREADABLE]
     if unreadable:
         yield (

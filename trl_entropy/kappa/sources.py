@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sources of weights: a model in memory, or the safetensors of a checkpoint."""
 
+import copy
 import logging
 import os
 from functools import cached_property
@@ -26,11 +27,13 @@ FLOATS = {"F64", "F32", "F16", "BF16"}  # the types in safetensors of weights th
 
 
 class Source(Protocol):
-    """A name for messages, the list of weights, one weight as a tensor, and a fingerprint for the cache."""
+    """A name for messages, the weights, a model without data, one weight as a tensor, a fingerprint for the cache."""
 
     name: str
 
     def layers(self) -> list[Layer]: ...
+
+    def skeleton(self) -> "PreTrainedModel | None": ...
 
     def read(self, layer: Layer) -> "Tensor": ...
 
@@ -48,6 +51,16 @@ class LiveSource:
         from .inventory import layers_of
 
         return layers_of(self.model)
+
+    def skeleton(self) -> "PreTrainedModel | None":
+        """A copy of the model without data; `None` if it is quantized, because PEFT then looks at the data."""
+        from torch import empty_like, nn
+
+        weights = list(self.model.parameters())
+        if any(type(weight) is not nn.Parameter or not weight.is_floating_point() for weight in weights):
+            return None
+        empty = {id(weight): nn.Parameter(empty_like(weight, device="meta")) for weight in weights}
+        return copy.deepcopy(self.model, empty)
 
     def read(self, layer: Layer) -> "Tensor":
         from .inventory import read_weight
@@ -115,15 +128,19 @@ class CheckpointSource:
         return config, getattr(transformers, names[0], AutoModelForCausalLM)
 
     def layers(self) -> list[Layer]:
-        import torch
-
         from .inventory import layers_of
+
+        return layers_of(self.skeleton())
+
+    def skeleton(self) -> "PreTrainedModel":
+        """The model without data."""
+        import torch
 
         config, architecture = self._architecture()
         with torch.device("meta"):
             if hasattr(architecture, "from_config"):  # an auto class, which also runs trusted code in the checkpoint
-                return layers_of(architecture.from_config(config, trust_remote_code=self.trust_remote_code))
-            return layers_of(architecture(config))
+                return architecture.from_config(config, trust_remote_code=self.trust_remote_code)
+            return architecture(config)
 
     def read(self, layer: Layer) -> "Tensor":
         if not self.readable(layer):

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Applying a selection to a model: freezing the rest, setting LoRA targets, reading trained weights."""
 
-import copy
 import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from .layers import Layer
 from .report import notes, summary
 from .selection import Selection
 from .sources import CheckpointSource, Source, source_of
+from .targets import with_targets
 
 
 if TYPE_CHECKING:
@@ -71,36 +71,6 @@ def freeze_all_but(model: PreTrainedModel, chosen: Sequence[Layer]) -> None:
         parameter.requires_grad_(name in names)
 
 
-def with_targets(peft_config: "PeftConfig", chosen: Sequence[Layer]) -> "PeftConfig":
-    """A copy of a PEFT config with the chosen weights as its targets.
-
-    Raises:
-        `ValueError`: the config has targets already, its method takes none, or it has dropout and fused experts are
-            chosen, to which PEFT cannot apply dropout.
-    """
-    fused = [layer for layer in chosen if layer.name == layer.parameter]
-    if not hasattr(peft_config, "target_modules") or fused and not hasattr(peft_config, "target_parameters"):
-        raise ValueError(
-            f"`peft_config` must be the config of a method with targets, got {type(peft_config).__name__}."
-        )
-    for key in ("target_modules", "target_parameters"):
-        if getattr(peft_config, key, None):
-            raise ValueError(
-                f"`{key}` of `peft_config` must be unset, because KappaTune selects the targets, got "
-                f"{getattr(peft_config, key)!r}. Restrict the candidates with `include` and `exclude`."
-            )
-    if fused and getattr(peft_config, "lora_dropout", 0):
-        raise ValueError(
-            f"`lora_dropout` of `peft_config` must be 0 if fused experts are selected, here `{fused[0].name}`, got "
-            f"{peft_config.lora_dropout!r}. To keep dropout, exclude them: `exclude=['experts']`."
-        )
-    found = copy.deepcopy(peft_config)
-    found.target_modules = {layer.name for layer in chosen if layer.name != layer.parameter}
-    if fused:
-        found.target_parameters = [layer.parameter for layer in fused]
-    return found
-
-
 def kappa_peft_config(
     model: str | PreTrainedModel, peft_config: "PeftConfig", cache: str | None = None, **selection: Any
 ) -> "PeftConfig":
@@ -118,7 +88,7 @@ def kappa_peft_config(
 
     Raises:
         `ValueError`: an argument is out of range, the budget selects nothing, the model has adapters, `peft_config`
-            has targets, or it has dropout and fused experts are selected.
+            has targets, or PEFT cannot put an adapter on exactly the selected weights.
 
     Example:
 
@@ -129,7 +99,7 @@ def kappa_peft_config(
     """
     source = CheckpointSource(model) if isinstance(model, str) else source_of(model)
     _, chosen = analyzed(source, Selection(**selection), kappa_cache(cache))
-    return with_targets(peft_config, chosen)
+    return with_targets(peft_config, chosen, source.skeleton())
 
 
 documented(kappa_peft_config, (*SELECTION_KNOBS, "cache"))

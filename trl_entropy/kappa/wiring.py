@@ -7,7 +7,7 @@ from typing import Any
 
 from .callback import KappaMonitor, KappaTuneCallback
 from .config import kappa_selection
-from .tuning import with_targets
+from .targets import with_targets
 
 
 def with_kappa(trainer_class: type, *positional: Any, **keywords: Any) -> dict[str, Any]:
@@ -40,6 +40,6 @@ def with_kappa(trainer_class: type, *positional: Any, **keywords: Any) -> dict[s
     monitor.selection, monitor.checkpoint = kappa_selection(args), checkpoint
     if not freezes:  # TRL's trainer creates the adapters, so the targets must be known before
         monitor.analyze(model, not args.disable_tqdm)
-        arguments["peft_config"] = with_targets(peft_config, monitor.chosen)
+        arguments["peft_config"] = with_targets(peft_config, monitor.chosen, monitor.source(model).skeleton())
     arguments["callbacks"] = [*(arguments.get("callbacks") or []), monitor]
     return arguments

@@ -1,0 +1,90 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What `trl-entropy methods` shows of each method, as plain data.
+
+Methods import torch, which takes seconds. So their descriptions are also stored in `methods.json`, which the command
+reads while the sources of the methods are those that it was written from. `make tables` writes it again.
+"""
+
+import json
+from dataclasses import fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from ..kappa.config import KappaConfig, KappaTune
+from ..methods import METHODS, Method
+from ..methods.tip import Tip
+from ..settings import default_of
+from .methods import STORED, digest
+
+
+# What a method acts on, by the hook that it overrides, in the order in which training comes to them.
+STAGES = {
+    "prompts": "prompts, before generation",
+    "reward": "rewards",
+    "group_advantages": "advantages, once per generation batch",
+    "group_mask": "the tokens that the loss counts, once per generation batch",
+    "token_advantages": "advantages, in every forward",
+    "clip_range": "the ratios at which the loss clips",
+    "loss": "the loss, by a term",
+    "auxiliary_loss": "the loss, by a term on completions of its own",
+}
+# Not listed in `methods`: where they act.
+OTHERS = {
+    Tip: "which tokens distillation trains on; set by `tip_*` in `trl-entropy distillation`, not listed in `methods`",
+    KappaTune: "which weights are trained; set by `kappa_mode` of either trainer, not listed in `methods`",
+}
+
+
+def listed() -> dict[str, Any]:
+    """Every method by name, those of other packages too, then TIP and KappaTune."""
+    return METHODS | {other.name: other for other in OTHERS}
+
+
+def stages(method: type[Method]) -> list[str]:
+    """Where in training a method acts, in words."""
+    if method in OTHERS:
+        return [OTHERS[method]]
+    return [words for hook, words in STAGES.items() if method.overrides(hook)]
+
+
+def accepted(hint: Any) -> str:
+    """The type of a field in words."""
+    if get_origin(hint) is Literal:
+        return " or ".join(map(repr, get_args(hint)))
+    if hint is type(None):
+        return "none"
+    members = get_args(hint)
+    if members and get_origin(hint) is not list:
+        return " or ".join(map(accepted, members))
+    return f"list of {accepted(members[0])}" if members else getattr(hint, "__name__", str(hint))
+
+
+def record(method: Any) -> dict[str, Any]:
+    """The description of one method: summary, paper, where it acts, and its fields."""
+    config = KappaConfig if method is KappaTune else method.config
+    hints = get_type_hints(config)
+    source = getattr(method, "checked_against", None)  # methods of other packages need not say it
+    return {
+        "summary": method.summary,
+        "paper": f"{method.paper.title}, {method.paper.url}",
+        "acts on": "; ".join(stages(method)),
+        **({} if source is None else {"checked against": source}),
+        "fields": {
+            field.name: {
+                "default": f"{accepted(hints[field.name])} = {default_of(field)!r}",
+                "help": field.metadata["help"],
+            }
+            for field in fields(config)
+        },
+    }
+
+
+def records() -> dict[str, dict[str, Any]]:
+    """The descriptions of all methods by name."""
+    return {name: record(method) for name, method in listed().items()}
+
+
+def store() -> None:
+    """Writes the descriptions for the command to read."""
+    content = {"digest": digest(), "methods": records()}
+    STORED.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
