@@ -179,7 +179,7 @@ def test_a_new_method_of_four_files(tmp_path):
 
     # The pages follow by one command.
     subprocess.run([sys.executable, "-m", "tests.support.tables"], **run, check=True)
-    assert changed(before, files_of(root)) == ADDED | PAGES
+    assert changed(before, files_of(root)) == ADDED | PAGES | {"trl_entropy/commands/methods.json"}
     rows = {
         "README.md": "| `damp` | [Damped Advantages](https://huggingface.co/papers/2601.00001) |",
         "docs/methods.md": "| `damp` | advantages, in every forward | nothing, as no paper has it |",

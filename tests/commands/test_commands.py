@@ -67,7 +67,7 @@ def test_one_method(capsys):
 
 
 def test_stored_descriptions_are_those_of_the_methods():
-    """Of the sources that they were stored from. Other sources are read themselves, which takes seconds: run `make tables`."""
+    """While the sources are those that they were stored from. Otherwise the command is slower: run `make tables`."""
     stored = json.loads(STORED.read_text())
     if stored["digest"] == digest():
         assert stored["methods"] == records()
