@@ -52,6 +52,8 @@ class StrictParser(OneLineErrors, TrlParser):
             of the user.
     """
 
+    dataclass_types: list[type]
+
     def __init__(
         self,
         dataclass_types: Iterable[type],
@@ -71,7 +73,7 @@ class StrictParser(OneLineErrors, TrlParser):
             "Flags override it. The options of `accelerate launch` and --accelerate_config, a file or the name of a "
             "config of TRL or ours, are accepted too, as flags and in the file."
         )
-        self.checks, self.path = checks, None
+        self.checks, self.path = checks, ""
         self.problems = Problems()
 
     def format_help(self) -> str:

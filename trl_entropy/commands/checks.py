@@ -6,7 +6,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import fields
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from huggingface_hub.utils import validate_repo_id
 
@@ -47,12 +47,12 @@ def check_dataset_name(name: str) -> None:
         validate_repo_id(name)
 
 
-def method_checks(given: Namespace) -> Iterator[Check]:
+def method_checks(given: Any) -> Iterator[Check]:
     """Each method by itself, then all of them together."""
     for name in given.methods:
         own = fields(METHODS[name].config) if name in METHODS else ()
         names = ("methods", *(field.name for field in own))
-        yield Check(names, partial(build_methods, Namespace(**{**vars(given), "methods": [name]})))
+        yield Check(names, partial(build_methods, cast(Any, Namespace(**{**vars(given), "methods": [name]}))))
     if all(name in METHODS for name in given.methods):
         yield Check(("methods",), partial(build_methods, given))
 

@@ -4,6 +4,7 @@
 
 import argparse
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from ..methods import METHODS
 
@@ -23,7 +24,7 @@ class HelpAll(argparse.Action):
         parser.exit()
 
 
-def our_fields(kinds: Iterable[type]) -> list[str]:
+def our_fields(kinds: Iterable[Any]) -> list[str]:
     """The fields that this package adds, in their order: `methods` first."""
     found = {
         name: None
@@ -40,8 +41,8 @@ def groups(names: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
     """Titles and fields: what belongs to no method, then the fields of each method, TIP and KappaTune."""
     names = list(names)
     titles = {name: f"{name}: {method.summary}" for name, method in METHODS.items()} | GROUPS
-    of = {name: next((prefix for prefix in titles if name.startswith(f"{prefix}_")), None) for name in names}
-    for prefix, title in {None: "entropy", **titles}.items():
+    of = {name: next((prefix for prefix in titles if name.startswith(f"{prefix}_")), "") for name in names}
+    for prefix, title in {"": "entropy", **titles}.items():
         if members := [name for name in names if of[name] == prefix]:
             yield title, members
 

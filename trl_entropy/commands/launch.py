@@ -51,8 +51,8 @@ class LaunchOptions:
             elif equals or self._flags[flag] == 0:
                 launcher += [flag, value] if equals else [flag]
             else:
-                value = next(tokens, None)  # if missing, the launcher's own parser reports it
-                launcher += [flag] if value is None else [flag, value]
+                launcher.append(flag)
+                launcher += [word for word in (next(tokens, None),) if word is not None]  # its parser reports a gap
         return training, launcher
 
     def as_flags(self, key: str, value: Any) -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ..kappa.config import KappaConfig, KappaTune
-from ..methods import METHODS, Method
+from ..methods import METHODS
 from ..methods.tip import Tip
 from ..settings import default_of
 from .methods import STORED, digest
@@ -29,7 +29,7 @@ STAGES = {
     "auxiliary_loss": "the loss, by a term on completions of its own",
 }
 # Not listed in `methods`: where they act.
-OTHERS = {
+OTHERS: dict[Any, str] = {
     Tip: "which tokens distillation trains on; set by `tip_*` in `trl-entropy distillation`, not listed in `methods`",
     KappaTune: "which weights are trained; set by `kappa_mode` of either trainer, not listed in `methods`",
 }
@@ -40,7 +40,7 @@ def listed() -> dict[str, Any]:
     return METHODS | {other.name: other for other in OTHERS}
 
 
-def stages(method: type[Method]) -> list[str]:
+def stages(method: Any) -> list[str]:
     """Where in training a method acts, in words."""
     if method in OTHERS:
         return [OTHERS[method]]

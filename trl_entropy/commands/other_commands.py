@@ -3,6 +3,7 @@
 """Recognizes a recipe that was written for another command."""
 
 from collections.abc import Collection, Iterator
+from dataclasses import fields
 
 
 def _others() -> Iterator[tuple[str, str, tuple[type, ...]]]:
@@ -25,7 +26,7 @@ def command_of(unknown: Collection[str], prog: str) -> str | None:
         prog: the command that the recipe was given to, such as `trl-entropy grpo`.
     """
     for name, how, kinds in _others():
-        known = {field for kind in kinds for field in kind.__dataclass_fields__}
+        known = {field.name for kind in kinds for field in fields(kind)}
         if name != prog.rpartition(" ")[2] and unknown and known.issuperset(unknown):
             return how
     return None

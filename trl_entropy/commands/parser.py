@@ -5,14 +5,18 @@
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 
-class OneLineErrors:
+Parser: Any = argparse.ArgumentParser if TYPE_CHECKING else object
+
+
+class OneLineErrors(Parser):
     """Mixin for a parser that reports errors without the usage text. List it before `ArgumentParser`."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+        raise AssertionError("`exit` returns to nobody")
 
     @contextmanager
     def reporting(self) -> Iterator[None]:

@@ -41,7 +41,8 @@ class Problems:
         message = " ".join(message.split())
         if message not in self.messages:
             self.messages.append(message)
-        self.wrong |= {field} - {None}
+        if field is not None:
+            self.wrong.add(field)
 
     @contextmanager
     def collecting(self, field: str | None = None) -> Iterator[None]:

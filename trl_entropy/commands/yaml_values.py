@@ -70,17 +70,18 @@ def checked_value(action: Action, hint: Any, value: Any, path: str) -> Any:
 
 
 def _checked_item(action: Action, value: Any, path: str) -> Any:
-    if isinstance(value, dict | list) and not dataclasses.is_dataclass(action.type):
+    kind: Any = action.type
+    if isinstance(value, dict | list) and not dataclasses.is_dataclass(kind):
         raise _wrong(action, value, path)
     if isinstance(value, dict):  # an entry of `datasets`
-        known = [field.name for field in dataclasses.fields(action.type)]
+        known = [field.name for field in dataclasses.fields(kind)]
         for key in value:
             if key not in known:
                 where = f"of `{action.dest}` in {path}"
                 raise ValueError(f"Unknown key `{key}` {where}{nearest(key, known)}")
         return value
     try:
-        converted = action.type(str(value))
+        converted = kind(str(value))
     except (ValueError, TypeError, ArgumentTypeError):
         raise _wrong(action, value, path) from None
     if action.choices is not None and converted not in action.choices:

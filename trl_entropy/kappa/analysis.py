@@ -37,7 +37,8 @@ class Processes:
 
 def schedule(layers: Sequence[Layer], processes: int) -> list[list[Layer]]:
     """Weights by process: the most expensive first, each to the process with the least work. Same on every process."""
-    shares, loads = [[] for _ in range(processes)], [0] * processes
+    shares: list[list[Layer]] = [[] for _ in range(processes)]
+    loads = [0] * processes
     for layer in sorted(layers, key=lambda layer: (-layer.cost, layer.parameter)):
         least = loads.index(min(loads))
         shares[least].append(layer)

@@ -12,6 +12,7 @@ import inspect
 import textwrap
 from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 from torch import nn
 
@@ -26,7 +27,8 @@ def directly_read(model: nn.Module) -> set[str]:
     found = set()
     for name, module in model.named_modules():
         prefix = f"{name}." if name else ""
-        found |= {prefix + path for path in read_by(type(module))}
+        kind: Any = type(module)
+        found |= {prefix + path for path in read_by(kind)}
     return found
 
 

@@ -32,7 +32,7 @@ def read_header(path: Path) -> tuple[dict, int]:
     with open(path, "rb") as file:
         start = 8 + int.from_bytes(file.read(8), "little")
         try:
-            header = json.loads(file.read(start - 8)) if start <= size else None
+            header: dict = json.loads(file.read(start - 8) if start <= size else b"")
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             raise ValueError(f"{path} is not a safetensors file, or it is truncated.") from None

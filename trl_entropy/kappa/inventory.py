@@ -3,6 +3,7 @@
 """The weights of a model in memory: listing them, and reading one of them."""
 
 import re
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +93,8 @@ def layers_of(model: PreTrainedModel) -> list[Layer]:
 
     Modules whose weights are packed into anything but a parameter `weight` come last, as `UNREADABLE`.
     """
-    kinds, seen, found, packed = Kinds(model), set(), [], {}
+    kinds, seen, found = Kinds(model), set(), []
+    packed: dict[str, tuple[Any, str, Any]] = {}
     for name, module in model.named_modules():
         for key, parameter in module.named_parameters(recurse=False):
             full = f"{name}.{key}" if name else key

@@ -107,7 +107,7 @@ class CheckpointSource:
     @cached_property
     def stored(self) -> dict[str, tuple[Path, tuple[int, ...], str]]:
         """File, shape and type of each tensor in the files."""
-        found = {}
+        found: dict[str, tuple[Path, tuple[int, ...], str]] = {}
         for path in self.files:
             header, _ = read_header(path)
             header.pop("__metadata__", None)

@@ -48,7 +48,7 @@ def singular_values(matrix: Tensor) -> tuple[np.ndarray, str]:
     return scale * torch.linalg.svdvals(tall).cpu().numpy(), "svd"
 
 
-def condition_number(values: np.ndarray, shape: tuple[int, int]) -> tuple[float, str]:
+def condition_number(values: np.ndarray, shape: tuple[int, ...]) -> tuple[float, str]:
     """Singular values (k,), largest first, of a matrix of `shape` -> κ = σ_max / σ_min, and the state of the matrix.
 
     κ is infinite without full rank, which means σ_min <= max(m, n) ε σ_max, as in `numpy.linalg.matrix_rank`.

@@ -56,12 +56,13 @@ def with_targets(
                 f"`{key}` of `peft_config` must be unset, because KappaTune selects the targets, got "
                 f"{getattr(peft_config, key)!r}. Restrict the candidates with `include` and `exclude`."
             )
-    if by_parameter and getattr(peft_config, "lora_dropout", 0):
+    dropout = getattr(peft_config, "lora_dropout", 0)
+    if by_parameter and dropout:
         what = "fused experts are" if whole else "a layer that PEFT targets by its parameter is"
         hint = "['experts']" if whole else repr([layer.name for layer in renamed])
         raise ValueError(
             f"`lora_dropout` of `peft_config` must be 0 if {what} selected, here `{by_parameter[0].name}`, got "
-            f"{peft_config.lora_dropout!r}. To keep dropout, exclude them: `exclude={hint}`."
+            f"{dropout!r}. To keep dropout, exclude them: `exclude={hint}`."
         )
     found = copy.deepcopy(peft_config)
     found.target_modules = {layer.name for layer in chosen} - {layer.name for layer in by_parameter}

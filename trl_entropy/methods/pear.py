@@ -158,7 +158,7 @@ class Pear(Method):
             self._warned = True
         return closes
 
-    def reward(  # type: ignore[override]  (it names the columns that it takes)
+    def reward(  # type: ignore[override] # it names the columns that it takes
         self, rewards, prompt_ids, completion_ids, token_entropies, token_mask, **columns
     ) -> tuple[list[float | None], Logs]:
         names = ("think_entropy", "answer_entropy", "penalty", "accuracy", "below_format_fraction")

@@ -127,7 +127,7 @@ class PromptAugmentation(Method):
             found.append({**row, "prompt": self.templates[name].apply(row["prompt"]), "format_name": name})
         return found
 
-    def reward(  # type: ignore[override]  (it names the columns that it takes)
+    def reward(  # type: ignore[override] # it names the columns that it takes
         self, completion_ids, token_mask, format_name, old_entropy=None, **columns
     ) -> tuple[list[float | None], Logs]:
         scores = [

@@ -4,19 +4,16 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from accelerate.utils import is_peft_model
-from transformers import Trainer, is_wandb_available
+from transformers import is_wandb_available
 from trl.trainer.utils import get_comet_experiment_url, get_config_model_id, get_trackio_space_url
 
-from ..methods import Method
+from .base import MixinBase
 from .card import build_card, described, draw_curve, last_values, papers_of, points_of
 from .card_sources import base_of, hub_id, license_of
 from .provenance import command_line
-
-
-Base: Any = Trainer if TYPE_CHECKING else object  # what a mixin of trainers may count on
 
 
 def wandb_url() -> str | None:
@@ -28,7 +25,7 @@ def wandb_url() -> str | None:
     return None if wandb.run is None else wandb.run.url
 
 
-class CardHooks(Base):
+class CardHooks(MixinBase):
     """The part of a trainer that writes model cards. A mixin: it comes before TRL's trainer.
 
     Reads from `args`: the fields of the methods, `given_settings` (the settings that were given), and `tunings` (what
@@ -41,7 +38,7 @@ class CardHooks(Base):
             and `results`, as in `create_model_card`, and `recipe`, settings to show before those of `args`.
     """
 
-    methods: list[Method] = []
+    methods: list[Any] = []  # of `Method` or `Tip`
     card_metrics: tuple[str, ...] = ("reward", "entropy", "completions/mean_length")
     card_facts: dict[str, Any] = {}
 

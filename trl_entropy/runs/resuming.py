@@ -25,6 +25,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from trl.trainer.utils import RepeatSampler
 
 from ..kappa.callback import KappaMonitor, KappaTuneCallback
+from .base import MixinBase
 from .states import STATE_FILE
 
 
@@ -59,7 +60,7 @@ def last_whole_checkpoint(folder: str, controlled: bool = False) -> str | None:
     needed = [TRAINER_STATE_NAME]
     if controlled and any(is_json(path / CONTROLLER_FILE) for path in found):
         needed.append(CONTROLLER_FILE)
-    left_out = []
+    left_out: list[str] = []
     for path in found:
         there = [name for name in (STATE_FILE, CONTROLLER_FILE) if (path / name).exists()]
         if all(is_json(path / name) for name in (*needed, *there)):
@@ -125,7 +126,7 @@ def check_selection(checkpoint: str, callbacks: list[Any]) -> None:
                 raise ValueError(f"{path!r} is of another selection: {error}") from None
 
 
-class ResumesWhole:
+class ResumesWhole(MixinBase):
     """The part of a trainer that resumes as described above. A mixin: it comes before TRL's trainer."""
 
     _train_sampler: Sampler | None = None

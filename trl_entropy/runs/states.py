@@ -15,6 +15,8 @@ from typing import Any
 from accelerate.logging import get_logger
 from huggingface_hub import hf_hub_download
 
+from .base import MixinBase
+
 
 logger = get_logger(__name__)
 
@@ -141,7 +143,7 @@ def _other_checkpoint(what: str) -> str:
     return f"Resume from another checkpoint, or remove {what} to start fresh."
 
 
-class SavesStates:
+class SavesStates(MixinBase):
     """The part of a trainer that saves `_stateful`, parts by name. A mixin: it comes before TRL's trainer."""
 
     @property

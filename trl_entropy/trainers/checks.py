@@ -5,6 +5,7 @@
 import json
 import os
 from collections.abc import Sequence
+from functools import partial
 from numbers import Integral
 from typing import Any
 
@@ -124,6 +125,10 @@ def is_missing_path(name: str) -> bool:
     return name.startswith(("/", ".", "~")) and not os.path.exists(os.path.expanduser(name))
 
 
+def _is_count(low: int, value: Any) -> bool:
+    return isinstance(value, Integral) and int(value) >= low
+
+
 def check_before(config: Any, **least: int) -> None:
     """Checks the fields that TRL's `__post_init__` computes with, among those that `config` has.
 
@@ -138,7 +143,7 @@ def check_before(config: Any, **least: int) -> None:
         low, unset = least.get(name, 1), name in OPTIONAL_COUNTS
         if hasattr(config, name) and not (unset and getattr(config, name) is None):
             accepted = f"an integer >= {low}" + (" or none" if unset else "")
-            checked(config, name, lambda value, low=low: isinstance(value, Integral) and value >= low, accepted)
+            checked(config, name, partial(_is_count, low), accepted)
     for name in config._VALID_DICT_FIELDS:
         value = getattr(config, name)
         if isinstance(value, str) and value.startswith("{"):

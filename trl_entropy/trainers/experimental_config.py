@@ -3,6 +3,7 @@
 """Configs of TRL's experimental distillation trainers with the fields of TIP."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import trl
 from accelerate.logging import get_logger
@@ -68,7 +69,8 @@ class SelfDistillationChecks:
             logger.warning(warning)
 
     def _inert_warnings(self, tip: Tip) -> list[str]:
-        return inert_settings(self, tip, self.max_completion_length)
+        config: Any = self  # of TIP, as the classes that this is mixed into
+        return inert_settings(config, tip, config.max_completion_length)
 
 
 @dataclass

@@ -92,6 +92,8 @@ class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
     """
 
     _tag_names = ["trl", "grpo", "trl-entropy"]
+    epsilon_low: float
+    epsilon_high: float
 
     @like(GRPOTrainer, EntropyGRPOConfig)
     def __init__(
