@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a method sees: the completion tokens of one forward, or those of a whole generation batch."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -28,6 +29,7 @@ class TokenBatch:
         ratio: (B, T) importance ratio of the loss, without gradient; one value per row if it is sequence-level.
         clip_low, clip_high: the ratio below which a negative, and above which a positive advantage is clipped;
             -inf and inf where the loss does not clip.
+        clip_negative: the ratio above which a negative advantage is clipped, by TRL's `delta`; inf without it.
         on_policy: the current policy is the one that generated, and the ratio is 1 by construction.
         training: False during evaluation, which must not move the state of a method.
         draw: integers that identify this forward in the run (seed, optimizer step, micro-batch).
@@ -40,8 +42,8 @@ class TokenBatch:
         old_second_logps: (B, T) log-probability of each sampled token under the policy that generated, at a second
             temperature, where a method needs `second_temperature`.
         engine_ratio: (B, T) or (B, 1) correction for the inference engine by which the loss multiplies its terms.
-        policy_mask: (B, T) bool, the tokens whose policy term TRL's 80/20 mask leaves in the loss, or `None` where all do;
-            known once that loss is computed, to `loss` and `metrics`.
+        loss_weights: (B, T) advantages -> (B, T) the factor of each token's policy gradient in TRL's loss before its
+            clip, 0 where a mask takes the token out of the loss; by default the ratio. See `gradient_weight`.
         world: collectives over all processes.
     """
 
@@ -54,6 +56,7 @@ class TokenBatch:
     ratio: Tensor
     clip_low: float = -torch.inf
     clip_high: float = torch.inf
+    clip_negative: float = torch.inf
     on_policy: bool = False
     training: bool = True
     draw: tuple[int, int, int] = (0, 0, 0)
@@ -64,7 +67,7 @@ class TokenBatch:
     nucleus_entropy: Tensor | None = None
     old_second_logps: Tensor | None = None
     engine_ratio: Tensor | None = None
-    policy_mask: Tensor | None = None
+    loss_weights: Callable[[Tensor], Tensor] | None = None
     world: Collectives = SINGLE_PROCESS
 
     @property
@@ -76,8 +79,31 @@ class TokenBatch:
     def clipped(self) -> Tensor:
         """(B, T) bool: tokens whose policy gradient the loss already cuts."""
         high = (self.ratio > self.clip_high) & (self.advantages > 0)
-        low = (self.ratio < self.clip_low) & (self.advantages < 0)
+        low = ((self.ratio < self.clip_low) | (self.ratio > self.clip_negative)) & (self.advantages < 0)
         return high | low
+
+    @cached_property
+    def _unclipped_weight(self) -> Tensor:
+        weights = self.ratio if self.loss_weights is None else self.loss_weights(self.advantages)
+        return weights.masked_fill(~self.mask, 0)
+
+    @property
+    def in_loss(self) -> Tensor:
+        """(B, T) bool: tokens whose policy term no mask takes out of the loss. The clip may still cut their gradient."""
+        return self._unclipped_weight != 0
+
+    @property
+    def gradient_weight(self) -> Tensor:
+        """(B, T) g >= 0: TRL's policy term has the gradient -A g ∇log π at each token, 0 where it is masked or clipped.
+
+        With a sequence-level ratio g is that of the whole term, whose gradient all tokens of the sequence share.
+        """
+        return self._unclipped_weight.masked_fill(self.clipped, 0)
+
+    @property
+    def has_gradient(self) -> Tensor:
+        """(B, T) bool: tokens whose policy term has a gradient wherever the advantage is not 0."""
+        return self.gradient_weight != 0
 
     def scope(self, name: str) -> Collectives:
         """The processes that a statistic runs over: `micro_batch` is this process alone, `world` all of them."""
@@ -122,6 +148,11 @@ class Rollouts:
     training: bool = True
     batch: int = 0
     world: Collectives = SINGLE_PROCESS
+
+    @property
+    def has_gradient(self) -> Tensor:
+        """(B, T) bool: as in [`TokenBatch`]. Of the masks of the loss only truncation is known before its forward."""
+        return self.mask
 
     def groups(self, values: Tensor) -> Tensor:
         """(B,) values of this process -> (P, G) of all prompts of all processes, group by group."""

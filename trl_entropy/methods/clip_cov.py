@@ -4,7 +4,7 @@
 
 How it departs from GRPO:
 1. Each token gets the covariance of its log-probability with its advantage, both centred over the batch (eq. 10).
-2. Tokens with a covariance inside a band, and not already cut by the PPO clip, are eligible.
+2. Tokens with a covariance inside a band are eligible if the loss leaves them a gradient.
 3. A small share of all tokens is drawn at random among the eligible ones.
 4. The drawn tokens lose their policy gradient. They stay in the denominator of the loss.
 """
@@ -83,7 +83,7 @@ class ClipCov(Method):
         L_t = max(-A_t r_t, -A_t clip(r_t)) · 1[t not drawn from E]
         E   = {t : ω_low < (ℓ_t - mean ℓ)(A_t - mean A) < ω_high, not clipped by PPO}                    (eq. 10-12)
 
-    The PPO range is the user's `epsilon`; the released code runs with 1 on both sides.
+    Tokens that another mask of TRL's loss takes out are not eligible either. The PPO range is the user's `epsilon`; the released code runs with 1 on both sides.
     """
 
     name = "clip_cov"
@@ -104,7 +104,7 @@ class ClipCov(Method):
     def token_advantages(self, tokens: TokenBatch) -> tuple[Tensor, Logs]:
         world = tokens.scope(self.scope)
         covariance = centered_product(tokens.logps, tokens.advantages, tokens.mask, world)
-        eligible = (covariance > self.low) & (covariance < self.high) & ~tokens.clipped & tokens.mask
+        eligible = (covariance > self.low) & (covariance < self.high) & tokens.has_gradient
         seed = tokens.draw if self.scope == "world" else (*tokens.draw, tokens.world.rank)
         kept = clip_cov_mask(eligible, tokens.mask, self.ratio, seed, world)
         logs = {"kept_fraction": kept, "eligible_fraction": eligible, "covariance_mean": covariance}

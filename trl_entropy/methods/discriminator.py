@@ -86,7 +86,8 @@ class DiscriminatorClip(Method):
 
     Departs from the released code: log-probabilities are the training model's, as the entropies are, and not the
     inference engine's. By default the left-out tokens stay in the denominators. Where every update is exactly
-    on-policy, scores are those of the update's own forward and moments run over one micro-batch of all processes.
+    on-policy, scores are those of the update's own forward and moments run over one micro-batch of all processes. Only
+    then are the masks of TRL's loss known, and tokens that they take out are not chosen.
     """
 
     paper = Paper(
@@ -114,6 +115,10 @@ class DiscriminatorClip(Method):
     def kept(self, scores: Tensor, batch: TokenBatch | Rollouts) -> Tensor:
         """(B, T) bool: the tokens that keep their gradient."""
         raise NotImplementedError
+
+    def learned_advantages(self, batch: TokenBatch | Rollouts) -> Tensor:
+        """(B, T) advantages, 0 for tokens to which the loss leaves no gradient: there is nothing to leave out."""
+        return batch.advantages.masked_fill(~batch.has_gradient, 0)
 
     def _masked(self, batch: TokenBatch | Rollouts) -> tuple[Tensor, Logs]:
         scores = self.scores(batch)
@@ -147,7 +152,7 @@ class ClipB(DiscriminatorClip):
         return discriminator(batch.logps, batch.entropy)
 
     def kept(self, scores: Tensor, batch: TokenBatch | Rollouts) -> Tensor:
-        return clip_b_mask(scores, batch.advantages, batch.mask, self.mu, batch.world)
+        return clip_b_mask(scores, self.learned_advantages(batch), batch.mask, self.mu, batch.world)
 
 
 class ClipV(DiscriminatorClip):
@@ -171,4 +176,5 @@ class ClipV(DiscriminatorClip):
         return mean - discriminator(batch.logps, batch.entropy)
 
     def kept(self, scores: Tensor, batch: TokenBatch | Rollouts) -> Tensor:
-        return clip_v_mask(scores, batch.advantages, batch.mask, self.mu, self.max_fraction, batch.world)
+        learned = self.learned_advantages(batch)
+        return clip_v_mask(scores, learned, batch.mask, self.mu, self.max_fraction, batch.world)

@@ -13,8 +13,9 @@ class EntropyForecast:
 
     For a tabular softmax the update of one token changes its entropy by -η A r (S - N) to first order, with
     S = π (H + log π) of the sampled token and N its mean under the policy (huggingface.co/papers/2602.03392, theorem
-    3.3). The forecast is the mean of -A r (S - N) over the step's tokens that PPO does not clip: in nats per unit of η.
-    Real models share parameters between tokens, so that it is the sign and the correlation that carry meaning.
+    3.3). The forecast is the mean of -A g (S - N) over the step's tokens, in nats per unit of η, with the weight g of
+    the token's gradient in TRL's loss: r for PPO, 0 for a masked or clipped token. Real models share parameters
+    between tokens, so that it is the sign and the correlation that carry meaning.
     """
 
     def __init__(self):
@@ -28,8 +29,8 @@ class EntropyForecast:
         """Adds a forward of training; returns what is known of the step before where this one opens a new step."""
         entropy = tokens.entropy.detach()
         mean = mean_discriminator(entropy, tokens.sum_sq_probs, tokens.sum_sq_probs_log_probs)
-        change = -tokens.advantages * tokens.ratio * (discriminator(tokens.logps.detach(), entropy) - mean)
-        change = change.masked_fill(tokens.clipped, 0)
+        change = -tokens.advantages * tokens.gradient_weight * (discriminator(tokens.logps.detach(), entropy) - mean)
+        change = change.masked_fill(~tokens.has_gradient, 0)
         parts = {"": change, "_positive": change.masked_fill(tokens.advantages <= 0, 0)}
         parts["_negative"] = change - parts["_positive"]
         finished = {sign: self.predicted[sign].add_tokens(tokens, part) for sign, part in parts.items()}

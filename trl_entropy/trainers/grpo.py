@@ -177,10 +177,9 @@ class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
         return self._forward(super()._get_per_token_logps_and_entropies, *args, **kwargs)
 
     def get_high_entropy_mask(self, *args, **kwargs):
-        mask = super().get_high_entropy_mask(*args, **kwargs)
-        if self._update is not None:
-            self._update.policy_mask = mask
-        return mask
+        stock = super().get_high_entropy_mask
+        make = stock if self._update is None else partial(self._update.high_entropy_mask, stock)
+        return make(*args, **kwargs)
 
     def _forward(
         self,
