@@ -35,6 +35,7 @@ class TokenBatch:
         draw: integers that identify this forward in the run (seed, optimizer step, micro-batch).
         total_steps: optimizer steps of the whole run.
         rewards: (B,) weighted sum of the rewards, where a method needs `rewards`.
+        all_rewards: (N,) the same of the whole generation batch of all processes; `None` if this forward's are all.
         sum_sq_probs, sum_sq_probs_log_probs: (B, T) Σp² and Σp² log p of the current policy, without gradient, where
             a method needs `second_moments`.
         nucleus_entropy: (B, T) entropy of the current policy renormalised on its nucleus, with gradient, where a
@@ -62,6 +63,7 @@ class TokenBatch:
     draw: tuple[int, int, int] = (0, 0, 0)
     total_steps: int = 1
     rewards: Tensor | None = None
+    all_rewards: Tensor | None = None
     sum_sq_probs: Tensor | None = None
     sum_sq_probs_log_probs: Tensor | None = None
     nucleus_entropy: Tensor | None = None

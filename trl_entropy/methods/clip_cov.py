@@ -83,7 +83,8 @@ class ClipCov(Method):
         L_t = max(-A_t r_t, -A_t clip(r_t)) · 1[t not drawn from E]
         E   = {t : ω_low < (ℓ_t - mean ℓ)(A_t - mean A) < ω_high, not clipped by PPO}                    (eq. 10-12)
 
-    Tokens that another mask of TRL's loss takes out are not eligible either. The PPO range is the user's `epsilon`; the released code runs with 1 on both sides.
+    Tokens that another mask of TRL's loss takes out are not eligible either. The PPO range is the user's `epsilon`; the
+    released code runs with 1 on both sides.
     """
 
     name = "clip_cov"

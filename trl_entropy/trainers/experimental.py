@@ -28,6 +28,7 @@ from .logits_selection import compact, rows_at, token_statistics
 from .metrics import reduce_metrics
 from .quadrants import selection_metrics
 from .signature import like
+from .window import join_metrics
 
 
 IGNORED = -100  # label of a token that the loss does not count
@@ -53,6 +54,10 @@ class ChoosesTokens(ResumesWhole, SavesStates):
         if self._tip.selects:
             self._tag_names = [*self._tag_names, Tip.name]
             self.model.add_model_tags(self._tag_names)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        join_metrics(self._metrics["train" if self.model.training else "eval"])
+        super().log(logs, start_time)
 
     @property
     def _choosing(self) -> bool:

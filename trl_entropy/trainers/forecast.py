@@ -37,11 +37,12 @@ class EntropyForecast:
         step_entropy = self.entropy.add_tokens(tokens, entropy)
         if step_entropy is None:
             return {}
-        logged = {f"entropy/predicted_change{sign}": value for sign, value in finished.items()}
+        logged = {f"entropy/predicted_change{sign}": value for sign, value in finished.items() if value is not None}
         if self.last_entropy is not None:
             realized = step_entropy - self.last_entropy
             logged["entropy/realized_change"] = realized
-            self._correlate(self.last_predicted, realized)
+            if self.last_predicted is not None:
+                self._correlate(self.last_predicted, realized)
             logged["entropy/change_correlation"] = self.correlation
         self.last_entropy, self.last_predicted = step_entropy, finished[""]
         return logged

@@ -34,6 +34,7 @@ from .rewards import Rewards
 from .rollouts import make_rollouts
 from .signature import like
 from .update import Update
+from .window import join_metrics
 
 
 class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
@@ -209,6 +210,7 @@ class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
     # What a run leaves behind
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        join_metrics(self._metrics["train" if self.model.training else "eval"])
         super().log(logs, start_time)
         if self.model.training:
             self._token_log.write(self.state.global_step)

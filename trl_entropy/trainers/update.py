@@ -16,7 +16,7 @@ from torch import Tensor
 from ..functional import aggregate
 from ..methods import Method
 from ..tokens import TokenBatch
-from .metrics import entropy_metrics
+from .metrics import entropy_metrics, entropy_quantiles
 from .policy_gradient import clip_bounds, policy_weights
 from .rollouts import forward_inputs, loss_mask
 
@@ -48,7 +48,10 @@ class Update:
         trainer._bonus.before_loss(trainer)
         try:
             loss = stock(model, self.batch)
-            trainer._bonus.after_loss(trainer)
+            mask = self.acted.mask
+            trainer._bonus.after_loss(
+                trainer, self.acted, mask if self.entropy_mask is None else mask & self.entropy_mask
+            )
         finally:
             trainer._update = None
         for method, tokens in self.turns:
@@ -113,9 +116,11 @@ class Update:
         """Logs the forward, keeps its tokens for the token log, and adds it to the forecast."""
         trainer = self.trainer
         trainer._log_values(entropy_metrics(self.acted, self.advantages) | self.logs, self.acted.mask)
+        found = entropy_quantiles(self.acted)
         if trainer._forecast is not None and trainer.model.training:
-            for key, value in trainer._forecast.update(self.acted).items():
-                trainer._metrics["train"][key].append(value)
+            found |= trainer._forecast.update(self.acted)
+        for key, value in found.items():
+            trainer._metrics["train" if trainer.model.training else "eval"][key].append(value)
         trainer._token_log.keep({**self.batch, "advantages": self.advantages}, self.acted)
 
     def _log(self, method: Method, logs: dict[str, Tensor]) -> None:
@@ -154,6 +159,7 @@ def read_tokens(
         sum_sq_probs=statistics.get("sum_sq_probs"),
         sum_sq_probs_log_probs=statistics.get("sum_sq_probs_log_probs"),
         nucleus_entropy=statistics.get("nucleus_entropy"),
+        all_rewards=batch["all_rewards"][0] if "all_rewards" in batch else None,
         old_second_logps=batch.get("old_second_logps", statistics.get("second_log_probs")),
         engine_ratio=batch.get("importance_sampling_ratio"),
         world=trainer._world,
