@@ -9,7 +9,7 @@ from copy import deepcopy
 import pytest
 import torch
 from support.cases import off_policy_batch
-from support.distilling import build_distiller
+from support.distilling import build_distiller, make_batch
 from support.registry import IN_FORWARD, acts, covered, strong
 from support.tensors import make_loss_batch
 from support.tiny import build_model, loss_and_gradients
@@ -66,6 +66,7 @@ def log_line(trainer, batch, splits):
 
 
 # Statistics within a forward: of a method's scope, and what is chosen by them.
+OF_TOKENS = {"tip/kept_fraction", "tip/entropy_kept_mean", "tip/entropy_dropped_mean"}
 OF_A_FORWARD = ("clip_cov/", "kl_cov/", "steer/", "clip_b/", "clip_v/")
 
 
@@ -202,15 +203,21 @@ def test_law_is_not_alarmed_by_truncated_completions(make_trainer, truncated):
 
 
 def test_selection_of_distillation_is_logged_over_its_tokens(tmp_path):
-    lines = []
-    for splits in (1, 2):
+    """TIP by entropies chooses within each row, so that what it logs does not depend on the split."""
+    batch, lines = make_batch(lengths=(6, 3, 1, 5)), []
+    for splits in (1, 2, 4):
         trainer = build_distiller(
-            EntropyDistillationTrainer, EntropyDistillationConfig, tmp_path, gradient_accumulation_steps=splits
+            EntropyDistillationTrainer,
+            EntropyDistillationConfig,
+            tmp_path,
+            gradient_accumulation_steps=splits,
+            tip_rule="entropy",
         )
-        values = [Mean(3.0, 4), Mean(0.0, 2)]
-        for value in values if splits == 2 else [Mean(3.0, 6)]:
-            trainer._metrics["train"]["tip/kept_fraction"].append(value)
         trainer.model.train()
+        for start in range(0, 4, 4 // splits):
+            part = {k: v if v.dim() == 0 else v[start : start + 4 // splits] for k, v in batch.items()}
+            trainer.compute_loss(trainer.model, part).backward()
         trainer.log({})
-        lines.append(trainer.state.log_history[-1]["tip/kept_fraction"])
-    assert lines == [0.5, 0.5]
+        lines.append({key: value for key, value in trainer.state.log_history[-1].items() if key in OF_TOKENS})
+    assert lines[0].keys() == OF_TOKENS
+    assert lines[1] == pytest.approx(lines[0], rel=1e-5) and lines[2] == pytest.approx(lines[0], rel=1e-5)

@@ -123,8 +123,8 @@ class DiscriminatorClip(Method):
     def _masked(self, batch: TokenBatch | Rollouts) -> tuple[Tensor, Logs]:
         scores = self.scores(batch)
         kept = self.kept(scores, batch)
-        mean, std = masked_mean_and_std(scores, batch.mask, batch.world)
-        return batch.advantages * kept, {"kept_fraction": kept, "discriminator_mean": mean, "discriminator_std": std}
+        _, std = masked_mean_and_std(scores, batch.mask, batch.world)
+        return batch.advantages * kept, {"kept_fraction": kept, "discriminator_mean": scores, "discriminator_std": std}
 
     @torch.no_grad()
     def group_advantages(self, rollouts: Rollouts) -> tuple[Tensor, Logs]:
