@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reductions over tokens, in plain torch. B sequences, T completion tokens."""
 
+import math
 from typing import Any
 
 import torch
@@ -130,7 +131,10 @@ def row_top_mask(values: Tensor, mask: Tensor, counts: Tensor) -> Tensor:
 
 
 class StepMean:
-    """Mean over the forwards of one optimizer step and over all processes, weighted by counts."""
+    """Mean over the forwards of one optimizer step and over all processes, weighted by counts.
+
+    A forward whose total is not finite, on whichever process, counts on none.
+    """
 
     def __init__(self):
         self.step, self.total, self.count = None, 0.0, 0.0
@@ -139,14 +143,20 @@ class StepMean:
         """Adds a forward. Returns the mean of the previous step if this forward begins a new one, else `None`."""
         finished = None
         if step != self.step:
-            finished = self.total / self.count if self.count else None
+            finished = self.mean
             self.step, self.total, self.count = step, 0.0, 0.0
         dtype = accumulator_dtype(total.device)
         added = torch.stack([total.detach().to(dtype), torch.as_tensor(count, dtype=dtype, device=total.device)])
         total, count = world.sum(added).tolist()
-        self.total += total
-        self.count += count
+        if math.isfinite(total + count):
+            self.total += total
+            self.count += count
         return finished
+
+    @property
+    def mean(self) -> float | None:
+        """The mean of the forwards so far of this step; `None` if nothing was counted."""
+        return self.total / self.count if self.count else None
 
     def add_tokens(self, tokens: TokenBatch, values: Tensor) -> float | None:
         """Adds (B, T) values of a forward, averaged over its valid tokens. Returns as `add` does."""

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tokens that a method sees: the completions of one forward, or of a whole generation batch."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -28,11 +29,13 @@ class TokenBatch:
         ratio: (B, T) importance ratio of the loss, without gradient; one value per row if it is sequence-level.
         clip_low, clip_high: bounds of the ratio. The loss clips tokens with a negative advantage below `clip_low`, and
             tokens with a positive advantage above `clip_high`. -inf and inf if it does not clip.
+        clip_negative: the ratio above which TRL's `delta` clips a negative advantage; inf without `delta`.
         on_policy: the current policy is the old policy, so the ratio is 1 by construction.
         training: False during evaluation, which must not change the state of a method.
         draw: integers that identify this forward in the run (seed, optimizer step, micro-batch).
         total_steps: optimizer steps of the whole run.
         rewards: (B,) weighted sum of the rewards, if a method needs `rewards`.
+        all_rewards: (N,) the same for the whole generation batch of all processes; `None` if this forward has all.
         sum_sq_probs, sum_sq_probs_log_probs: (B, T) Σp² and Σp² log p of the current policy, without gradient, if a
             method needs `second_moments`.
         nucleus_entropy: (B, T) entropy of the current policy renormalized on its nucleus, with gradient, if a method
@@ -40,8 +43,8 @@ class TokenBatch:
         old_second_logps: (B, T) log-probability of each sampled token under the old policy at a second temperature,
             without gradient, if a method needs `second_temperature`.
         engine_ratio: (B, T) or (B, 1) correction for the inference engine. The loss multiplies its terms by it.
-        policy_mask: (B, T) bool, the tokens whose policy term TRL's 80/20 mask keeps, or `None` without such a mask.
-            TRL makes it while it computes its loss, so only the `loss` hook sees it.
+        loss_weights: (B, T) advantages -> (B, T) factor of each token's policy gradient in TRL's loss before its clip,
+            0 if a mask takes the token out of the loss. Default: the ratio. See `gradient_weight`.
         world: collectives over all processes.
     """
 
@@ -54,17 +57,19 @@ class TokenBatch:
     ratio: Tensor
     clip_low: float = -torch.inf
     clip_high: float = torch.inf
+    clip_negative: float = torch.inf
     on_policy: bool = False
     training: bool = True
     draw: tuple[int, int, int] = (0, 0, 0)
     total_steps: int = 1
     rewards: Tensor | None = None
+    all_rewards: Tensor | None = None
     sum_sq_probs: Tensor | None = None
     sum_sq_probs_log_probs: Tensor | None = None
     nucleus_entropy: Tensor | None = None
     old_second_logps: Tensor | None = None
     engine_ratio: Tensor | None = None
-    policy_mask: Tensor | None = None
+    loss_weights: Callable[[Tensor], Tensor] | None = None
     world: Collectives = SINGLE_PROCESS
 
     @property
@@ -76,8 +81,31 @@ class TokenBatch:
     def clipped(self) -> Tensor:
         """(B, T) bool: tokens whose policy gradient the loss clips already."""
         high = (self.ratio > self.clip_high) & (self.advantages > 0)
-        low = (self.ratio < self.clip_low) & (self.advantages < 0)
+        low = ((self.ratio < self.clip_low) | (self.ratio > self.clip_negative)) & (self.advantages < 0)
         return high | low
+
+    @cached_property
+    def _unclipped_weight(self) -> Tensor:
+        weights = self.ratio if self.loss_weights is None else self.loss_weights(self.advantages)
+        return weights.masked_fill(~self.mask, 0)
+
+    @property
+    def in_loss(self) -> Tensor:
+        """(B, T) bool: tokens that no mask takes out of the policy loss. The clip may still cut their gradient."""
+        return self._unclipped_weight != 0
+
+    @property
+    def gradient_weight(self) -> Tensor:
+        """(B, T) g >= 0: the gradient of TRL's policy term is -A g ∇log π at each token; 0 if it is masked or clipped.
+
+        With a sequence-level ratio g is that of the whole term, whose gradient all tokens of the sequence share.
+        """
+        return self._unclipped_weight.masked_fill(self.clipped, 0)
+
+    @property
+    def has_gradient(self) -> Tensor:
+        """(B, T) bool: tokens whose policy term has a gradient wherever the advantage is not 0."""
+        return self.gradient_weight != 0
 
     def scope(self, name: str) -> Collectives:
         """The processes that a statistic covers: `micro_batch` is this process alone, `world` all of them."""
@@ -122,6 +150,11 @@ class Rollouts:
     training: bool = True
     batch: int = 0
     world: Collectives = SINGLE_PROCESS
+
+    @property
+    def has_gradient(self) -> Tensor:
+        """(B, T) bool: as in [`TokenBatch`]. Of the masks of the loss only truncation is known before its forward."""
+        return self.mask
 
     def groups(self, values: Tensor) -> Tensor:
         """(B,) values of this process -> (P, G) of all prompts of all processes, group by group."""

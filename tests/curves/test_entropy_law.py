@@ -117,7 +117,7 @@ def test_in_a_run_it_comes_before_what_reports(make_trainer, stop, later):
         trainer.add_callback(law)
     trainer.train()
     lines = [line for line in reporter.lines if "reward" in line]
-    entropies = [line["entropy"] for line in lines]
+    entropies = [line["entropy/mean"] for line in lines]
     below = [entropy < 0.999 * entropies[0] for entropy in entropies]
     assert any(below) and [line["entropy_law/collapsed"] for line in lines] == list(map(int, below))
     assert len(lines) == (below.index(True) + 1 if stop else 5)

@@ -13,6 +13,7 @@ from trl_entropy.methods import METHODS, kl_cov
 from trl_entropy.methods.kl_cov import kl_cov_penalty
 
 
+UNCLIPPED = dict(clip_low=-torch.inf, clip_high=torch.inf)  # as the method sets it
 METHOD_SETTINGS = {
     "kl_cov": MethodSettings(
         strong=dict(kl_cov_ratio=0.3),
@@ -94,7 +95,7 @@ def test_constant_advantages_select_nothing():
 
 
 def test_a_share_of_one_selects_everything():
-    tokens = random_tokens()
+    tokens = random_tokens(**UNCLIPPED)
     method = cases.build("kl_cov", kl_cov_ratio=1.0)
     _, logs = method.loss(tokens)
     assert torch.equal(logs["selected_fraction"], tokens.mask)
@@ -102,7 +103,7 @@ def test_a_share_of_one_selects_everything():
 
 def test_ties_go_to_the_earlier_token():
     method = cases.build("kl_cov", kl_cov_ratio=0.25)
-    tokens = make_tokens([[-1.0, -3.0, -1.0, -3.0]] * 2, [[-2.0] * 4] * 2, [[1.0] * 4, [-1.0] * 4])
+    tokens = make_tokens([[-1.0, -3.0, -1.0, -3.0]] * 2, [[-2.0] * 4] * 2, [[1.0] * 4, [-1.0] * 4], **UNCLIPPED)
     _, logs = method.loss(tokens)
     assert logs["selected_fraction"].nonzero().tolist() == [[0, 0], [0, 2]]
 

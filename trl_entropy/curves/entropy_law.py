@@ -30,6 +30,9 @@ class EntropyLawCallback(TrainerCallback):
     r"""
     Fits the law R = -a exp(H) + b to the logged entropies and rewards of a run, and watches the entropy.
 
+    The entropy is `entropy/mean`, which our trainers log: the mean over all tokens between two logs, in nats. Without
+    it, TRL's `entropy` is read.
+
     Adds to each log line that has both: `entropy_law/a`, `entropy_law/b`, `entropy_law/ceiling` (b - a, the reward
     that the law predicts at entropy 0), `entropy_law/r_squared`, `entropy_law/collapsed` and `entropy_law/exploded`
     (0 or 1). A resumed run continues from the log of the run before. The law is from [The Entropy Mechanism of
@@ -74,7 +77,8 @@ class EntropyLawCallback(TrainerCallback):
 
     def _take(self, logs: dict) -> bool:
         """Adds the point of a log line of training; returns whether it has one."""
-        entropy, reward = logs.get("entropy"), logs.get("reward")
+        # TRL's own is a mean of micro-batch means, and 0 where a micro-batch has no valid token.
+        entropy, reward = logs.get("entropy/mean", logs.get("entropy")), logs.get("reward")
         if entropy is None or reward is None or not math.isfinite(entropy) or not math.isfinite(reward):
             return False
         self.entropies.append(entropy)

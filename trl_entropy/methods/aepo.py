@@ -99,7 +99,7 @@ class Aepo(Method):
 
         rollout:   L = L_policy - α mean_i 1[R_i > 0] mean_t min(r_t, 1 + ε),   o_i drawn at T, r_t = π_θ / π_old at 1
         reweight:  A_t <- (1 - α) A_t + α 1[R > 0] π_old^T(o_t) / π_old(o_t),   α = a / (1 + a),
-                   a = min(|H₀ - H|, 0.1) / (ratio of sequences with R > 0)
+                   a = min(|H₀ - H|, 0.1) / (ratio of the generation batch's sequences with R > 0)
 
     The first is the objective of the paper's later version, according to a summary. The second is called DCPO in the
     released code; we found no paper that prints it. Departs from the released code: entropy is the exact mean over the
@@ -173,10 +173,11 @@ class Aepo(Method):
         if self.rollout or self.entropy is None:
             return tokens.advantages, logs
         positive = tokens.rewards > self.positive_reward
-        rewarded, rows = tokens.world.sum(torch.stack([positive.sum(), torch.ones_like(positive).sum()]))
+        everyone = tokens.world.gather(tokens.rewards) if tokens.all_rewards is None else tokens.all_rewards
+        rewarded = (everyone > self.positive_reward).double().mean()
         ratio = (tokens.old_second_logps - tokens.old_logps).clamp(max=20).exp()
         strength = self.gain * min(abs(self.target - self.entropy), LARGEST_GAP)
-        return reweighted_advantages(tokens.advantages, positive, ratio, strength, rewarded.double() / rows), logs
+        return reweighted_advantages(tokens.advantages, positive, ratio, strength, rewarded), logs
 
     def auxiliary_rollouts(self):
         return self.temperature, self.ratio
@@ -186,7 +187,7 @@ class Aepo(Method):
         ratio = (tokens.logps - tokens.old_logps).clamp(max=20).exp().clamp(max=tokens.clip_high)
         means = ratio.masked_fill(~tokens.mask, 0).sum(1) / tokens.mask.sum(1).clamp(min=1)
         term = -self.coef * means.masked_fill(~positive, 0).mean()
-        return term, {"auxiliary_positive_fraction": positive.float().mean()}
+        return term, {"auxiliary_positive_fraction": positive}
 
     @classmethod
     def entropy_range(cls, settings, logged):

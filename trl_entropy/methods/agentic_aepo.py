@@ -122,8 +122,7 @@ class AgenticAepo(Method):
     def loss(self, tokens: TokenBatch) -> tuple[Tensor | None, Logs]:
         if not self.keep_gradient:
             return None, {}
-        policy = tokens.mask if tokens.policy_mask is None else tokens.mask & tokens.policy_mask
-        kept = policy & (tokens.ratio > tokens.clip_high) & (tokens.advantages > 0)
+        kept = tokens.in_loss & (tokens.ratio > tokens.clip_high) & (tokens.advantages > 0)
         size = torch.where(kept, tokens.advantages, 0) * min(tokens.clip_high, torch.finfo(tokens.logps.dtype).max)
         if tokens.engine_ratio is not None:  # the loss multiplies its own terms by it
             size = size * tokens.engine_ratio

@@ -4,7 +4,7 @@
 
 How it departs from GRPO:
 1. Each token gets the covariance of its log-probability with its advantage, both centered over the batch (eq. 10).
-2. Tokens whose covariance lies inside a band, and that PPO does not clip, are eligible.
+2. Tokens whose covariance lies inside a band, and that have a gradient in TRL's loss, are eligible.
 3. Some of the eligible tokens are drawn at random: a small ratio of all tokens.
 4. The drawn tokens lose their policy gradient. They stay in the denominator of the loss.
 """
@@ -83,7 +83,8 @@ class ClipCov(Method):
         L_t = max(-A_t r_t, -A_t clip(r_t)) · 1[t not drawn from E]
         E   = {t : ω_low < (ℓ_t - mean ℓ)(A_t - mean A) < ω_high, not clipped by PPO}                    (eq. 10-12)
 
-    The clip range is the user's `epsilon`; the released code uses 1 on both sides.
+    Tokens that another mask of TRL's loss takes out are not eligible either. The clip range is the user's `epsilon`;
+    the released code uses 1 on both sides.
     """
 
     name = "clip_cov"
@@ -105,7 +106,7 @@ class ClipCov(Method):
     def token_advantages(self, tokens: TokenBatch) -> tuple[Tensor, Logs]:
         world = tokens.scope(self.scope)
         covariance = centered_product(tokens.logps, tokens.advantages, tokens.mask, world)
-        eligible = (covariance > self.low) & (covariance < self.high) & ~tokens.clipped & tokens.mask
+        eligible = (covariance > self.low) & (covariance < self.high) & tokens.has_gradient
         seed = tokens.draw if self.scope == "world" else (*tokens.draw, tokens.world.rank)
         kept = clip_cov_mask(eligible, tokens.mask, self.ratio, seed, world)
         logs = {"kept_fraction": kept, "eligible_fraction": eligible, "covariance_mean": covariance}

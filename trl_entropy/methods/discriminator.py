@@ -94,7 +94,8 @@ class DiscriminatorClip(Method):
 
     Departs from the released code: log-probabilities come from the training model, like the entropies, not from the
     inference engine. By default the skipped tokens stay in the denominators. If every update is exactly on-policy,
-    scores come from the update's own forward, and moments are taken over one micro-batch of all processes.
+    scores come from the update's own forward, and moments are taken over one micro-batch of all processes. Only then
+    are the masks of TRL's loss known, and tokens that they take out are not chosen.
     """
 
     paper = Paper(
@@ -123,11 +124,15 @@ class DiscriminatorClip(Method):
         """(B, T) bool: the tokens that keep their gradient."""
         raise NotImplementedError
 
+    def learned_advantages(self, batch: TokenBatch | Rollouts) -> Tensor:
+        """(B, T) advantages, 0 for tokens to which the loss leaves no gradient: there is nothing to leave out."""
+        return batch.advantages.masked_fill(~batch.has_gradient, 0)
+
     def _masked(self, batch: TokenBatch | Rollouts) -> tuple[Tensor, Logs]:
         scores = self.scores(batch)
         kept = self.kept(scores, batch)
-        mean, std = masked_mean_and_std(scores, batch.mask, batch.world)
-        return batch.advantages * kept, {"kept_fraction": kept, "discriminator_mean": mean, "discriminator_std": std}
+        _, std = masked_mean_and_std(scores, batch.mask, batch.world)
+        return batch.advantages * kept, {"kept_fraction": kept, "discriminator_mean": scores, "discriminator_std": std}
 
     @torch.no_grad()
     def group_advantages(self, rollouts: Rollouts) -> tuple[Tensor, Logs]:
@@ -156,7 +161,7 @@ class ClipB(DiscriminatorClip):
         return discriminator(batch.logps, batch.entropy)
 
     def kept(self, scores: Tensor, batch: TokenBatch | Rollouts) -> Tensor:
-        return clip_b_mask(scores, batch.advantages, batch.mask, self.mu, batch.world)
+        return clip_b_mask(scores, self.learned_advantages(batch), batch.mask, self.mu, batch.world)
 
 
 class ClipV(DiscriminatorClip):
@@ -181,4 +186,5 @@ class ClipV(DiscriminatorClip):
         return mean - discriminator(batch.logps, batch.entropy)
 
     def kept(self, scores: Tensor, batch: TokenBatch | Rollouts) -> Tensor:
-        return clip_v_mask(scores, batch.advantages, batch.mask, self.mu, self.max_ratio, batch.world)
+        learned = self.learned_advantages(batch)
+        return clip_v_mask(scores, learned, batch.mask, self.mu, self.max_ratio, batch.world)

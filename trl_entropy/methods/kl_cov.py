@@ -76,8 +76,9 @@ class KlCov(Method):
 
         L_t = -A_t r_t + β |ℓ_t - ℓ_old,t| · 1[t in the top ratio by (ℓ_t - mean ℓ)(A_t - mean A)]      (eq. 10, 13-14)
 
-    The selection has no gradient. Departs from the paper, like its released code: the KL divergence is estimated by
-    the absolute log-ratio of the sampled token.
+    The selection has no gradient. It skips tokens without a gradient in TRL's loss, except those that
+    `kl_cov_ppo_clip` clips: the penalty pulls them back. Departs from the paper, like its released code: the KL divergence is estimated
+    by the absolute log-ratio of the sampled token.
     """
 
     name = "kl_cov"
@@ -107,7 +108,9 @@ class KlCov(Method):
         with torch.no_grad():
             world = tokens.scope(self.scope)
             covariance = centered_product(tokens.logps, tokens.advantages, tokens.mask, world)
-            selected = kl_cov_mask(covariance, tokens.mask, self.ratio, world)
+            learns = tokens.in_loss if self.ppo_clip else tokens.has_gradient
+            candidates = covariance.masked_fill(~learns, -torch.inf)
+            selected = kl_cov_mask(candidates, tokens.mask, self.ratio, world) & learns
         term = kl_cov_penalty(tokens.logps - tokens.old_logps, self.penalty)
         logs = {
             "selected_fraction": selected,

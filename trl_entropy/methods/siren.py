@@ -9,6 +9,7 @@ How it departs from GRPO:
 4. The anchor is the peaks' mean in the first optimizer step. It never changes.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -103,11 +104,14 @@ class Siren(Method):
     def loss(self, tokens: TokenBatch) -> tuple[Tensor | None, Logs]:
         peaks = peak_mask(tokens.nucleus_entropy.detach(), tokens.mask, self.quantile)
         rows = peak_entropy(tokens.nucleus_entropy, peaks)
-        total, count = tokens.world.sum(torch.stack([rows.detach().sum(), rows.new_tensor(len(rows))]))
+        # A row with an overflow has peaks among its other tokens, but no mean that counts.
+        broken = (~(tokens.nucleus_entropy + tokens.entropy).isfinite() & tokens.mask).any(1)
+        measured = rows.detach().masked_fill(broken, torch.nan)
+        total, count = tokens.world.sum(torch.stack([measured.sum(), rows.new_tensor(len(rows))]))
         entropy = total / count
         if tokens.training:
-            self._measure(tokens, rows, entropy.item())
-        logs = {"peak_fraction": peaks, "peak_entropy": entropy, "nucleus_entropy_mean": tokens.nucleus_entropy}
+            self._measure(tokens, measured, entropy.item())
+        logs = {"peak_fraction": peaks, "peak_entropy": measured, "nucleus_entropy_mean": tokens.nucleus_entropy}
         if self.anchor is None:
             return None, logs
         logs["anchor"] = torch.tensor(self.anchor, device=tokens.mask.device)
@@ -120,7 +124,8 @@ class Siren(Method):
     def _measure(self, tokens: TokenBatch, rows: Tensor, entropy: float) -> None:
         if self.anchor is None:
             self.anchor = self.first_step.add(tokens.step, rows.sum(), len(rows), tokens.world)
-        self.average = entropy if self.average is None else EMA_DECAY * self.average + (1 - EMA_DECAY) * entropy
+        if math.isfinite(entropy):  # one overflowing forward must not stay in the average
+            self.average = entropy if self.average is None else EMA_DECAY * self.average + (1 - EMA_DECAY) * entropy
 
     def state_dict(self):
         return {"anchor": self.anchor, "average": self.average, "first_step": self.first_step.state_dict()}

@@ -54,24 +54,24 @@ class SteerConfig:
 
 
 def theorem_omega(tokens: TokenBatch) -> Tensor:
-    """(B, T) first-order entropy change, up to the factor -η/L: 1[not clipped] r A π (1 - π)(log π + H).
+    """(B, T) first-order entropy change, up to the factor -η/L: 1[has gradient] r A π (1 - π)(log π + H).
 
-    π is the current probability of the sampled token and H the current entropy. Clipped tokens have no gradient and
-    change nothing.
+    π is the current probability of the sampled token and H the current entropy. Clipped and masked tokens have no
+    gradient and change nothing.
     """
     probability = tokens.logps.exp()
     omega = tokens.ratio * tokens.advantages * probability * (1 - probability) * (tokens.logps + tokens.entropy)
-    return omega.masked_fill(tokens.clipped, 0)
+    return omega.masked_fill(~tokens.has_gradient, 0)
 
 
 def exact_omega(tokens: TokenBatch) -> Tensor:
-    """(B, T) first-order entropy change of the token's whole update: 1[not clipped] A r (S - N), up to the factor -η.
+    """(B, T) first-order entropy change of the token's whole update: 1[has gradient] A r (S - N), up to the factor -η.
 
     The theorem considers only the sampled token's logit; this considers all logits.
     """
     mean = mean_discriminator(tokens.entropy, tokens.sum_sq_probs, tokens.sum_sq_probs_log_probs)
     omega = tokens.advantages * tokens.ratio * (discriminator(tokens.logps, tokens.entropy) - mean)
-    return omega.masked_fill(tokens.clipped, 0)
+    return omega.masked_fill(~tokens.has_gradient, 0)
 
 
 def released_omega(tokens: TokenBatch) -> Tensor:
@@ -101,7 +101,7 @@ def linear_weights(size: Tensor, smallest: Tensor, largest: Tensor, lambda_min: 
 class Steer(Method):
     """Weights each token's policy loss by how little it changes entropy.
 
-        λ_t = exp(-α |Ω_t| / max |Ω|),  α = -ln λ_min,  Ω_t = -(η/L) 1[not clipped] r A π (1 - π)(log π + H)
+        λ_t = exp(-α |Ω_t| / max |Ω|),  α = -ln λ_min,  Ω_t = -(η/L) 1[has gradient] r A π (1 - π)(log π + H)
 
     The formula is that of the paper's fourth version, according to three independent sources; η/L cancels. Weights
     have no gradient. To match the released code: `steer_omega: released`, `steer_lambda_min: 0.8`,
@@ -151,10 +151,11 @@ class Steer(Method):
     def token_advantages(self, tokens: TokenBatch) -> tuple[Tensor, Logs]:
         world = tokens.scope(self.scope)
         size = self.omega(tokens).abs().nan_to_num(nan=0.0, posinf=torch.finfo(tokens.logps.dtype).max)
-        largest = masked_max(size, tokens.mask, world)
+        largest = masked_max(size, tokens.in_loss, world)
         if self.mapping == "exp":
             weights = exp_weights(size, largest.clamp(min=self.floor), self.lambda_min)
         else:
-            smallest = -masked_max(-size, tokens.mask, world)
+            smallest = -masked_max(-size, tokens.in_loss, world)
             weights = linear_weights(size, smallest, largest, self.lambda_min, self.lambda_max)
-        return tokens.advantages * weights, {"weight_mean": weights, "weight_min": weights, "weight_max": weights}
+        logged = weights.masked_fill(tokens.mask & ~tokens.in_loss, torch.nan)
+        return tokens.advantages * weights, {"weight_mean": logged, "weight_min": logged, "weight_max": logged}

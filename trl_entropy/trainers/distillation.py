@@ -32,6 +32,7 @@ from .distillation_config import EntropyDistillationConfig
 from .metrics import reduce_metrics
 from .quadrants import selection_metrics, write_scatter
 from .signature import like
+from .window import join_metrics
 
 
 # Names in TRL's module that are ours while a loss is computed
@@ -211,6 +212,10 @@ class EntropyDistillationTrainer(RunMixin, DistillationTrainer):
         return found
 
     # Metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        join_metrics(self._metrics["train" if self.model.training else "eval"])
+        super().log(logs, start_time)
 
     @property
     def _draw(self) -> tuple[int, int, int]:

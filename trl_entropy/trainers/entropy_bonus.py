@@ -6,7 +6,11 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from torch import Tensor
+
+from ..functional import StepMean
 from ..settings import checked, non_negative, one_of
+from ..tokens import TokenBatch
 
 
 @dataclass
@@ -104,6 +108,8 @@ class EntropyBonus:
 
     def __init__(self, args: Any):
         self.coef, self.schedule = args.entropy_coef, args.entropy_coef_schedule
+        self.given = self.coef  # before TRL's own step
+        self.window = StepMean()  # entropy of the accumulation window
         self.controller = None
         if args.entropy_controller == "pi":
             self.controller = PIController(
@@ -116,18 +122,28 @@ class EntropyBonus:
             )
 
     def before_loss(self, trainer: Any) -> None:
+        self.given = trainer.entropy_coef
         if self.schedule != "constant":
             step, total = trainer.state.global_step, trainer.state.max_steps
             trainer.entropy_coef = scheduled_coef(self.coef, self.schedule, step, total)
 
-    def after_loss(self, trainer: Any) -> None:
-        """After the last micro-batch of an optimizer step: replaces the coefficient that TRL has just set."""
-        if self.controller is None or not (trainer.model.training and trainer.accelerator.sync_gradients):
+    def after_loss(self, trainer: Any, tokens: TokenBatch, acts: Tensor) -> None:
+        """Measures the entropy of `acts` (B, T), the tokens with a bonus, and moves the coefficient after the last
+        micro-batch of an optimizer step, when TRL has made a step of its own."""
+        if self.controller is None or not trainer.model.training:
             return
-        trainer.entropy_coef = self.controller.update(trainer._last_world_entropy)
+        entropy = tokens.entropy.detach().masked_fill(~acts, 0)
+        self.window.add(tokens.step, entropy.sum(), acts.sum(), tokens.world)
+        if not trainer.accelerator.sync_gradients:
+            return
+        measured, self.window = self.window.mean, StepMean()
+        # Nothing measured, no token or none that is finite, is not an entropy of 0: the coefficient stays.
+        trainer.entropy_coef = self.given if measured is None else self.controller.update(measured)
         trainer._metrics["train"]["entropy_coef"][-1] = trainer.entropy_coef
-        # TRL drops the bonus while entropy is above the target, which would make the controller's output jump.
-        trainer._last_world_entropy = min(trainer._last_world_entropy, self.controller.target)
+        # TRL drops the bonus while entropy is above its target, which would make a controller's output jump.
+        trainer._last_world_entropy = (
+            self.controller.target if measured is None else min(measured, self.controller.target)
+        )
 
     def state_dict(self) -> dict[str, float]:
         return {"integral": self.controller.integral}

@@ -31,6 +31,7 @@ from .metrics import reduce_metrics
 from .quadrants import selection_metrics
 from .rewards import checking_rewards
 from .signature import like
+from .window import join_metrics
 
 
 IGNORED = -100  # label of a token that the loss does not count
@@ -65,6 +66,10 @@ class ChoosesTokens(ResumesWhole, SavesStates):
     def _check(self, given: dict[str, Any]) -> None:
         """Checks the arguments of TRL's trainer."""
         check_given(given, PROMPT, fused=False)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        join_metrics(self._metrics["train" if self.model.training else "eval"])
+        super().log(logs, start_time)
 
     @property
     def _choosing(self) -> bool:

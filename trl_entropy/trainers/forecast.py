@@ -13,9 +13,10 @@ class EntropyForecast:
 
     For a tabular softmax the update of one token changes its entropy by -η A r (S - N) to first order, with
     S = π (H + log π) of the sampled token and N its mean under the policy
-    ([theorem 3.3](https://huggingface.co/papers/2602.03392)). The forecast is the mean of -A r (S - N) over the tokens
-    of a step, 0 for those that PPO clips, in nats per unit of η. Real models share parameters between tokens, so only
-    its sign and its correlation with the realized change are meaningful.
+    ([theorem 3.3](https://huggingface.co/papers/2602.03392)). The forecast is the mean of -A g (S - N) over the tokens
+    of a step, in nats per unit of η. g is the weight of the token's gradient in TRL's loss: r for PPO, 0 for a masked
+    or clipped token. Real models share parameters between tokens, so only the forecast's sign and its correlation with
+    the realized change are meaningful.
     """
 
     def __init__(self):
@@ -29,19 +30,20 @@ class EntropyForecast:
         """Adds a forward of training. Returns the log values of the previous step if this forward begins a new one."""
         entropy = tokens.entropy.detach()
         mean = mean_discriminator(entropy, tokens.sum_sq_probs, tokens.sum_sq_probs_log_probs)
-        change = -tokens.advantages * tokens.ratio * (discriminator(tokens.logps.detach(), entropy) - mean)
-        change = change.masked_fill(tokens.clipped, 0)
+        change = -tokens.advantages * tokens.gradient_weight * (discriminator(tokens.logps.detach(), entropy) - mean)
+        change = change.masked_fill(~tokens.has_gradient, 0)
         parts = {"": change, "_positive": change.masked_fill(tokens.advantages <= 0, 0)}
         parts["_negative"] = change - parts["_positive"]
         finished = {sign: self.predicted[sign].add_tokens(tokens, part) for sign, part in parts.items()}
         step_entropy = self.entropy.add_tokens(tokens, entropy)
         if step_entropy is None:
             return {}
-        logged = {f"entropy/predicted_change{sign}": value for sign, value in finished.items()}
+        logged = {f"entropy/predicted_change{sign}": value for sign, value in finished.items() if value is not None}
         if self.last_entropy is not None:
             realized = step_entropy - self.last_entropy
             logged["entropy/realized_change"] = realized
-            self._correlate(self.last_predicted, realized)
+            if self.last_predicted is not None:
+                self._correlate(self.last_predicted, realized)
             logged["entropy/change_correlation"] = self.correlation
         self.last_entropy, self.last_predicted = step_entropy, finished[""]
         return logged

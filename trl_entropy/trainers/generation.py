@@ -187,9 +187,12 @@ class Generation:
 
     def own_rewards(self, rows: int) -> Tensor:
         """(rows,) weighted sums of the rewards of this process' completions; NaN if no function gave one."""
+        return self.own_rows(self.all_rewards(), rows)
+
+    def all_rewards(self) -> Tensor:
+        """(N,) the same for the completions of all processes."""
         weights = self.trainer.reward_weights.to(self.rewards.device)
-        rewards = (self.rewards * weights).nansum(dim=1).masked_fill(self.rewards.isnan().all(dim=1), torch.nan)
-        return self.own_rows(rewards, rows)
+        return (self.rewards * weights).nansum(dim=1).masked_fill(self.rewards.isnan().all(dim=1), torch.nan)
 
     def own_rows(self, values: Tensor, rows: int) -> Tensor:
         """The `rows` entries of this process, out of those of all processes."""

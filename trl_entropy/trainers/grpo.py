@@ -43,6 +43,7 @@ from .rewards import Rewards
 from .rollouts import make_rollouts
 from .signature import like
 from .update import Update
+from .window import join_metrics
 
 
 class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
@@ -189,10 +190,9 @@ class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
         return self._forward(super()._get_per_token_logps_and_entropies, *args, **kwargs)
 
     def get_high_entropy_mask(self, *args, **kwargs):
-        mask = super().get_high_entropy_mask(*args, **kwargs)
-        if self._update is not None:
-            self._update.policy_mask = mask
-        return mask
+        stock = super().get_high_entropy_mask
+        make = stock if self._update is None else partial(self._update.high_entropy_mask, stock)
+        return make(*args, **kwargs)
 
     def _forward(
         self,
@@ -222,6 +222,7 @@ class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
     # Logs and checkpoints
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        join_metrics(self._metrics["train" if self.model.training else "eval"])
         super().log(logs, start_time)
         if self.model.training:
             self._token_log.write(self.state.global_step)

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from ..collectives import Collectives
-from ..functional import quantiles
 from ..tokens import TokenBatch
+from .window import Least, Mean, Most, quantiles_of
 
 
 def entropy_metrics(tokens: TokenBatch, advantages: Tensor) -> dict[str, Tensor]:
-    """Quantiles of token entropies (nats) over all processes, and entropies of tokens by the sign of their advantage.
+    """Entropies in nats of all tokens, and of those with a positive and a negative advantage.
 
     Args:
         tokens: the tokens of a forward.
@@ -24,14 +24,18 @@ def entropy_metrics(tokens: TokenBatch, advantages: Tensor) -> dict[str, Tensor]
     """
     entropy = tokens.entropy.detach()
     advantages = advantages if advantages.dim() == 2 else advantages.unsqueeze(1)
-    q10, q50, q90 = quantiles(tokens.world.gather(entropy[tokens.mask]), (0.1, 0.5, 0.9))
     return {
-        "entropy/quantile_10": q10,
-        "entropy/quantile_50": q50,
-        "entropy/quantile_90": q90,
+        "entropy/mean": entropy,
         "entropy/positive_advantage_mean": entropy.masked_fill(advantages <= 0, torch.nan),
         "entropy/negative_advantage_mean": entropy.masked_fill(advantages >= 0, torch.nan),
     }
+
+
+def entropy_quantiles(tokens: TokenBatch) -> dict[str, float]:
+    """Quantiles of the token entropies of all processes."""
+    values = tokens.world.gather(tokens.entropy.detach()[tokens.mask])
+    names = ("entropy/quantile_10", "entropy/quantile_50", "entropy/quantile_90")
+    return dict(zip(names, quantiles_of(values, (0.1, 0.5, 0.9)), strict=True))
 
 
 def reduce_metrics(values: dict[str, Tensor], mask: Tensor, world: Collectives) -> dict[str, float]:
@@ -59,10 +63,10 @@ def reduce_metrics(values: dict[str, Tensor], mask: Tensor, world: Collectives) 
     reduced = {}
     if means:
         for key, (total, count) in zip(means, world.sum(torch.stack([*means.values()])).tolist(), strict=True):
-            reduced[key] = total / count if count else math.nan
+            reduced[key] = Mean(total, count)
     if extremes:
         local = torch.stack([value for _, value in extremes.values()])
         found = world.gather(local).view(-1, len(extremes)).amax(0).tolist()
         for (key, (sign, _)), value in zip(extremes.items(), found, strict=True):
-            reduced[key] = sign * value if math.isfinite(value) else math.nan
+            reduced[key] = (Least if sign < 0 else Most)(sign * value if math.isfinite(value) else math.nan)
     return reduced

@@ -57,7 +57,10 @@ def make_rollouts(trainer: Any, stock: Callable, rows: list[dict[str, Any]]) -> 
     if "old_per_token_logps" in output:  # otherwise the forward of the loss is the old policy's pass
         output |= {key: generation.scores[name] for key, name in OLD_STATISTICS.items() if name in generation.scores}
     if "rewards" in trainer._needs:
-        output["rewards"] = generation.own_rewards(len(output["advantages"])).nan_to_num()
+        count = len(output["advantages"])
+        output["rewards"] = generation.own_rewards(count).nan_to_num()
+        # In each row, so that it goes where the row goes when TRL splits the batch.
+        output["all_rewards"] = generation.all_rewards().nan_to_num().expand(count, -1)
     if generation.logs or any(method.overrides("group_advantages") for method in trainer.methods):
         apply_group_hooks(trainer, generation, output)
     for method in trainer.methods:

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..functional import aggregate
 from ..methods import Method
-from ..tokens import CLIPPING_LOSSES, TokenBatch
-from .metrics import entropy_metrics
+from ..tokens import TokenBatch
+from .metrics import entropy_metrics, entropy_quantiles
+from .policy_gradient import clip_bounds, policy_weights
 from .rollouts import forward_inputs, loss_mask
 
 
@@ -29,7 +29,7 @@ class Update:
         advantages: (B,) or (B, T) from the rewards and the `group_advantages` hooks.
         turns: each method with the tokens as it left them.
         acted: the tokens as the last method left them.
-        policy_mask: (B, T) bool, the tokens that TRL's 80/20 mask keeps, once TRL has made it.
+        entropy_mask: (B, T) bool, the tokens that TRL's 80/20 mask keeps; `None` without that mask.
         logs: log values of the methods, by key.
     """
 
@@ -38,7 +38,7 @@ class Update:
         self.advantages = batch["advantages"]
         self.batch = {key: value for key, value in batch.items() if key != "advantages"}
         self.turns: list[tuple[Method, TokenBatch]] = []
-        self.policy_mask: Tensor | None = None
+        self.entropy_mask: Tensor | None = None
         self.logs: dict[str, Tensor] = {}
 
     def loss(self, stock: Callable, model: Any) -> Tensor:
@@ -48,11 +48,13 @@ class Update:
         trainer._bonus.before_loss(trainer)
         try:
             loss = stock(model, self.batch)
-            trainer._bonus.after_loss(trainer)
+            mask = self.acted.mask
+            trainer._bonus.after_loss(
+                trainer, self.acted, mask if self.entropy_mask is None else mask & self.entropy_mask
+            )
         finally:
             trainer._update = None
         for method, tokens in self.turns:
-            tokens = tokens if self.policy_mask is None else replace(tokens, policy_mask=self.policy_mask)
             term, logs = method.loss(tokens)
             self._log(method, logs)
             if term is not None:
@@ -66,16 +68,26 @@ class Update:
 
     def take_turns(self, logps: Tensor, entropy: Tensor, statistics: dict[str, Tensor]) -> None:
         """After the forward: lets each method change the advantages, and puts them into TRL's batch."""
+        trainer = self.trainer
+        if trainer.top_entropy_quantile < 1:  # made now, with TRL's own arguments, since methods must know it
+            trainer.get_high_entropy_mask(entropy, loss_mask(self.batch), 1 - trainer.top_entropy_quantile)
         advantages = self.advantages if self.advantages.dim() == 2 else self.advantages.unsqueeze(1)
-        tokens = read_tokens(self.trainer, self.batch, logps, entropy, advantages.expand_as(logps), statistics)
-        for method in self.trainer.methods:
+        tokens = read_tokens(trainer, self.batch, logps, entropy, advantages.expand_as(logps), statistics)
+        tokens = replace(tokens, loss_weights=policy_weights(trainer, self.batch, tokens, self.entropy_mask))
+        for method in trainer.methods:
             advantages, logs = method.token_advantages(tokens)
             self._log(method, logs)
             tokens = replace(tokens, advantages=advantages.detach())
             self.turns.append((method, tokens))
         self.acted = tokens
-        changed = any(method.overrides("token_advantages") for method in self.trainer.methods)
+        changed = any(method.overrides("token_advantages") for method in trainer.methods)
         self.batch["advantages"] = tokens.advantages if changed else self.advantages
+
+    def high_entropy_mask(self, stock: Callable, *args: Any, **kwargs: Any) -> Tensor:
+        """TRL's 80/20 mask, made once: TRL gets the one that the methods have seen, and gathers no second time."""
+        if self.entropy_mask is None:
+            self.entropy_mask = stock(*args, **kwargs)
+        return self.entropy_mask
 
     def reduce(self, term: Tensor, mask: Tensor) -> Tensor:
         """A loss term, (B, T) or scalar, reduced and scaled for accumulation as TRL does with its own loss."""
@@ -104,9 +116,11 @@ class Update:
         """Logs the forward, adds it to the forecast, and keeps its tokens for the token log."""
         trainer = self.trainer
         trainer._log_values(entropy_metrics(self.acted, self.advantages) | self.logs, self.acted.mask)
+        found = entropy_quantiles(self.acted)
         if trainer._forecast is not None and trainer.model.training:
-            for key, value in trainer._forecast.update(self.acted).items():
-                trainer._metrics["train"][key].append(value)
+            found |= trainer._forecast.update(self.acted)
+        for key, value in found.items():
+            trainer._metrics["train" if trainer.model.training else "eval"][key].append(value)
         trainer._token_log.keep({**self.batch, "advantages": self.advantages}, self.acted)
 
     def _log(self, method: Method, logs: dict[str, Tensor]) -> None:
@@ -128,7 +142,6 @@ def read_tokens(
     if trainer.importance_sampling_level == "sequence":
         mean = log_ratio.masked_fill(~mask, 0).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
         log_ratio = mean.expand_as(log_ratio)
-    clips = trainer.loss_type in CLIPPING_LOSSES
     return TokenBatch(
         logps=logps,
         old_logps=old_logps,
@@ -137,8 +150,7 @@ def read_tokens(
         advantages=advantages,
         mask=mask,
         ratio=log_ratio.exp(),
-        clip_low=1 - trainer.epsilon_low if clips else -torch.inf,
-        clip_high=1 + trainer.epsilon_high if clips else torch.inf,
+        **clip_bounds(trainer),
         on_policy="old_per_token_logps" not in batch,
         training=trainer.model.training,
         draw=(trainer.args.seed, trainer.state.global_step, trainer._step % trainer.args.gradient_accumulation_steps),
@@ -147,6 +159,7 @@ def read_tokens(
         sum_sq_probs=statistics.get("sum_sq_probs"),
         sum_sq_probs_log_probs=statistics.get("sum_sq_probs_log_probs"),
         nucleus_entropy=statistics.get("nucleus_entropy"),
+        all_rewards=batch["all_rewards"][0] if "all_rewards" in batch else None,
         old_second_logps=batch.get("old_second_logps", statistics.get("second_log_probs")),
         engine_ratio=batch.get("importance_sampling_ratio"),
         world=trainer._world,
