@@ -216,6 +216,20 @@ def test_auxiliary_loss_and_gradients(make_trainer, accumulation, old):
     torch.testing.assert_close(gradients, {n: p.grad for n, p in model.named_parameters()}, **FLOAT32)
 
 
+def test_what_counts_as_positive_in_the_second_rollout():
+    """By reward rows 0 and 2 count; by advantage, as in the released code, row 2 alone: its group is not all right."""
+    tokens = random_tokens()
+    advantages = torch.tensor([0.0, -1.2, 0.8, 0.04], dtype=torch.float64).unsqueeze(1).expand(tokens.mask.shape)
+    tokens = replace(tokens, rewards=torch.tensor([1.0, 0.0, 1.0, 0.0]).double(), advantages=advantages)
+    for by, expected in (("reward", [0, 2]), ("advantage", [2])):
+        method = cases.build("aepo", aepo_target_entropy=0.5, aepo_positive_by=by, aepo_coef=1.0)
+        term, logs = method.auxiliary_loss(tokens)
+        ratio = (tokens.logps - tokens.old_logps).exp().clamp(max=1.2)
+        means = [ratio[row][tokens.mask[row]].mean() for row in expected]
+        torch.testing.assert_close(term, -torch.stack(means).sum() / 4, **FLOAT64)
+        assert logs["auxiliary_positive_fraction"].nonzero().flatten().tolist() == expected
+
+
 def test_no_positive_auxiliary_completion_gives_a_differentiable_zero():
     method = cases.build("aepo", aepo_target_entropy=0.5, aepo_positive_reward=9.0)
     tokens = random_tokens()

@@ -71,6 +71,13 @@ class AepoConfig:
     aepo_positive_reward: float = field(
         default=0.05, metadata={"help": "AEPO: reward above which a sequence counts as positive."}
     )
+    aepo_positive_by: Literal["reward", "advantage"] = field(
+        default="reward",
+        metadata={
+            "help": "AEPO: what is compared with `aepo_positive_reward`: the `reward`, or, as in the released code, the "
+            "`advantage`, so that groups whose completions are all right add nothing. `rollout` mode only."
+        },
+    )
 
 
 def regulated_temperature(entropy: float | None, target: float, low: float, high: float, rule: str) -> float:
@@ -135,11 +142,16 @@ class Aepo(Method):
         self.low = checked(config, "aepo_temperature_min", lambda value: 0 < value <= 1, "a temperature in (0, 1]")
         self.high = checked(config, "aepo_temperature_max", lambda value: 1 <= value < torch.inf, "a temperature >= 1")
         self.positive_reward = checked(config, "aepo_positive_reward", math.isfinite, "a finite number")
+        self.positive_by = one_of(config, "aepo_positive_by", "reward", "advantage")
         self.entropy: float | None = None
         self.step_mean = StepMean()
 
     def check(self, config) -> list[str]:
-        mode, idle = ("rollout", ("aepo_gain",)) if self.rollout else ("reweight", ("aepo_coef", "aepo_ratio"))
+        mode, idle = (
+            ("rollout", ("aepo_gain",))
+            if self.rollout
+            else ("reweight", ("aepo_coef", "aepo_ratio", "aepo_positive_by"))
+        )
         found = [
             f"`{name}` is set to {getattr(config, name)!r}, but `aepo_mode` is {mode!r}: it does nothing."
             for name in idle
@@ -183,7 +195,8 @@ class Aepo(Method):
         return self.temperature, self.ratio
 
     def auxiliary_loss(self, tokens: TokenBatch) -> tuple[Tensor, Logs]:
-        positive = tokens.rewards > self.positive_reward
+        values = tokens.rewards if self.positive_by == "reward" else tokens.advantages[:, 0]
+        positive = values > self.positive_reward
         ratio = (tokens.logps - tokens.old_logps).clamp(max=20).exp().clamp(max=tokens.clip_high)
         means = ratio.masked_fill(~tokens.mask, 0).sum(1) / tokens.mask.sum(1).clamp(min=1)
         term = -self.coef * means.masked_fill(~positive, 0).mean()

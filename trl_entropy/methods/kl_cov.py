@@ -77,8 +77,8 @@ class KlCov(Method):
         L_t = -A_t r_t + β |ℓ_t - ℓ_old,t| · 1[t in the top ratio by (ℓ_t - mean ℓ)(A_t - mean A)]      (eq. 10, 13-14)
 
     The selection has no gradient. It skips tokens without a gradient in TRL's loss, except those that
-    `kl_cov_ppo_clip` clips: the penalty pulls them back. Departs from the paper, like its released code: the KL divergence is estimated
-    by the absolute log-ratio of the sampled token.
+    `kl_cov_ppo_clip` clips: the penalty pulls them back. Departs from the paper, like its released code: the KL
+    divergence is estimated by the absolute log-ratio of the sampled token.
     """
 
     name = "kl_cov"

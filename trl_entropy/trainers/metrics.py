@@ -60,7 +60,7 @@ def reduce_metrics(values: dict[str, Tensor], mask: Tensor, world: Collectives) 
             extremes[key] = (sign, (sign * value).amax() if value.numel() else value.new_full((), -torch.inf))
         else:
             means[key] = torch.stack([value.sum(), value.new_tensor(value.numel())])
-    reduced = {}
+    reduced: dict[str, float] = {}
     if means:
         for key, (total, count) in zip(means, world.sum(torch.stack([*means.values()])).tolist(), strict=True):
             reduced[key] = Mean(total, count)
