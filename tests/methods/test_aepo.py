@@ -11,7 +11,7 @@ from support.fuzzing import ADVANTAGES, covers, draw_flags, draw_shape, draw_ten
 from support.reference import dense_log_policy, dense_logps_and_entropy, policy_terms, reduce_terms
 from support.registry import MethodSettings
 from support.tensors import make_loss_batch, random_tokens
-from support.tiny import FLOAT32, LOSS_TYPES, build_model, loss_and_gradients
+from support.tiny import FLOAT32, FLOAT64, LOSS_TYPES, build_model, loss_and_gradients
 
 from trl_entropy.methods import aepo
 from trl_entropy.methods.aepo import regulated_temperature, reweighted_advantages

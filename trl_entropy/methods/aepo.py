@@ -74,8 +74,8 @@ class AepoConfig:
     aepo_positive_by: Literal["reward", "advantage"] = field(
         default="reward",
         metadata={
-            "help": "AEPO: what is compared with `aepo_positive_reward`: the `reward`, or, as in the released code, the "
-            "`advantage`, so that groups whose completions are all right add nothing. `rollout` mode only."
+            "help": "AEPO: what is compared with `aepo_positive_reward`: the `reward`, or the `advantage` as in the "
+            "released code, so that groups whose completions are all right add nothing. `rollout` mode only."
         },
     )
 
@@ -147,11 +147,9 @@ class Aepo(Method):
         self.step_mean = StepMean()
 
     def check(self, config) -> list[str]:
-        mode, idle = (
-            ("rollout", ("aepo_gain",))
-            if self.rollout
-            else ("reweight", ("aepo_coef", "aepo_ratio", "aepo_positive_by"))
-        )
+        mode, idle = "rollout", ["aepo_gain"]
+        if not self.rollout:
+            mode, idle = "reweight", ["aepo_coef", "aepo_ratio", "aepo_positive_by"]
         found = [
             f"`{name}` is set to {getattr(config, name)!r}, but `aepo_mode` is {mode!r}: it does nothing."
             for name in idle
