@@ -75,8 +75,10 @@ def texts_of(dataset: Any) -> Iterator[tuple[int, str]]:
     if isinstance(dataset, IterableDataset) or (isinstance(dataset, Dataset) and dataset.format["type"] != "custom"):
         for number, row in enumerate(first_rows(dataset, ["prompt"])):
             prompt = row.get("prompt")
-            turns = [turn.get("content") for turn in prompt] if is_conversation(prompt) else [prompt]
-            yield from ((number, text) for text in turns if isinstance(text, str))
+            turns = [turn.get("content") for turn in prompt or ()] if is_conversation(prompt) else [prompt]
+            for text in turns:
+                if isinstance(text, str):
+                    yield number, text
 
 
 def is_prompt(value: Any) -> bool:
