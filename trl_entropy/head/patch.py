@@ -7,9 +7,7 @@ TRL's: its function is bound again with two of its global names, the kernel it c
 it scores the labelled positions only, standing for ours.
 """
 
-import functools
 import math
-import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +21,7 @@ from transformers import PreTrainedModel
 from transformers.utils import is_peft_available
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
+from .forwards import bind_cast_head, set_forward
 from .function import DYNAMIC_DEVICES, TokenStatistics, token_statistics
 from .rebinding import rebound
 from .spec import HeadSpec
@@ -192,28 +191,26 @@ def add_entropy_head(
     so that small entropies are exact; the backward leaves out tokens whose incoming gradients are all zero; on a CPU,
     too, only labelled positions are projected.
 
-    Returns the settings of the head, which may be changed from one forward to the next. Raises `ValueError` for
-    settings out of range and for a PEFT adapter on the LM head, which would be ignored and never trained.
+    Returns the settings of the head, which may be changed from one forward to the next. A deep copy of the model
+    shares them, and computes with its own weights. Raises `ValueError` for settings out of range and for a PEFT
+    adapter on the LM head, which would be ignored and never trained.
     """
     head = EntropyHead(statistics, live_rows, top_p, nucleus_rule, second_temperature)
     model = model.get_base_model() if is_peft_model(model) else model
     _refuse_adapter(model)
     add_fused_lm_head(model, temperature, cast_lm_head_to_fp32, outputs=("log_probs", "entropy"))
-    fused_forward = rebound(
+    trl_forward = rebound(
         model.forward.__func__,
         {KERNEL: head, SCORES_LABELLED_ONLY: lambda device: device.type in DYNAMIC_DEVICES},
     )
 
-    # Keep the original signature: `generate` validates its model kwargs against it
-    @functools.wraps(type(model).forward)
-    def forward(self, *args, fused_lm_head: bool = False, **kwargs):
-        if not fused_lm_head:
-            return fused_forward(self, *args, **kwargs)
+    def fused(self, *args, **kwargs):
         head.check()
         _refuse_adapter(self)
-        return head.extend(fused_forward(self, *args, fused_lm_head=True, **kwargs))
+        return head.extend(trl_forward(self, *args, **kwargs))
 
-    model.forward = types.MethodType(forward, model)
+    set_forward(model, fused)
+    bind_cast_head(model)
     return head
 
 

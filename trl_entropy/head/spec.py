@@ -20,7 +20,7 @@ SECOND = 5  # Σ exp(d·temperature/second_temperature)
 TARGET = 6  # z of the label
 STATE_ROWS = 7
 # Shifted logits and log-probabilities are raised to at least this. Its exp is 0, as that of -inf is, but 0 times it is
-# 0, while 0 times -inf is NaN. So a token of probability 0 (a vocabulary masked by a bias of -inf) adds 0 to every sum.
+# 0, while 0 times -inf is NaN. So a token of probability 0 (a vocabulary masked by a bias of -inf) adds 0 to all sums.
 # It is low enough for any second temperature, and high enough that a whole vocabulary of it still sums to a number.
 FLOOR = -1e30
 # A divergence above this holds the floor times a probability above 0: the true value is infinite

@@ -17,6 +17,7 @@ from trl.trainer.utils import get_config_model_id
 
 from ..collectives import collectives_of
 from ..head import add_entropy_head
+from ..head.forwards import bind_to_module
 from ..kappa.wiring import with_kappa
 from ..methods import Method, build_methods
 from ..runs.mixin import RunMixin
@@ -142,6 +143,8 @@ class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
         self._token_log = TokenLog(
             args.log_token_entropies if self.accelerator.is_main_process else 0, args.output_dir, decode
         )
+        for model in (self.model, self.ref_model):
+            bind_to_module(model)
         head = None
         if args.fused_head:
             head = add_entropy_head(self.model, self.temperature, args.cast_lm_head_to_fp32)
