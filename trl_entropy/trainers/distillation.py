@@ -18,6 +18,8 @@ from trl.trainer import distillation_trainer
 from trl.trainer.utils import get_config_model_id
 
 from ..collectives import Collectives, collectives_of
+from ..head import check_head
+from ..head.agreement import is_sharded
 from ..head.divergence import Head, divergences, entropy_first_is_cheaper, student_entropy
 from ..head.function import DYNAMIC_DEVICES
 from ..head.rebinding import rebound, swapped
@@ -120,6 +122,8 @@ class EntropyDistillationTrainer(RunMixin, DistillationTrainer):
 
     Raises:
         `TypeError`: `args` is not an `EntropyDistillationConfig`.
+        `ValueError`: TRL's loss would not compute with the own logits of student or teacher. If they are sharded, this
+            is found before the first loss.
         `RuntimeError`: in training, where another package has replaced TRL's loss.
 
     Example:
@@ -163,6 +167,15 @@ class EntropyDistillationTrainer(RunMixin, DistillationTrainer):
         self.card_facts = {}
         self.add_callback(SettingsCallback)
         self._world = collectives_of(self.accelerator)
+        self._checks_heads = is_sharded(self.accelerator, self.model, self.teacher_model)  # before the first loss
+        if not self._checks_heads:
+            self._check_heads(self.model)
+
+    def _check_heads(self, model: Any) -> None:
+        for field, checked in (("model", model), ("teacher_model", self.teacher_model)):
+            if checked is not None:
+                unwrapped = self.accelerator.unwrap_model(checked)
+                check_head(checked, self.temperature, unwrapped, self.accelerator.autocast(), field)
 
     def _generate_and_score_completions(self, inputs):
         output = super()._generate_and_score_completions(inputs)
@@ -172,6 +185,9 @@ class EntropyDistillationTrainer(RunMixin, DistillationTrainer):
         return output
 
     def compute_loss(self, model, inputs, *args, **kwargs):
+        if self._checks_heads:
+            self._checks_heads = False
+            self._check_heads(model)
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         # Collectives of the metrics stay out of the wrapped forward, as those of TRL's metrics do
         kernel, self._kernel = self._kernel, None

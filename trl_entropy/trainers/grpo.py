@@ -16,7 +16,8 @@ from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
 from ..collectives import collectives_of
-from ..head import add_entropy_head
+from ..head import add_entropy_head, check_head
+from ..head.agreement import is_sharded
 from ..head.forwards import bind_to_module
 from ..kappa.wiring import with_kappa
 from ..methods import Method, build_methods
@@ -58,7 +59,8 @@ class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
 
     Raises:
         `TypeError`: `args` is not an `EntropyGRPOConfig`.
-        `ValueError`: the model or a reward function is not one, or the dataset has no prompts.
+        `ValueError`: the model or a reward function is not one, the dataset has no prompts, or the fused LM head does
+            not compute with the model's own logits. If the model is sharded, the last is found in the first forward.
         `RuntimeError`: Unsloth has patched TRL's trainer.
 
     Example:
@@ -148,7 +150,14 @@ class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
         head = None
         if args.fused_head:
             head = add_entropy_head(self.model, self.temperature, args.cast_lm_head_to_fp32)
+        self._checks_head = is_sharded(self.accelerator, self.model)  # in the first forward, once it is wrapped
+        if not self._checks_head:
+            self._check_head(self.model)
         self._statistics = HeadStatistics(head, self.methods, self._needs, self.temperature)
+
+    def _check_head(self, model: Any) -> None:
+        unwrapped = self.accelerator.unwrap_model(model)
+        check_head(model, self.temperature, unwrapped, self.accelerator.autocast())
 
     # Rollouts
 
@@ -196,6 +205,9 @@ class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
         **kwargs,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """TRL's forward, whose tokens go to what is under way: the scoring pass of a generation, or an update."""
+        if self._checks_head and model is not self.ref_model:
+            self._checks_head = False
+            self._check_head(model)
         scores = self._generation is not None and self._generation.is_scoring_pass(model)
         mask = attention_mask
         if scores:  # the head computes entropies in any case, so that asking costs nothing
