@@ -92,9 +92,9 @@ def check_head(
     if expected.isfinite().all() and not difference <= tolerance:
         raise ValueError(
             f"`{field}` must be a model whose logits are its last hidden state times the LM head, with a scale and a "
-            f"cap that TRL knows, got `{type(base).__name__}`: log-probabilities or entropies of the fused head differ "
-            f"from those of its plain logits by {difference:.3g} nats (rounding explains {tolerance:.2g}). TRL would "
-            "train on these wrong numbers too. Use another model class, or ask TRL to support this one in "
+            f"cap that TRL knows, got `{type(base).__name__}`: log-probabilities or entropies of the fused head "
+            f"differ from those of its plain logits by {difference:.3g} nats (rounding explains {tolerance:.2g}). "
+            "TRL would train on these wrong numbers too. Use another model class, or ask TRL to support this one in "
             "`add_fused_lm_head`."
         )
 
