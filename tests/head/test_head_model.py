@@ -3,17 +3,21 @@
 """The head on a model: TRL's call, outputs and gradients, and the additional statistics."""
 
 import copy
+import math
+import pickle
 
 import peft
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from support.tensors import make_loss_batch
 from support.tiny import EXACT, FLOAT32, build_model, loss_and_gradients
 from torch.distributed.fsdp import fully_shard
-from transformers import MixtralConfig, MixtralForCausalLM
+from transformers import MixtralConfig, MixtralForCausalLM, Qwen2ForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
 from trl_entropy.head import EntropyCausalLMOutput, add_entropy_head, patch
+from trl_entropy.head.forwards import bind_to_module
 
 
 ALL = ("second_moments", "nucleus_entropy", "second_temperature")
@@ -216,6 +220,75 @@ def test_outputs_survive_being_rebuilt_from_their_items(batch):
     outputs = model(**batch)
     rebuilt = type(outputs)({name: value.float() for name, value in outputs.items()})
     torch.testing.assert_close(rebuilt.sum_sq_probs, outputs.sum_sq_probs)
+
+
+# Copies
+
+
+def zeroed(model):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    return model
+
+
+def hooked(model):
+    """As accelerate splits a model across devices."""
+    return add_hook_to_module(model, AlignDevicesHook("cpu"))
+
+
+HEADS = {
+    "ours": add_entropy_head,
+    "TRL's": lambda model: (add_fused_lm_head(model, outputs=("log_probs", "entropy")), bind_to_module(model)),
+    "ours after TRL's": lambda model: (add_fused_lm_head(model), add_entropy_head(model)),
+    "twice": lambda model: (add_entropy_head(model), add_entropy_head(model)),
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("wrapped", ["plain", "tied", "adapter", "hooked"])
+def test_a_copy_computes_with_its_own_weights(batch, head, wrapped):
+    model = build_model(tie_word_embeddings=wrapped == "tied")
+    model = hooked(model) if wrapped == "hooked" else model
+    HEADS[head](model)
+    model = lora(model) if wrapped == "adapter" else model
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    logits, outputs = model(**inputs).logits, model(**batch)
+    twin = zeroed(copy.deepcopy(copy.deepcopy(model)))
+    assert twin(**inputs).logits.abs().max() == 0
+    mask = outputs.label_mask
+    torch.testing.assert_close(twin(**batch).entropy[mask], torch.full((int(mask.sum()),), math.log(24.0)))
+    assert twin.generate(**inputs, max_new_tokens=2, do_sample=False)[:, -2:].unique().tolist() == [0]
+    torch.testing.assert_close(model(**inputs).logits, logits, **EXACT)
+    torch.testing.assert_close(model(**batch).log_probs, outputs.log_probs, **EXACT)
+    zeroed(model)
+    assert model(**inputs).logits.abs().max() == 0
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_pickled_model_has_its_own_forward(batch, head):
+    model = build_model()
+    HEADS[head](model)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    twin = pickle.loads(pickle.dumps(model))
+    torch.testing.assert_close(twin(**inputs).logits, model(**inputs).logits, **EXACT)
+    assert zeroed(twin)(**inputs).logits.abs().max() == 0 < model(**inputs).logits.abs().max()
+
+
+@pytest.mark.parametrize("fused_head", [True, False])
+@pytest.mark.parametrize("cast", [False, True])
+def test_a_copy_of_a_trained_model(make_trainer, batch, tmp_path, fused_head, cast):
+    build_model().save_pretrained(tmp_path / "model")
+    model = Qwen2ForCausalLM.from_pretrained(tmp_path / "model")  # the reference is loaded from its folder
+    trainer = make_trainer(model=model, fused_head=fused_head, cast_lm_head_to_fp32=cast, max_steps=1, beta=0.1)
+    trainer.train()
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    for model in (trainer.accelerator.unwrap_model(trainer.model), trainer.ref_model):
+        expected = model(**inputs).logits
+        twin = copy.deepcopy(model)
+        torch.testing.assert_close(twin(**inputs).logits, expected, **EXACT)
+        assert zeroed(twin)(**inputs).logits.abs().max() == 0
+        torch.testing.assert_close(model(**inputs).logits, expected, **EXACT)
 
 
 @pytest.mark.slow

@@ -7,9 +7,7 @@ that. Our copy of the function has two global names replaced: the kernel, and th
 labeled positions are scored.
 """
 
-import functools
 import math
-import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +21,7 @@ from transformers import PreTrainedModel
 from transformers.utils import is_peft_available
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
+from .forwards import bind_cast_head, set_forward
 from .function import DYNAMIC_DEVICES, TokenStatistics, token_statistics
 from .rebinding import rebound
 from .spec import HeadSpec
@@ -204,7 +203,8 @@ def add_entropy_head(
         statistics, live_rows, top_p, nucleus_rule, second_temperature: as in [`EntropyHead`].
 
     Returns:
-        The head's settings, which may change between forwards.
+        The head's settings, which may change between forwards. A deep copy of the model shares them, and computes
+        with its own weights.
 
     Raises:
         `ValueError`: a setting is out of range, or a PEFT adapter is on the LM head. The adapter would be ignored and
@@ -214,21 +214,18 @@ def add_entropy_head(
     model = model.get_base_model() if is_peft_model(model) else model
     _refuse_adapter(model)
     add_fused_lm_head(model, temperature, cast_lm_head_to_fp32, outputs=("log_probs", "entropy"))
-    fused_forward = rebound(
+    trl_forward = rebound(
         model.forward.__func__,
         {KERNEL: head, SCORES_LABELLED_ONLY: lambda device: device.type in DYNAMIC_DEVICES},
     )
 
-    # `generate` validates its model kwargs against the original signature, so keep it
-    @functools.wraps(type(model).forward)
-    def forward(self, *args, fused_lm_head: bool = False, **kwargs):
-        if not fused_lm_head:
-            return fused_forward(self, *args, **kwargs)
+    def fused(self, *args, **kwargs):
         head.check()
         _refuse_adapter(self)
-        return head.extend(fused_forward(self, *args, fused_lm_head=True, **kwargs))
+        return head.extend(trl_forward(self, *args, **kwargs))
 
-    model.forward = types.MethodType(forward, model)
+    set_forward(model, fused)
+    bind_cast_head(model)
     return head
 
 

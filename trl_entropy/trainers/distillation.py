@@ -19,6 +19,8 @@ from trl.trainer import distillation_trainer
 from trl.trainer.utils import get_config_model_id
 
 from ..collectives import Collectives, collectives_of
+from ..head import check_head
+from ..head.agreement import is_sharded
 from ..head.divergence import Head, divergences, entropy_first_is_cheaper, student_entropy
 from ..head.function import DYNAMIC_DEVICES
 from ..head.rebinding import rebound, swapped
@@ -125,7 +127,8 @@ class EntropyDistillationTrainer(RunMixin, DistillationTrainer):
 
     Raises:
         `TypeError`: `args` is not an `EntropyDistillationConfig`.
-        `ValueError`: a model, a dataset or the tokenizer is not what the trainer can use.
+        `ValueError`: a model, a dataset or the tokenizer is not what the trainer can use, or TRL's loss would not
+            compute with a model's own logits. If a model is sharded, the last is found before the first loss.
         `RuntimeError`: in training, if another package has replaced TRL's loss.
 
     Example:
@@ -175,6 +178,15 @@ class EntropyDistillationTrainer(RunMixin, DistillationTrainer):
         self.card_facts = {}
         self.add_callback(SettingsCallback)
         self._world = collectives_of(self.accelerator)
+        self._checks_heads = is_sharded(self.accelerator, self.model, self.teacher_model)  # before the first loss
+        if not self._checks_heads:
+            self._check_heads(self.model)
+
+    def _check_heads(self, model: Any) -> None:
+        for field, checked in (("model", model), ("teacher_model", self.teacher_model)):
+            if checked is not None:
+                unwrapped = self.accelerator.unwrap_model(checked)
+                check_head(checked, self.temperature, unwrapped, self.accelerator.autocast(), field)
 
     def _generate_and_score_completions(self, inputs):
         output = super()._generate_and_score_completions(inputs)
@@ -184,6 +196,9 @@ class EntropyDistillationTrainer(RunMixin, DistillationTrainer):
         return output
 
     def compute_loss(self, model, inputs, *args, **kwargs):
+        if self._checks_heads:
+            self._checks_heads = False
+            self._check_heads(model)
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         # As in TRL, the collectives of metrics stay out of the wrapped forward
         kernel, self._kernel = self._kernel, None

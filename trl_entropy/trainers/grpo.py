@@ -17,7 +17,9 @@ from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
 from ..collectives import collectives_of
-from ..head import add_entropy_head
+from ..head import add_entropy_head, check_head
+from ..head.agreement import is_sharded
+from ..head.forwards import bind_to_module
 from ..kappa.wiring import with_kappa
 from ..methods import Method, build_methods
 from ..runs.mixin import RunMixin
@@ -67,7 +69,9 @@ class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
 
     Raises:
         `TypeError`: `args` is not an `EntropyGRPOConfig`.
-        `ValueError`: the model, a reward function, a dataset or the tokenizer is not what the trainer can use.
+        `ValueError`: the model, a reward function, a dataset or the tokenizer is not what the trainer can use, or the
+            fused LM head does not compute the model's own logits. If the model is sharded, the last is found in the
+            first forward.
         `RuntimeError`: Unsloth has patched TRL's trainer.
 
     Example:
@@ -155,10 +159,19 @@ class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
         self._token_log = TokenLog(
             args.log_token_entropies if self.accelerator.is_main_process else 0, args.output_dir, decode
         )
+        for model in (self.model, self.ref_model):
+            bind_to_module(model)
         head = None
         if args.fused_head:
             head = add_entropy_head(self.model, self.temperature, args.cast_lm_head_to_fp32)
+        self._checks_head = is_sharded(self.accelerator, self.model)  # in the first forward, once it is wrapped
+        if not self._checks_head:
+            self._check_head(self.model)
         self._statistics = HeadStatistics(head, self.methods, self._needs, self.temperature)
+
+    def _check_head(self, model: Any) -> None:
+        unwrapped = self.accelerator.unwrap_model(model)
+        check_head(model, self.temperature, unwrapped, self.accelerator.autocast())
 
     # Rollouts
 
@@ -205,6 +218,9 @@ class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
         **kwargs,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """TRL's forward. Its results also go to the current [`Generation`], in its scoring pass, or [`Update`]."""
+        if self._checks_head and model is not self.ref_model:
+            self._checks_head = False
+            self._check_head(model)
         scores = self._generation is not None and self._generation.is_scoring_pass(model)
         mask = attention_mask
         if scores:  # free, because the head always computes entropies
