@@ -58,7 +58,7 @@ def set_forward(model: PreTrainedModel, fused: Callable) -> None:
             return fused(self, *args, fused_lm_head=True, **kwargs)
         return own(self, *args, **kwargs)
 
-    forward.own_forward = own
+    setattr(forward, "own_forward", own)  # noqa: B010 (mypy knows no attributes of functions)
     model.forward = types.MethodType(forward, model)
 
 
