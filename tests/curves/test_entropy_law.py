@@ -9,7 +9,7 @@ from support.tiny import count_reward
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from trl_entropy import EntropyLawCallback
-from trl_entropy.curves.entropy_law import fit_entropy_law
+from trl_entropy.curves.law import fit_entropy_law
 
 
 def test_fit_of_points_on_the_law():

@@ -80,7 +80,7 @@ def test_trains_and_is_known_to_cards_and_reports(mine, make_trainer, tmp_path):
     assert mine.paper.url in card and mine.paper.bibtex in card and "| `mine_weight` | `0.25` | `0.5` |" in card
     runs = read_runs(folders)
     assert runs[0].lines[1]["loss"] != runs[1].lines[1]["loss"]
-    assert named_methods(runs[0]) == "mine" and "mine" in metric_groups()
+    assert named_methods(runs[0]) == "mine" and "mine" in metric_groups(runs)
     assert differing_settings(runs) == {"mine_weight": ["0.25", "1.0"]}
     assert [set(run.target()[2]) for run in runs] == [{0.25}, {1.0}]
     assert "| `mine` | not tested |" in render({}, list(METHODS))

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from ..kappa.config import KappaConfig, KappaTune
 from ..methods import METHODS
 from ..methods.tip import Tip
+from ..report.known import known_from
 from ..settings import default_of
 from .methods import STORED, digest
 
@@ -86,5 +87,12 @@ def records() -> dict[str, dict[str, Any]]:
 
 def store() -> None:
     """Writes the descriptions for the command to read."""
-    content = {"digest": digest(), "methods": records()}
+    from ..trainers.grpo_config import EntropyGRPOConfig
+
+    known = known_from(EntropyGRPOConfig)
+    content = {
+        "digest": digest(),
+        "methods": records(),
+        "known": {"methods": known.methods, "targets": sorted(known.targets), "defaults": known.defaults},
+    }
     STORED.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -7,10 +7,11 @@ import json
 import shutil
 import sys
 import textwrap
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Any
 
+from ..report.known import Known, known_from
 from ..settings import did_you_mean
 from .names import method_name
 from .parser import CommandParser
@@ -21,25 +22,42 @@ SOURCES = Path(__file__).parents[1]  # of the methods, below this folder
 WIDEST = 110
 
 
-def known_methods() -> dict[str, dict[str, Any]]:
-    """The descriptions of all methods by name.
+def stored() -> dict[str, Any] | None:
+    """What is stored of the methods and of the trainer's config, whose modules take seconds to import.
 
-    They are stored, because the methods import torch, which takes seconds. The methods are asked themselves if another
-    package adds some, or if their sources are not those that the descriptions were stored from.
+    `None` if another package adds methods, if they are loaded anyway, or if it was stored from other sources.
     """
-    stored = json.loads(STORED.read_text(encoding="utf-8"))
-    loaded = "trl_entropy.methods" in sys.modules or entry_points(group="trl_entropy.methods")
-    if loaded or stored["digest"] != digest():
-        from .listing import records
+    if "trl_entropy.methods" in sys.modules or entry_points(group="trl_entropy.methods"):
+        return None
+    found = json.loads(STORED.read_text(encoding="utf-8"))
+    return found if found["digest"] == digest() else None
 
-        return records()
-    return stored["methods"]
+
+def known_methods() -> dict[str, dict[str, Any]]:
+    """The descriptions of all methods by name."""
+    if found := stored():
+        return found["methods"]
+    from .listing import records
+
+    return records()
+
+
+def known_to_reports() -> Known:
+    """What a report must know of the methods, and of the trainer's config."""
+    if found := stored():
+        known = found["known"]
+        return Known(tuple(known["methods"]), frozenset(known["targets"]), known["defaults"])
+    from ..trainers.grpo_config import EntropyGRPOConfig
+
+    return known_from(EntropyGRPOConfig)
 
 
 def digest() -> str:
     """A hash of the sources that descriptions come from."""
-    paths = [*sorted((SOURCES / "methods").glob("*.py")), SOURCES / "kappa" / "config.py"]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+    others = ("kappa/config.py", "trainers/grpo_config.py", "trainers/entropy_bonus.py")
+    paths = [*sorted((SOURCES / "methods").glob("*.py")), *(SOURCES / name for name in others)]
+    parts = [*(path.read_bytes() for path in paths), version("trl").encode()]
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def describe(name: str, width: int = WIDEST) -> str:

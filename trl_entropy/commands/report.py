@@ -44,18 +44,22 @@ def main(argv: list[str]) -> int:
 
 def write_report(folders: list[Path], output: Path, tokens: int | None) -> str:
     """Writes page and picture to `output` -> a table of the runs. Raises `ValueError` if a run cannot be read."""
+    from ..report.known import Known
     from ..report.runs import read_runs
 
-    runs = read_runs(folders)  # before the imports below, which take seconds: a wrong path is an error at once
+    runs = read_runs(
+        folders, Known()
+    )  # before the imports below, which take seconds: a wrong path is an error at once
     from ..report.drawing import draw_png
     from ..report.heat import heat_maps, print_heat_maps
     from ..report.page import render_page
     from ..report.panels import build_panels
     from ..report.summary import summarize
     from ..tables import text_table
-    from ..trainers.grpo_config import EntropyGRPOConfig
+    from .methods import known_to_reports
 
-    runs = [replace(run, config=EntropyGRPOConfig) for run in runs]
+    known = known_to_reports()
+    runs = [replace(run, known=known) for run in runs]
     panels = build_panels(runs)
     maps = heat_maps(runs, SHOWN_COMPLETIONS if tokens is None else tokens)
     labels = [run.label for run in runs]

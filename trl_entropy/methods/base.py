@@ -150,4 +150,5 @@ class Method:
 
     @classmethod
     def overrides(cls, hook: str) -> bool:
-        return getattr(cls, hook) is not getattr(Method, hook)
+        own, plain = getattr(cls, hook), getattr(Method, hook)
+        return getattr(own, "__func__", own) is not getattr(plain, "__func__", plain)

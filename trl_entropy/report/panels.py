@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..curves.entropy_law import fit_entropy_law
-from ..methods import METHODS
+from ..curves.law import fit_entropy_law
 from .runs import Run
 from .samples import pass_at_k_points, tip_scatter
 
@@ -61,9 +60,9 @@ class Panel:
     from_zero: bool = False
 
 
-def metric_groups() -> tuple[str, ...]:
+def metric_groups(runs: list[Run]) -> tuple[str, ...]:
     """The groups of metrics that belong to a method: the part of their names before the slash."""
-    return (*METHODS, "tip", "kappa")
+    return (*dict.fromkeys(name for run in runs for name in run.known.methods), "tip", "kappa")
 
 
 def build_panels(runs: list[Run]) -> list[Panel]:
@@ -87,7 +86,7 @@ def build_panels(runs: list[Run]) -> list[Panel]:
 def method_metrics(runs: list[Run]) -> list[str]:
     """The methods' metrics that any run has logged, in the order of the methods."""
     keys = sorted(set().union(*(run.keys for run in runs)))
-    return [key for group in metric_groups() for key in keys if key.startswith(f"{group}/")]
+    return [key for group in metric_groups(runs) for key in keys if key.startswith(f"{group}/")]
 
 
 def metric_panel(runs: list[Run], title: str, key: str, kind: Kind = "line") -> Panel:

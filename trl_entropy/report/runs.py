@@ -9,17 +9,14 @@ import json
 import logging
 import math
 from collections import Counter
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from ..runs.files import SETTINGS_FILE
-
-
-if TYPE_CHECKING:
-    from ..methods import Method
+from .known import Known, known_from
 
 
 logger = logging.getLogger(__name__)
@@ -37,14 +34,14 @@ class Run:
         folder: its folder.
         lines: its log lines, each with a `step`, reduced to finite numbers.
         settings: settings that are known to differ from their defaults.
-        config: the trainer's config class, whose fields have the defaults. Without it those of TRL and of the methods.
+        known: all methods, and the defaults of settings.
     """
 
     label: str
     folder: Path
     lines: list[dict[str, float]]
     settings: dict[str, Any] = field(default_factory=dict)
-    config: type | None = None
+    known: Known = Known()
 
     @property
     def steps(self) -> int:
@@ -57,12 +54,10 @@ class Run:
         return set().union(*self.lines)
 
     @property
-    def methods(self) -> list[type["Method"]]:
-        """Its methods, except those that this version does not know."""
-        from ..methods import METHODS
-
+    def methods(self) -> list[str]:
+        """The names of its methods, except those that this version does not know."""
         names = self.settings.get("methods") or []
-        return [METHODS[name] for name in ([names] if isinstance(names, str) else names) if name in METHODS]
+        return [name for name in ([names] if isinstance(names, str) else names) if name in self.known.methods]
 
     def series(self, *keys: str) -> list[list[float]]:
         """The values of each of `keys`, from the lines that have all of them."""
@@ -71,25 +66,28 @@ class Run:
 
     def with_defaults(self) -> dict[str, Any]:
         """The changed settings, and the defaults of all others but those of methods that it does not use."""
-        from trl import GRPOConfig
-
-        from ..methods import METHODS, MethodsConfig
-
-        idle = tuple(f"{name}_" for name in METHODS if METHODS[name] not in self.methods)
-        active = tuple(f"{method.name}_" for method in self.methods)
-        configs = (GRPOConfig, MethodsConfig) if self.config is None else (self.config,)
-        known = [item for config in configs for item in fields(config)]
-        defaults = {item.name: item.default for item in known if item.default is not MISSING}
-        kept = {key: value for key, value in defaults.items() if key.startswith(active) or not key.startswith(idle)}
+        idle = tuple(f"{name}_" for name in self.known.methods if name not in self.methods)
+        active = tuple(f"{name}_" for name in self.methods)
+        kept = {
+            key: value
+            for key, value in self.known.defaults.items()
+            if key.startswith(active) or not key.startswith(idle)
+        }
         return {"methods": [], **kept, **self.settings}
 
     def target(self) -> tuple[list[float], list[float], list[float]] | None:
         """Steps, and the lower and upper end of the entropy target in nats; `None` without a target."""
         settings = self.with_defaults()
+        adaptive = settings.get("use_adaptive_entropy")  # TRL's own controller
+        aiming = [name for name in self.methods if name in self.known.targets]
+        if not (aiming or adaptive):
+            return None
+        if aiming:
+            from ..methods import METHODS
         steps, lows, highs = [], [], []
         for line in self.lines:
-            ranges = [method.entropy_range(settings, line) for method in self.methods]
-            if settings["use_adaptive_entropy"] and "entropy" in line:  # TRL's own controller
+            ranges = [METHODS[name].entropy_range(settings, line) for name in aiming]
+            if adaptive and "entropy" in line:
                 ranges.append((settings["entropy_target"],) * 2)
             known = [ends for ends in ranges if ends is not None]
             if known:
@@ -99,10 +97,24 @@ class Run:
         return (steps, lows, highs) if steps else None
 
 
-def read_runs(folders: list[Path]) -> list[Run]:
-    """The runs in these folders. Raises `ValueError` if a folder has no readable run."""
+def read_runs(folders: list[Path], known: Known | None = None) -> list[Run]:
+    """The runs in these folders.
+
+    Args:
+        folders: of the runs.
+        known: what is known of methods and settings. Default: asks the methods and TRL's config, which takes seconds.
+
+    Raises:
+        `ValueError`: a folder has no readable run.
+    """
     lines, settings = [read_lines(folder) for folder in folders], [read_settings(folder) for folder in folders]
-    return [Run(*parts) for parts in zip(labels_of(folders), folders, lines, settings, strict=True)]
+    if known is None:
+        from trl import GRPOConfig
+
+        from ..methods import MethodsConfig
+
+        known = known_from(GRPOConfig, MethodsConfig)
+    return [Run(*parts, known) for parts in zip(labels_of(folders), folders, lines, settings, strict=True)]
 
 
 def labels_of(folders: list[Path]) -> list[str]:

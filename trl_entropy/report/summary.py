@@ -47,8 +47,10 @@ def summarize(runs: list[Run], panels: list[Panel]) -> list[dict[str, str]]:
 def named_methods(run: Run) -> str:
     """The methods in the run's settings or, if they name none, the methods with metrics in the log."""
     off = ("tip",) if run.settings.get("tip_rule") == "none" else ()  # it logs quadrants even if it is off
-    names = [method.name for method in run.methods] or [
-        group for group in metric_groups() if group not in off and any(key.startswith(f"{group}/") for key in run.keys)
+    names = run.methods or [
+        group
+        for group in metric_groups([run])
+        if group not in off and any(key.startswith(f"{group}/") for key in run.keys)
     ]
     return ", ".join(names) or ("none" if run.settings else UNKNOWN)
 

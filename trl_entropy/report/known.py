@@ -1,0 +1,39 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What a report must know of methods and settings, as plain data: the classes themselves take seconds to import."""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from enum import Enum
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Known:
+    """The methods and the defaults of the trainer's config.
+
+    Attributes:
+        methods: names of all methods, in order.
+        targets: names of the methods that aim at a range of entropies.
+        defaults: default of each field.
+    """
+
+    methods: tuple[str, ...] = ()
+    targets: frozenset[str] = frozenset()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+def known_from(*configs: type) -> Known:
+    """Asks the methods themselves, and config classes."""
+    from ..methods import METHODS
+
+    aiming = [name for name, method in METHODS.items() if method.overrides("entropy_range")]
+    defaults = {name: value for config in configs for name, value in defaults_of(config).items()}
+    return Known(tuple(METHODS), frozenset(aiming), defaults)
+
+
+def defaults_of(config: type) -> dict[str, Any]:
+    """The defaults of the fields that have one, if they are plain values."""
+    found = {item.name: item.default for item in fields(config) if item.default is not MISSING}
+    found = {name: value.value if isinstance(value, Enum) else value for name, value in found.items()}
+    return {name: value for name, value in found.items() if isinstance(value, bool | int | float | str | None)}
