@@ -20,6 +20,9 @@ SAMPLE_SIZE = 4096  # order statistics that a forward leaves for the quantiles o
 class Mean(float):
     """total / count, NaN without a count. Joined, the mean of everything that was counted."""
 
+    total: float
+    count: float
+
     def __new__(cls, total: float, count: float = 1):
         found = super().__new__(cls, total / count if count else math.nan)
         found.total, found.count = total, count
@@ -45,9 +48,14 @@ class Most(float):
 class Quantile(float):
     """A quantile of a forward, with order statistics (N,) of it that stand for `count` values."""
 
+    probability: float
+    sample: Tensor
+    count: int
+
     def __new__(cls, value: float, probability: float = 0.5, sample: Tensor | None = None, count: int = 0):
         found = super().__new__(cls, value)
-        found.probability, found.sample, found.count = probability, sample, count
+        found.probability, found.count = probability, count
+        found.sample = torch.empty(0) if sample is None else sample
         return found
 
     @staticmethod
