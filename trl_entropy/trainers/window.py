@@ -54,7 +54,8 @@ class Quantile(float):
 
     def __new__(cls, value: float, probability: float = 0.5, sample: Tensor | None = None, count: int = 0):
         found = super().__new__(cls, value)
-        found.probability, found.sample, found.count = probability, sample, count
+        found.probability, found.count = probability, count
+        found.sample = torch.empty(0) if sample is None else sample
         return found
 
     @staticmethod
