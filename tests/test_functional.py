@@ -12,6 +12,7 @@ from trl_entropy.collectives import SINGLE_PROCESS
 from trl_entropy.functional import (
     aggregate,
     centered_product,
+    discriminator,
     masked_max,
     masked_mean,
     masked_mean_and_std,
@@ -110,3 +111,9 @@ def test_reduce_metrics():
 def test_reduce_metrics_with_no_valid_token():
     found = reduce_metrics({"a_mean": VALUES, "a_min": VALUES, "a_max": VALUES}, NONE, SINGLE_PROCESS)
     assert all(math.isnan(value) for value in found.values()) and len(found) == 3
+
+
+def test_a_token_of_probability_0_has_no_discriminator():
+    logps = torch.tensor([[-torch.inf, -1.0]], dtype=torch.float64)
+    found = discriminator(logps, torch.full((1, 2), 0.5, dtype=torch.float64))
+    torch.testing.assert_close(found, torch.tensor([[0.0, -0.5 * math.exp(-1)]], dtype=torch.float64))

@@ -102,8 +102,11 @@ def aggregate(terms: Tensor, mask: Tensor, loss_type: str, items: Tensor, max_le
 
 
 def discriminator(logps: Tensor, entropy: Tensor) -> Tensor:
-    """(B, T) log-probabilities and entropies -> (B, T) S = π (H + log π) of the sampled token, in nats."""
-    return logps.exp() * (entropy + logps)
+    """(B, T) log-probabilities and entropies -> (B, T) S = π (H + log π) of the sampled token, in nats.
+
+    0 for a token of probability 0.
+    """
+    return logps.exp() * (entropy + logps.clamp(min=torch.finfo(logps.dtype).min))
 
 
 def mean_discriminator(entropy: Tensor, sum_sq_probs: Tensor, sum_sq_probs_log_probs: Tensor) -> Tensor:

@@ -529,3 +529,16 @@ except SystemExit as end:
     assert done.stdout == "2 []\n" and done.stderr.startswith(
         "trl-entropy report: error: RUN must be the folder of a run"
     )
+
+
+def test_a_report_is_made_without_torch(tmp_path):
+    """Methods are known from what is stored of them. Only a method that aims at an entropy is asked itself."""
+    folders = [write_run(tmp_path / name, [{"step": 1, "entropy": 1.0, "reward": 0.5}]) for name in ("a", "b")]
+    code = f"""
+import sys
+from trl_entropy.commands import report
+report.main([*{[str(folder) for folder in folders]}, "--output", {str(tmp_path / "out")!r}])
+print(sorted({{"torch", "trl", "transformers"}} & {{*sys.modules}}))
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines()[-1] == "[]" and (tmp_path / "out" / "report.html").exists()

@@ -47,9 +47,7 @@ def write_report(folders: list[Path], output: Path, tokens: int | None) -> str:
     from ..report.known import Known
     from ..report.runs import read_runs
 
-    runs = read_runs(
-        folders, Known()
-    )  # before the imports below, which take seconds: a wrong path is an error at once
+    runs = read_runs(folders, Known())  # before the slow imports, so that a wrong path is an error at once
     from ..report.drawing import draw_png
     from ..report.heat import heat_maps, print_heat_maps
     from ..report.page import render_page
