@@ -13,6 +13,7 @@ from .canon import Canon, CanonConfig
 from .clip_cov import ClipCov, ClipCovConfig
 from .discriminator import ClipB, ClipBConfig, ClipV, ClipVConfig
 from .empg import Empg, EmpgConfig
+from .entropy_advantage import EntropyAdvantage, EntropyAdvantageConfig
 from .epo import Epo, EpoConfig
 from .kl_cov import KlCov, KlCovConfig
 from .pear import Pear, PearConfig
@@ -40,6 +41,7 @@ METHODS: dict[str, type[Method]] = {
         Empg,
         AgenticAepo,
         PromptAugmentation,
+        EntropyAdvantage,
     )
 }
 ABOUT_METHODS: dict[str, str] = {}  # the metadata of `methods`
@@ -70,6 +72,7 @@ class MethodsConfig(
     EmpgConfig,
     AgenticAepoConfig,
     PromptAugmentationConfig,
+    EntropyAdvantageConfig,
 ):
     """The settings of every method: a mixin of the trainer's config."""
 
