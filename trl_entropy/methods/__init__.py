@@ -10,6 +10,7 @@ from .aepo import Aepo, AepoConfig
 from .agentic_aepo import AgenticAepo, AgenticAepoConfig
 from .base import Method
 from .canon import Canon, CanonConfig
+from .ce_gppo import CeGppo, CeGppoConfig
 from .clip_cov import ClipCov, ClipCovConfig
 from .discriminator import ClipB, ClipBConfig, ClipV, ClipVConfig
 from .empg import Empg, EmpgConfig
@@ -42,6 +43,7 @@ METHODS: dict[str, type[Method]] = {
         AgenticAepo,
         PromptAugmentation,
         EntropyAdvantage,
+        CeGppo,
     )
 }
 ABOUT_METHODS: dict[str, str] = {}  # the metadata of `methods`
@@ -73,6 +75,7 @@ class MethodsConfig(
     AgenticAepoConfig,
     PromptAugmentationConfig,
     EntropyAdvantageConfig,
+    CeGppoConfig,
 ):
     """The settings of every method: a mixin of the trainer's config."""
 
