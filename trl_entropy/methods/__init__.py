@@ -14,6 +14,7 @@ from .ce_gppo import CeGppo, CeGppoConfig
 from .clip_cov import ClipCov, ClipCovConfig
 from .discriminator import ClipB, ClipBConfig, ClipV, ClipVConfig
 from .empg import Empg, EmpgConfig
+from .entropic import Entropic, EntropicConfig
 from .entropy_advantage import EntropyAdvantage, EntropyAdvantageConfig
 from .epo import Epo, EpoConfig
 from .kl_cov import KlCov, KlCovConfig
@@ -44,6 +45,7 @@ METHODS: dict[str, type[Method]] = {
         PromptAugmentation,
         EntropyAdvantage,
         CeGppo,
+        Entropic,
     )
 }
 ABOUT_METHODS: dict[str, str] = {}  # the metadata of `methods`
@@ -76,6 +78,7 @@ class MethodsConfig(
     PromptAugmentationConfig,
     EntropyAdvantageConfig,
     CeGppoConfig,
+    EntropicConfig,
 ):
     """The settings of every method: a mixin of the trainer's config."""
 
