@@ -81,6 +81,7 @@ class CeGppo(Method):
         "agentic_aepo": "both keep the gradient of tokens that PPO clips",
     }
     acts_on_ratio = True
+    completes_policy_loss = True
 
     def __init__(self, config):
         self.low = non_negative(config, "ce_gppo_low")
@@ -104,25 +105,12 @@ class CeGppo(Method):
                 f"`delta` must be at least {least:g} for method 'ce_gppo', the largest ratio of its kept gradients, "
                 f"got {config.delta!r}."
             )
-        found = []
-        if not (self.low or self.high):
-            found.append(
-                "Method 'ce_gppo' keeps no gradient, since `ce_gppo_low` and `ce_gppo_high` are 0: it only changes "
-                "the logged loss."
-            )
-        if later := self._later_methods(config.methods):
-            found.append(
-                f"Method 'ce_gppo' comes before {later[0]!r} in `methods`, so it does not see the token advantages "
-                "of that method: list it last."
-            )
-        return found
-
-    def _later_methods(self, names: list[str]) -> list[str]:
-        """The methods listed after this one that change token advantages."""
-        from . import METHODS  # which imports this module
-
-        later = names[names.index(self.name) + 1 :]
-        return [name for name in later if METHODS[name].overrides("token_advantages")]
+        if self.low or self.high:
+            return []
+        return [
+            "Method 'ce_gppo' keeps no gradient, since `ce_gppo_low` and `ce_gppo_high` are 0: it only changes the "
+            "logged loss."
+        ]
 
     def loss(self, tokens: TokenBatch) -> tuple[Tensor, Logs]:
         counts = tokens.mask & tokens.logps.detach().isfinite()

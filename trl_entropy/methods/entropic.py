@@ -73,7 +73,7 @@ class EntropyController:
 
 
 def likely_terms(logps: Tensor, old_logps: Tensor, advantages: Tensor, likely: Tensor) -> Tensor:
-    """(B, T) -> (B, T) -r |A| of the likely tokens, 0 elsewhere, with gradient through r = exp(clip(ℓ - ℓ_old, ±20))."""
+    """(B, T) -> (B, T) -r |A| of the likely tokens, 0 elsewhere, with gradient; r = exp(clip(ℓ - ℓ_old, ±20))."""
     log_ratio = torch.where(likely, logps - old_logps, 0).clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
     return -log_ratio.exp() * torch.where(likely, advantages.abs(), 0)
 
