@@ -181,10 +181,10 @@ def record_update(monkeypatch):
     return found
 
 
-def check_neutral(make_trainer, name, loss_type, batches=("on_policy", "off_policy"), **settings):
+def check_neutral(make_trainer, name, loss_type, batches=("on_policy", "off_policy"), extra=(), **settings):
     """With these settings the method is GRPO: loss and gradients are TRL's to the bit."""
     found = {"on_policy": make_loss_batch(), "off_policy": off_policy_batch(build_model())}
-    for batch in (found[key] for key in batches):
+    for batch in ({**found[key], **dict(extra)} for key in batches):
         stock = make_trainer(stock=True, model=build_model(), loss_type=loss_type)
         ours = make_trainer(
             model=build_model(), loss_type=loss_type, methods=[name], **{"fused_head": False, **settings}
@@ -194,9 +194,9 @@ def check_neutral(make_trainer, name, loss_type, batches=("on_policy", "off_poli
         torch.testing.assert_close(loss_and_gradients(ours, batch), expected, **EXACT)
 
 
-def check_accumulation(make_trainer, name, loss_type, **settings):
+def check_accumulation(make_trainer, name, loss_type, extra=(), **settings):
     """Two micro-batches of four rows give the loss and gradients of one micro-batch of eight."""
-    batch = off_policy_batch(build_model(), rows=8)
+    batch = off_policy_batch(build_model(), rows=8, **dict(extra))
     found = []
     for parts in (1, 2):
         settings = {**settings, "gradient_accumulation_steps": parts}

@@ -17,6 +17,7 @@ from .empg import Empg, EmpgConfig
 from .entropic import Entropic, EntropicConfig
 from .entropy_advantage import EntropyAdvantage, EntropyAdvantageConfig
 from .epo import Epo, EpoConfig
+from .erc import Erc, ErcConfig
 from .kl_cov import KlCov, KlCovConfig
 from .pear import Pear, PearConfig
 from .prompt_augmentation import PromptAugmentation, PromptAugmentationConfig
@@ -46,6 +47,7 @@ METHODS: dict[str, type[Method]] = {
         EntropyAdvantage,
         CeGppo,
         Entropic,
+        Erc,
     )
 }
 ABOUT_METHODS: dict[str, str] = {}  # the metadata of `methods`
@@ -79,6 +81,7 @@ class MethodsConfig(
     EntropyAdvantageConfig,
     CeGppoConfig,
     EntropicConfig,
+    ErcConfig,
 ):
     """The settings of every method: a mixin of the trainer's config."""
 
