@@ -177,7 +177,7 @@ class BandController:
         return {"coef": self.coef, "steps": self.steps}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        self.coef, self.steps = state["coef"], state["steps"]
+        self.coef, self.steps = state["coef"], int(state["steps"])
 
 
 def controller_of(args: Any) -> PIController | BandController | None:
