@@ -101,7 +101,7 @@ def test_settings_are_those_of_the_config(mine, tmp_path, caplog, capsys):
     with pytest.raises(SystemExit, match="0"):
         parser.parse(["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "Known: clip_cov, " in text and "prompt_augmentation, mine." in text and "positive advantages, in" in text
+    assert "Known: clip_cov, " in text and f"{OURS[-1]}, mine." in text and "positive advantages, in" in text
     with pytest.raises(ValueError, match=r"`mine_weight` must be a ratio in \(0, 1\], got 2."):
         EntropyGRPOConfig(str(tmp_path), methods=["mine"], mine_weight=2, use_cpu=True, bf16=False)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.registry import covered, method_sets, settings_of, strong, together_sets
+from support.registry import accepted, covered, method_sets, settings_of, strong, together_sets
 from support.tiny import EXACT, build_model, count_reward
 
 from trl_entropy.methods import METHODS
@@ -32,7 +32,7 @@ def make_run(make_trainer, folder, methods, draws, **settings):
         return count_reward(completion_ids)
 
     defaults = dict(max_steps=8, save_strategy="steps", save_steps=2, steps_per_generation=4)
-    defaults |= dict(gradient_accumulation_steps=2, entropy_coef=0.01)
+    defaults |= accepted(methods, dict(gradient_accumulation_steps=2, entropy_coef=0.01))
     return make_trainer(
         output_dir=folder, methods=methods, reward_funcs=reward, **{**defaults, **strong(methods), **settings}
     )
@@ -89,10 +89,11 @@ def check_killed_run(make_trainer, tmp_path, methods, step, forward, **settings)
 @pytest.mark.compatibility("kill and resume")
 @pytest.mark.parametrize("methods", method_sets())
 def test_killed_run(make_trainer, tmp_path, methods):
-    controllers = CONTROLLERS if len(methods) > 1 else {}
+    controllers = accepted(methods, CONTROLLERS) if len(methods) > 1 else {}
     whole = check_killed_run(make_trainer, tmp_path, methods, step=5, forward=1, **controllers)
     if controllers:
-        assert set(states(whole)) == {*methods, "entropy_bonus", "entropy_forecast"}
+        bonus = {"entropy_bonus"} if "entropy_controller" in controllers else set()
+        assert set(states(whole)) == {*methods, "entropy_forecast"} | bonus
         assert set(STATEFUL) <= {name for names in together_sets() for name in names}
         assert all(state for name, state in states(whole).items() if name not in METHODS or name in STATEFUL)
 

@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 import torch
 from support.reference import dense_log_policy, dense_logps_and_entropy, reduce_terms
 from support.tensors import config_of, make_loss_batch, random_rollouts, random_tokens
-from support.tiny import FLOAT32, build_model, loss_and_gradients
+from support.tiny import EXACT, FLOAT32, build_model, loss_and_gradients
 
 from trl_entropy.methods import METHODS
 from trl_entropy.trainers.update import Update
@@ -179,3 +179,32 @@ def record_update(monkeypatch):
 
     monkeypatch.setattr(Update, "take_turns", spy)
     return found
+
+
+def check_neutral(make_trainer, name, loss_type, batches=("on_policy", "off_policy"), extra=(), **settings):
+    """With these settings the method is GRPO: loss and gradients are TRL's to the bit."""
+    found = {"on_policy": make_loss_batch(), "off_policy": off_policy_batch(build_model())}
+    for batch in ({**found[key], **dict(extra)} for key in batches):
+        stock = make_trainer(stock=True, model=build_model(), loss_type=loss_type)
+        ours = make_trainer(
+            model=build_model(), loss_type=loss_type, methods=[name], **{"fused_head": False, **settings}
+        )
+        expected = loss_and_gradients(stock, batch)
+        assert expected[0].item() != 0
+        torch.testing.assert_close(loss_and_gradients(ours, batch), expected, **EXACT)
+
+
+def check_accumulation(make_trainer, name, loss_type, extra=(), **settings):
+    """Two micro-batches of four rows give the loss and gradients of one micro-batch of eight."""
+    batch = off_policy_batch(build_model(), rows=8, **dict(extra))
+    found = []
+    for parts in (1, 2):
+        settings = {**settings, "gradient_accumulation_steps": parts}
+        trainer = make_trainer(model=build_model(), loss_type=loss_type, methods=[name], **settings)
+        results = []
+        for part in range(parts):
+            rows = slice(8 // parts * part, 8 // parts * (part + 1))
+            results.append(loss_and_gradients(trainer, {k: v if v.dim() == 0 else v[rows] for k, v in batch.items()}))
+        losses, gradients = zip(*results, strict=True)
+        found.append((sum(losses), {k: sum(part[k] for part in gradients) for k in gradients[0]}))
+    torch.testing.assert_close(found[1], found[0], **FLOAT32)

@@ -21,12 +21,13 @@ LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
 TRAINING = ("LoRA", "bf16", "gradient checkpointing", "torch.compile", "num_iterations: 2", "kill and resume")
 PROCESSES = ("2 processes (DDP)", "2 processes (FSDP2)", "DeepSpeed", "vLLM")
 SECTIONS = {"Loss types": LOSSES, "Training": TRAINING, "Processes and engines": PROCESSES}
-WORDS = {"passed": "yes", "failed": "**no**", None: "not tested"}
+WORDS = {"passed": "yes", "failed": "**no**", "refused": "refused", None: "not tested"}
 
 HEAD = """# Compatibility
 
 `make compatibility` writes this page from the outcomes of the tests marked `compatibility`. *yes*: the tests of this
-method with this feature pass. **no**: one fails. *not tested*: no test runs it.
+method with this feature pass. **no**: one fails. *refused*: the method rejects it with an error that says why. *not
+tested*: no test runs it.
 
 Everything ran on a CPU with two-layer models. For each loss type, a run of three optimizer steps, two of them on one
 generation batch, stays finite and differs from the run without the method. With LoRA only the adapter moves. Gradient
@@ -61,7 +62,8 @@ class Recorder:
             if report.failed:
                 self.outcomes[method][feature] = "failed"
             elif report.when == "call" and report.passed:
-                self.outcomes[method].setdefault(feature, "passed")
+                outcome = dict(report.user_properties).get("compatibility", "passed")
+                self.outcomes[method].setdefault(feature, outcome)
 
 
 def render(outcomes: dict[str, dict[str, str]], methods: list[str]) -> str:

@@ -41,6 +41,7 @@ class MethodSettings:
         group_runs: settings of trainers, `methods` included, by name: each is given one group that processes share.
         ignores_rewards: whether its loss term acts even if all rewards are equal.
         batches: completions per update and per generation batch in the authors' runs, which the recipe repeats.
+        refuses: settings of the trainer that the method refuses, by name.
         not_tested: why the tests of all methods cannot run it.
     """
 
@@ -53,6 +54,7 @@ class MethodSettings:
     group_runs: dict[str, dict[str, Any]] = field(default_factory=dict)
     ignores_rewards: bool = False
     batches: tuple[int, int] | None = None
+    refuses: tuple[str, ...] = ()
     not_tested: str = ""
 
 
@@ -82,6 +84,12 @@ def required(names: list[str]) -> dict[str, Any]:
 def strong(names: list[str]) -> dict[str, Any]:
     """Settings with which each of the methods acts on a few dozen tokens."""
     return required(names) | {key: value for name in names for key, value in settings_of(name).strong.items()}
+
+
+def accepted(names: list[str], settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the trainer that none of the methods refuses."""
+    refused = {key for name in names for key in settings_of(name).refuses}
+    return {key: value for key, value in settings.items() if key not in refused}
 
 
 def world(names: list[str], single_loss: bool = False) -> dict[str, Any]:

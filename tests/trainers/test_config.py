@@ -120,6 +120,20 @@ def make_config(tmp_path, **fields):
             "`entropy_controller` must be 'step' without `use_adaptive_entropy`, got 'pi'.",
         ),
         (
+            dict(entropy_controller="band"),
+            "`entropy_controller` must be 'step' without `use_adaptive_entropy`, got 'band'.",
+        ),
+        (
+            dict(entropy_controller_high=0.05),
+            "`entropy_controller_high` must be a finite number of at least `entropy_controller_low`, which is 0.1, "
+            "got 0.05.",
+        ),
+        (
+            dict(entropy_controller_box=[0.1, 0.01]),
+            "`entropy_controller_box` must be two finite numbers, the smaller one first, got [0.1, 0.01].",
+        ),
+        (dict(entropy_controller_warmup=-1), "`entropy_controller_warmup` must be an integer >= 0, got -1."),
+        (
             dict(use_adaptive_entropy=True, entropy_controller_ki=-1),
             "`entropy_controller_ki` must be a finite number >= 0, got -1.",
         ),
@@ -352,6 +366,14 @@ AEPO = dict(methods=["aepo"], aepo_target_entropy=0.5)
         (
             dict(entropy_coef_schedule="linear"),
             "`entropy_coef_schedule` 'linear' does nothing, as `entropy_coef` is 0.",
+        ),
+        (
+            dict(entropy_controller_box=[0.0, 0.1]),
+            "`entropy_controller_box` is set to [0.0, 0.1], but `entropy_controller` is not 'band'",
+        ),
+        (
+            dict(use_adaptive_entropy=True, entropy_controller="band", entropy_target=0.3),
+            "`entropy_target` is set to 0.3, but `entropy_controller` is 'band'",
         ),
         (
             dict(entropy_controller_kp=5.0),

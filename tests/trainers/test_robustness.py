@@ -62,8 +62,13 @@ def pairs(first, second):
 @pytest.mark.slow
 @pytest.mark.compatibility("{loss_type}")
 @pytest.mark.parametrize("methods, loss_type", pairs(covered(), LOSS_TYPES))
-def test_loss_types(check_acts, methods, loss_type):
-    check_acts(methods, loss_type=loss_type)
+def test_loss_types(check_acts, record_property, methods, loss_type):
+    """A method may refuse a loss type, in an error that names both."""
+    try:
+        check_acts(methods, loss_type=loss_type)
+    except ValueError as error:
+        assert f"`loss_type` must be one of {LOSS_TYPES[0]!r}" in str(error) and repr(methods[0]) in str(error)
+        record_property("compatibility", "refused")
 
 
 @pytest.mark.compatibility("bf16")

@@ -10,10 +10,14 @@ from .aepo import Aepo, AepoConfig
 from .agentic_aepo import AgenticAepo, AgenticAepoConfig
 from .base import Method
 from .canon import Canon, CanonConfig
+from .ce_gppo import CeGppo, CeGppoConfig
 from .clip_cov import ClipCov, ClipCovConfig
 from .discriminator import ClipB, ClipBConfig, ClipV, ClipVConfig
 from .empg import Empg, EmpgConfig
+from .entropic import Entropic, EntropicConfig
+from .entropy_advantage import EntropyAdvantage, EntropyAdvantageConfig
 from .epo import Epo, EpoConfig
+from .erc import Erc, ErcConfig
 from .kl_cov import KlCov, KlCovConfig
 from .pear import Pear, PearConfig
 from .prompt_augmentation import PromptAugmentation, PromptAugmentationConfig
@@ -40,6 +44,10 @@ METHODS: dict[str, type[Method]] = {
         Empg,
         AgenticAepo,
         PromptAugmentation,
+        EntropyAdvantage,
+        CeGppo,
+        Entropic,
+        Erc,
     )
 }
 ABOUT_METHODS: dict[str, str] = {}  # the metadata of `methods`
@@ -70,6 +78,10 @@ class MethodsConfig(
     EmpgConfig,
     AgenticAepoConfig,
     PromptAugmentationConfig,
+    EntropyAdvantageConfig,
+    CeGppoConfig,
+    EntropicConfig,
+    ErcConfig,
 ):
     """The settings of every method: a mixin of the trainer's config."""
 

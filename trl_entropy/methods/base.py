@@ -41,6 +41,8 @@ class Method:
         replaces_advantages: `group_advantages` reads only rewards, so it discards the advantages of methods before it.
         excludes: methods that cannot be listed together with this one, and why.
         acts_on_ratio: the method does nothing while the current policy equals the old policy.
+        completes_policy_loss: `loss` is a difference to TRL's policy loss, so it needs the advantages that TRL gets:
+            the method belongs after all methods that change them in `token_advantages`.
         assumes_unit_advantages: the method's thresholds assume advantages divided by their standard deviation.
     """
 
@@ -55,6 +57,7 @@ class Method:
     replaces_advantages: ClassVar[bool] = False
     excludes: ClassVar[dict[str, str]] = {}
     acts_on_ratio: ClassVar[bool] = False
+    completes_policy_loss: ClassVar[bool] = False
     assumes_unit_advantages: ClassVar[bool] = False
 
     def __init__(self, config: Any):

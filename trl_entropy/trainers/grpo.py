@@ -251,5 +251,5 @@ class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
     @property
     def _stateful(self) -> dict[str, Any]:
         parts: dict[str, Any] = {method.name: method for method in self.methods}
-        parts |= {"entropy_bonus": self._bonus} if self.args.entropy_controller == "pi" else {}
+        parts |= {"entropy_bonus": self._bonus} if self._bonus.controller is not None else {}
         return parts | ({"entropy_forecast": self._forecast} if self._forecast is not None else {})

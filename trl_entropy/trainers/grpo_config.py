@@ -56,11 +56,22 @@ class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, KappaConfig, GRPOConf
     entropy_coef_schedule (`str`, *optional*, defaults to `"constant"`):
         How the static `entropy_coef` changes over the run: `"constant"`, or to 0 by `"linear"` or `"cosine"`.
     entropy_controller (`str`, *optional*, defaults to `"step"`):
-        What sets `entropy_coef` with `use_adaptive_entropy`: TRL's fixed `"step"`, or a controller, `"pi"`.
+        What sets `entropy_coef` with `use_adaptive_entropy`: TRL's fixed `"step"`, or a controller, `"pi"` or
+        `"band"`.
     entropy_controller_kp (`float`, *optional*, defaults to `0.1`):
         Proportional gain of `"pi"`: coefficient per nat.
     entropy_controller_ki (`float`, *optional*, defaults to `0.01`):
         Integral gain of `"pi"`: coefficient per nat and optimizer step.
+    entropy_controller_low (`float`, *optional*, defaults to `0.1`):
+        Lower end of the band of `"band"`, in nats.
+    entropy_controller_high (`float`, *optional*, defaults to `0.5`):
+        Upper end of the band of `"band"`, in nats.
+    entropy_controller_lr (`float`, *optional*, defaults to `0.001`):
+        Gain of `"band"`: coefficient per nat outside the band and optimizer step.
+    entropy_controller_box (`list[float]`, *optional*, defaults to `[1e-5, 0.01]`):
+        Smallest and largest coefficient of `"band"`.
+    entropy_controller_warmup (`int`, *optional*, defaults to `0`):
+        Optimizer steps after which `"band"` starts to move the coefficient.
 
     > Parameters that control which weights are trained
 
@@ -165,6 +176,13 @@ class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, KappaConfig, GRPOConf
                 "`record_entropies` does nothing: a generation batch serves more than one optimizer step, so TRL "
                 "scores its rollouts and entropies are free."
             )
+        for place, method in enumerate(methods):
+            later = [other.name for other in methods[place + 1 :] if other.overrides("token_advantages")]
+            if method.completes_policy_loss and later:
+                found.append(
+                    f"Method {method.name!r} comes before {later[0]!r} in `methods`, so it does not see the token "
+                    "advantages of that method: list it last."
+                )
         if self.scale_rewards == "none":
             for method in methods:
                 if method.assumes_unit_advantages:
