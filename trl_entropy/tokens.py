@@ -92,7 +92,7 @@ class TokenBatch:
     @property
     def in_loss(self) -> Tensor:
         """(B, T) bool: tokens that no mask takes out of the policy loss. The clip may still cut their gradient."""
-        return self._unclipped_weight != 0
+        return (self._unclipped_weight != 0) | (self.mask & (self.ratio == 0))  # a ratio that underflows is no mask
 
     @property
     def gradient_weight(self) -> Tensor:
