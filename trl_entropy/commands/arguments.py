@@ -29,7 +29,7 @@ ACCEPTED = {"int": "an integer", "float": "a number", "string_to_bool": "true or
 
 
 def nearest(name: Any, known: Iterable[str], prefix: str = "") -> str:
-    near = nearest_name(name, known)
+    near = nearest_name(name, known, ignore_case=False)
     return "." if near is None else f": did you mean `{prefix}{near}`?"
 
 
