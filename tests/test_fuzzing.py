@@ -161,10 +161,11 @@ def near_names(draw):
     """A hint is a known name, and a known name is its own nearest."""
     known = draw(st.lists(st.text("ab_", max_size=3), max_size=3, unique=True))
     name = draw(st.none() | st.integers() | st.text("AaBb-_", max_size=3) | st.sampled_from(known or [""]))
-    near = settings.nearest_name(name, known)
+    ignore_case = draw(st.booleans())
+    near = settings.nearest_name(name, known, ignore_case)
     assert near is None or near in known
     assert near == name or name not in known
-    assert settings.did_you_mean(name, known) == ("" if near is None else f" Did you mean {near!r}?")
+    assert settings.did_you_mean(name, known, ignore_case) == ("" if near is None else f" Did you mean {near!r}?")
 
 
 @covers(settings.default_of, settings.fields_of)

@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass, field, fields
 
 import pytest
 
-from trl_entropy.settings import default_of, did_you_mean, fields_of
+from trl_entropy.settings import default_of, did_you_mean, fields_of, nearest_name
 from trl_entropy.tables import text_table
 
 
@@ -21,6 +21,11 @@ from trl_entropy.tables import text_table
 )
 def test_did_you_mean(name, hint):
     assert did_you_mean(name, {"clip_cov": 1, "kl_cov": 2}) == hint
+
+
+def test_case_of_a_name():
+    assert nearest_name("KL-Cov", ["kl_cov"]) == "kl_cov" and nearest_name("KL-Cov", ["kl_cov"], False) is None
+    assert did_you_mean("kl-cov", ["kl_cov"], ignore_case=False) == " Did you mean 'kl_cov'?"
 
 
 @dataclass

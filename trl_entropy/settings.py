@@ -101,19 +101,28 @@ def one_reward(name: str | None, field_name: str, names: list[str]) -> str:
     return name
 
 
-def nearest_name(name: Any, known: Iterable[str]) -> str | None:
-    """The known name closest to `name`, which is compared in lower case with _ for -; `None` if none is close."""
-    near = get_close_matches(str(name).lower().replace("-", "_"), known, n=1)
+def nearest_name(name: Any, known: Iterable[str], ignore_case: bool = True) -> str | None:
+    """The known name closest to `name`; `None` if none is close.
+
+    Args:
+        name: the misspelt name. A - in it counts as _.
+        known: the names to choose from.
+        ignore_case: whether `name` is compared in lower case.
+    """
+    text = str(name).lower() if ignore_case else str(name)
+    near = get_close_matches(text.replace("-", "_"), known, n=1)
     return near[0] if near else None
 
 
-def did_you_mean(name: Any, known: Iterable[str]) -> str:
+def did_you_mean(name: Any, known: Iterable[str], ignore_case: bool = True) -> str:
     """The end of an error message, " Did you mean 'x'?", for the closest known name; "" if none is close.
+
+    Takes the arguments of `nearest_name`.
 
     >>> did_you_mean("Clip-Cof", ["clip_cov", "kl_cov"])
     " Did you mean 'clip_cov'?"
     """
-    near = nearest_name(name, known)
+    near = nearest_name(name, known, ignore_case)
     return "" if near is None else f" Did you mean {near!r}?"
 
 

@@ -128,7 +128,7 @@ def test_each_run_leaves_a_recipe_of_its_own(quick):
         (["--steps", "3"], "max_steps=3 logs nothing: give at least logging_steps=4"),
         (["--add", "entropi:0.5"], "'entropi:0.5' is not RULE:RATIO, RULE one of bottom, divergence, entropy"),
         (["--add", "random:half"], "'random:half' is not RULE:RATIO, as in random:0.5"),
-        (["--add", "random:2"], "`tip_ratio` must be a share"),
+        (["--add", "random:2"], "`tip_ratio` must be a ratio"),
     ],
 )
 def test_bad_settings_end_the_command(words, message, tmp_path, capsys):

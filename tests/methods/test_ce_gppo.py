@@ -17,7 +17,9 @@ from trl_entropy.methods import ce_gppo
 from trl_entropy.tokens import CLIPPING_LOSSES
 
 
-METHOD_SETTINGS = {"ce_gppo": MethodSettings(variants=(dict(ce_gppo_low=0.0, ce_gppo_high=2.0),), batches=(128, 1024))}
+METHOD_SETTINGS = {
+    "ce_gppo": MethodSettings(variants=(dict(ce_gppo_low=0.0, ce_gppo_high=2.0),), batches=(128, 1024), chooses=False)
+}
 
 
 def three_cases(logps, old_logps, advantages, low=0.8, high=1.2, betas=(0.75, 1.0), delta=torch.inf):

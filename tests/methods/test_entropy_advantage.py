@@ -18,7 +18,7 @@ from trl_entropy.methods import entropy_advantage
 from trl_entropy.methods.entropy_advantage import entropy_bonus
 
 
-METHOD_SETTINGS = {"entropy_advantage": MethodSettings(batches=(256, 2048))}
+METHOD_SETTINGS = {"entropy_advantage": MethodSettings(batches=(256, 2048), chooses=False)}
 
 
 def shaped(advantages, entropy, coef, cap):

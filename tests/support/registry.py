@@ -42,6 +42,8 @@ class MethodSettings:
         ignores_rewards: whether its loss term acts even if all rewards are equal.
         batches: completions per update and per generation batch in the authors' runs, which the recipe repeats.
         refuses: settings of the trainer that the method refuses, by name.
+        chooses: whether it chooses tokens to act on; one that weighs all tokens, or gives a gradient to clipped ones,
+            does not.
         not_tested: why the tests of all methods cannot run it.
     """
 
@@ -55,6 +57,7 @@ class MethodSettings:
     ignores_rewards: bool = False
     batches: tuple[int, int] | None = None
     refuses: tuple[str, ...] = ()
+    chooses: bool = True
     not_tested: str = ""
 
 

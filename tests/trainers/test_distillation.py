@@ -468,7 +468,7 @@ def test_setting_without_effect_warns_once(tmp_path, caplog, settings, message):
 
 
 def test_bad_settings_are_named(tmp_path):
-    with pytest.raises(ValueError, match="`tip_ratio` must be a share"):
+    with pytest.raises(ValueError, match="`tip_ratio` must be a ratio"):
         EntropyDistillationConfig(str(tmp_path), use_cpu=True, tip_ratio=2.0)
     with pytest.raises(ValueError, match="`gradient_accumulation_steps` must be an integer >= 1, got 0"):
         EntropyDistillationConfig(str(tmp_path), use_cpu=True, gradient_accumulation_steps=0)

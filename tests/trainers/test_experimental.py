@@ -437,7 +437,7 @@ def test_memory_of_the_loss_falls_with_the_ratio(make, name):
     [
         ("GKD", dict(packing=True), "`packing` must be false with `tip_rule` 'soft_or', got True: tokens are chosen"),
         ("GKD", dict(padding_free=True), "`padding_free` must be false with `tip_rule` 'soft_or', got True"),
-        ("GKD", dict(tip_ratio=0.0), "`tip_ratio` must be a share"),
+        ("GKD", dict(tip_ratio=0.0), "`tip_ratio` must be a ratio"),
         ("GKD", dict(gradient_accumulation_steps=0), "`gradient_accumulation_steps` must be an integer >= 1, got 0"),
         ("SDFT", dict(num_generations=0), "`num_generations` must be an integer >= 1, got 0"),
         ("SDPO", dict(steps_per_generation=0), "`steps_per_generation` must be an integer >= 1 or none, got 0"),

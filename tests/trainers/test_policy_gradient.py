@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from support import cases
-from support.registry import IN_FORWARD, acts, covered, set_states, strong
+from support.registry import IN_FORWARD, acts, covered, set_states, settings_of, strong
 from support.tiny import EXACT, FLOAT32, LOSS_TYPES, build_model, loss_and_gradients
 from trl import GRPOTrainer
 
@@ -106,7 +106,7 @@ def chosen_by(method, update):
 
 @pytest.mark.parametrize("on_policy", [False, True], ids=["off", "on"])
 @pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("name", [name for name in covered() if acts(name, IN_FORWARD)])
+@pytest.mark.parametrize("name", [name for name in covered() if acts(name, IN_FORWARD) and settings_of(name).chooses])
 def test_what_a_method_chooses_has_a_gradient(make_trainer, monkeypatch, name, mask, on_policy):
     """In TRL's loss without the method, at the clip range that it sets; a gradient that agentic AEPO keeps has none
     with the clip, and one without."""

@@ -39,7 +39,7 @@ def recipe_path(given: str | Path) -> Path:
         return known[name]
     raise FileNotFoundError(
         f"config={str(given)!r} does not exist: No such file or directory, and no recipe has this name."
-        f"{did_you_mean(name, known)} Recipes: {', '.join(known)}."
+        f"{did_you_mean(name, known, ignore_case=False)} Recipes: {', '.join(known)}."
     )
 
 

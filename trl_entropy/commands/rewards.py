@@ -41,7 +41,7 @@ def reward_by_name(name: str) -> Callable:
         return REWARDS[name]
     module, _, attribute = name.rpartition(".")
     if not module:
-        hint = did_you_mean(name, REWARDS)
+        hint = did_you_mean(name, REWARDS, ignore_case=False)
         known = ", ".join(REWARDS)
         raise ValueError(f"`reward_funcs` has the unknown name {name!r}.{hint} Known: {known}, or a dotted path.")
     if os.getcwd() not in sys.path:

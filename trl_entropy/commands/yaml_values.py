@@ -23,7 +23,7 @@ ACCEPTED = {
 
 
 def nearest(name: Any, known: Iterable[str], prefix: str = "") -> str:
-    near = nearest_name(name, known)
+    near = nearest_name(name, known, ignore_case=False)
     return "." if near is None else f": did you mean `{prefix}{near}`?"
 
 

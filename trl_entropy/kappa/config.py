@@ -140,6 +140,7 @@ class KappaConfig:
 
 
 KNOBS = {one.name.removeprefix("kappa_"): one for one in fields(KappaConfig)}
+TYPES = {name: knob.type for name, knob in KNOBS.items()}  # now: a parser of arguments changes those of the fields
 SELECTION_KNOBS = ("top_p", "num_modules", "include", "exclude", "order", "experts")
 
 
@@ -153,7 +154,8 @@ def documented(thing: Documented, names: Sequence[str] = tuple(KNOBS), prefix: s
 
     def entry(name: str) -> str:
         knob = KNOBS[name]
-        kind = knob.type.__name__ if knob.type in (str, int, float) else knob.type
+        kind: Any = TYPES[name]
+        kind = kind.__name__ if kind in (str, int, float) else kind
         head = f"{prefix}{name} (`{kind}`, *optional*, defaults to `{default_of(knob)!r}`):"
         return "\n".join([head, *textwrap.wrap(knob_help(name), 110, initial_indent="    ", subsequent_indent="    ")])
 
