@@ -25,6 +25,7 @@ METHOD_SETTINGS = {
         strong=STRONG,
         state=dict(integral=0.4),
         refuses=("entropy_coef", "use_adaptive_entropy", "entropy_controller", "entropy_target"),
+        chooses=False,
         batches=(1024, 1024),
     )
 }
