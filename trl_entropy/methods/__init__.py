@@ -15,6 +15,7 @@ from .discriminator import ClipB, ClipBConfig, ClipV, ClipVConfig
 from .empg import Empg, EmpgConfig
 from .epo import Epo, EpoConfig
 from .kl_cov import KlCov, KlCovConfig
+from .pass_at_k import PassAtK, PassAtKConfig
 from .pear import Pear, PearConfig
 from .prompt_augmentation import PromptAugmentation, PromptAugmentationConfig
 from .registry import Registry
@@ -37,6 +38,7 @@ METHODS: dict[str, type[Method]] = {
         Epo,
         Pear,
         Canon,
+        PassAtK,
         Empg,
         AgenticAepo,
         PromptAugmentation,
@@ -67,6 +69,7 @@ class MethodsConfig(
     EpoConfig,
     PearConfig,
     CanonConfig,
+    PassAtKConfig,
     EmpgConfig,
     AgenticAepoConfig,
     PromptAugmentationConfig,
@@ -96,6 +99,10 @@ def build_methods(config: MethodsConfig) -> list[Method]:
 
 def check_together(names: list[str]) -> None:
     """Raises `ValueError` for methods that exclude each other, or if one would undo another listed before it."""
+    replacing = [name for name in names if METHODS[name].replaces_advantages]
+    if len(replacing) > 1:
+        first, second = replacing[:2]
+        raise ValueError(f"`methods` must not list both {first!r} and {second!r}: both define the group's advantage.")
     for position, name in enumerate(names):
         method = METHODS[name]
         for other, reason in method.excludes.items():

@@ -78,6 +78,7 @@ def read_rollouts(trainer: Any, generation: Generation, output: dict[str, Any]) 
         rewards=generation.own_rewards(len(mask)),
         reward_columns=dict(zip(trainer.reward_func_names, given, strict=True)),
         num_generations=trainer.num_generations if training else trainer.num_generations_eval,
+        scale_rewards=trainer.scale_rewards,
         logps=scores.get("logps"),
         entropy=scores.get("entropy"),
         sum_sq_probs=scores.get("sum_sq_probs"),
@@ -85,6 +86,7 @@ def read_rollouts(trainer: Any, generation: Generation, output: dict[str, Any]) 
         on_policy="old_per_token_logps" not in output,
         training=training,
         batch=batches_made(trainer),
+        progress=trainer.state.global_step / max(trainer.state.max_steps, 1),
         world=trainer._world,
     )
 
