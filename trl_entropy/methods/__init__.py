@@ -15,6 +15,7 @@ from .discriminator import ClipB, ClipBConfig, ClipV, ClipVConfig
 from .empg import Empg, EmpgConfig
 from .epo import Epo, EpoConfig
 from .kl_cov import KlCov, KlCovConfig
+from .nsr import Nsr, NsrConfig
 from .pass_at_k import PassAtK, PassAtKConfig
 from .pear import Pear, PearConfig
 from .prompt_augmentation import PromptAugmentation, PromptAugmentationConfig
@@ -39,6 +40,7 @@ METHODS: dict[str, type[Method]] = {
         Pear,
         Canon,
         PassAtK,
+        Nsr,
         Empg,
         AgenticAepo,
         PromptAugmentation,
@@ -70,6 +72,7 @@ class MethodsConfig(
     PearConfig,
     CanonConfig,
     PassAtKConfig,
+    NsrConfig,
     EmpgConfig,
     AgenticAepoConfig,
     PromptAugmentationConfig,
