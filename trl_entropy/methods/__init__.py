@@ -19,6 +19,7 @@ from .nsr import Nsr, NsrConfig
 from .pass_at_k import PassAtK, PassAtKConfig
 from .pear import Pear, PearConfig
 from .prompt_augmentation import PromptAugmentation, PromptAugmentationConfig
+from .qae import Qae, QaeConfig
 from .registry import Registry
 from .siren import Siren, SirenConfig
 from .steer import Steer, SteerConfig
@@ -41,6 +42,7 @@ METHODS: dict[str, type[Method]] = {
         Canon,
         PassAtK,
         Nsr,
+        Qae,
         Empg,
         AgenticAepo,
         PromptAugmentation,
@@ -73,6 +75,7 @@ class MethodsConfig(
     CanonConfig,
     PassAtKConfig,
     NsrConfig,
+    QaeConfig,
     EmpgConfig,
     AgenticAepoConfig,
     PromptAugmentationConfig,
