@@ -15,6 +15,7 @@ from .discriminator import ClipB, ClipBConfig, ClipV, ClipVConfig
 from .empg import Empg, EmpgConfig
 from .epo import Epo, EpoConfig
 from .kl_cov import KlCov, KlCovConfig
+from .maxrl import Maxrl, MaxrlConfig
 from .nsr import Nsr, NsrConfig
 from .pass_at_k import PassAtK, PassAtKConfig
 from .pear import Pear, PearConfig
@@ -43,6 +44,7 @@ METHODS: dict[str, type[Method]] = {
         PassAtK,
         Nsr,
         Qae,
+        Maxrl,
         Empg,
         AgenticAepo,
         PromptAugmentation,
@@ -76,6 +78,7 @@ class MethodsConfig(
     PassAtKConfig,
     NsrConfig,
     QaeConfig,
+    MaxrlConfig,
     EmpgConfig,
     AgenticAepoConfig,
     PromptAugmentationConfig,
