@@ -24,6 +24,7 @@ from .qae import Qae, QaeConfig
 from .registry import Registry
 from .siren import Siren, SirenConfig
 from .steer import Steer, SteerConfig
+from .unlikeliness import Unlikeliness, UnlikelinessConfig
 
 
 __all__ = ["METHODS", "Method", "MethodsConfig", "Paper", "build_methods", "idle_fields", "register"]
@@ -45,6 +46,7 @@ METHODS: dict[str, type[Method]] = {
         Nsr,
         Qae,
         Maxrl,
+        Unlikeliness,
         Empg,
         AgenticAepo,
         PromptAugmentation,
@@ -79,6 +81,7 @@ class MethodsConfig(
     NsrConfig,
     QaeConfig,
     MaxrlConfig,
+    UnlikelinessConfig,
     EmpgConfig,
     AgenticAepoConfig,
     PromptAugmentationConfig,
