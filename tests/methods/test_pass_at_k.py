@@ -3,6 +3,7 @@
 import logging
 import math
 from itertools import combinations
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -356,3 +357,18 @@ def pass_at_k_terms(draw):
     assert torch.equal(spread.isfinite().squeeze(1), given.sum(1) > 1)
     for scale in ("group", "batch", "none"):
         assert groups.divided(found, scored, scale).isfinite().all()
+
+
+@covers(groups.threshold, groups.spread_over_tokens)
+def thresholds_and_tokens(draw):
+    value = draw(st.one_of(st.floats(), st.text(), st.none(), st.booleans(), st.integers()))
+    try:
+        found = groups.threshold(SimpleNamespace(x_threshold=value), "x_threshold")
+    except ValueError as error:
+        assert "`x_threshold` must be a finite number, got " in str(error)
+    else:
+        assert found is value and math.isfinite(found) and not isinstance(found, bool)
+    shape = draw_shape(draw)
+    values = draw_tensor(draw, shape, ADVANTAGES, torch.float64)
+    rollouts = group_rollouts([0.0] * values.numel(), shape[1], tokens=3)
+    assert torch.equal(groups.spread_over_tokens(values, rollouts), values.view(-1, 1).expand(-1, 3))

@@ -75,22 +75,22 @@ def generated(make_trainer, methods, rewards=REWARDS, dtype=torch.float32, stock
 
 
 @pytest.mark.filterwarnings("ignore")
-def check_loss_against_definition(make_trainer, name, loss_type, literal, **settings):
+def check_loss_against_definition(make_trainer, name, loss_type, literal, rewards=REWARDS, **settings):
     """Loss and every gradient, off policy, against a loss in float64 from the definition of the advantages.
 
     `literal(rewards, logps, entropy, mask)` gets one group of four, with the old policy's values, and returns its
     advantages: four numbers or (4, T).
     """
     trainer, batch = generated(
-        make_trainer, [name], dtype=torch.float64, loss_type=loss_type, fused_head=False, **settings
+        make_trainer, [name], rewards, dtype=torch.float64, loss_type=loss_type, fused_head=False, **settings
     )
     model = build_model().double()
     mask = (batch["completion_mask"] * batch.get("tool_mask", batch["completion_mask"])).bool()
     with torch.no_grad():
         old_logps, old_entropy = dense_logps_and_entropy(model, batch)
-    groups = [slice(start, start + 4) for start in range(0, len(REWARDS), 4)]
+    groups = [slice(start, start + 4) for start in range(0, len(rewards), 4)]
     rows = [
-        torch.as_tensor(literal(REWARDS[part], old_logps[part], old_entropy[part], mask[part]), dtype=torch.float64)
+        torch.as_tensor(literal(rewards[part], old_logps[part], old_entropy[part], mask[part]), dtype=torch.float64)
         for part in groups
     ]
     advantages = torch.cat([row.view(4, -1).expand(4, mask.size(1)) for row in rows])
@@ -121,10 +121,10 @@ def check_loss_is_that_of_trl(make_trainer, name, loss_type, **settings):
     assert all(torch.equal(gradients[key], others[key]) for key in others)
 
 
-def check_neutral(make_trainer, name, loss_type, **settings):
+def check_neutral(make_trainer, name, loss_type, rewards=REWARDS, **settings):
     """With these settings loss and gradients are TRL's to the bit, on TRL's own advantages."""
-    trainer, batch = generated(make_trainer, [name], loss_type=loss_type, fused_head=False, **settings)
-    stock, same = generated(make_trainer, [], loss_type=loss_type, stock=True)
+    trainer, batch = generated(make_trainer, [name], rewards, loss_type=loss_type, fused_head=False, **settings)
+    stock, same = generated(make_trainer, [], rewards, loss_type=loss_type, stock=True)
     assert torch.equal(batch["completion_ids"], same["completion_ids"])
     assert torch.equal(batch["advantages"], same["advantages"].unsqueeze(1).expand_as(batch["advantages"]))
     loss, gradients = loss_and_gradients(trainer, batch)

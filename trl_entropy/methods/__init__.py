@@ -22,6 +22,7 @@ from .pear import Pear, PearConfig
 from .prompt_augmentation import PromptAugmentation, PromptAugmentationConfig
 from .qae import Qae, QaeConfig
 from .registry import Registry
+from .rl_zvp import RlZvp, RlZvpConfig
 from .siren import Siren, SirenConfig
 from .steer import Steer, SteerConfig
 from .unlikeliness import Unlikeliness, UnlikelinessConfig
@@ -47,6 +48,7 @@ METHODS: dict[str, type[Method]] = {
         Qae,
         Maxrl,
         Unlikeliness,
+        RlZvp,
         Empg,
         AgenticAepo,
         PromptAugmentation,
@@ -82,6 +84,7 @@ class MethodsConfig(
     QaeConfig,
     MaxrlConfig,
     UnlikelinessConfig,
+    RlZvpConfig,
     EmpgConfig,
     AgenticAepoConfig,
     PromptAugmentationConfig,
