@@ -56,12 +56,16 @@ def make_rollouts(trainer: Any, stock: Callable, rows: list[dict[str, Any]]) -> 
     output = generation.roll_out(stock, rows)
     if "old_per_token_logps" in output:  # otherwise the forward of the loss is the old policy's pass
         output |= {key: generation.scores[name] for key, name in OLD_STATISTICS.items() if name in generation.scores}
+    training = trainer.model.training
+    group = trainer.num_generations if training else trainer.num_generations_eval
+    for key, value in trainer._pass_rates.update(generation.given_rewards, group).items():
+        trainer._metrics["train" if training else "eval"][key].append(value)
     if "rewards" in trainer._needs:
         output["rewards"] = generation.own_rewards(len(output["advantages"])).nan_to_num()
     if generation.logs or any(method.overrides("group_advantages") for method in trainer.methods):
         apply_group_hooks(trainer, generation, output)
     for method in trainer.methods:
-        if trainer.model.training and "auxiliary_rollouts" in method.needs:
+        if training and "auxiliary_rollouts" in method.needs:
             trainer._auxiliary[method.name] = auxiliary_rollouts(trainer, stock, rows, method)
     return output
 
