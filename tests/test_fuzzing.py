@@ -29,7 +29,7 @@ from support.registry import TESTS, covered, load, required, set_states, setting
 from support.tiny import LOSS_TYPES
 
 from trl_entropy import functional, settings
-from trl_entropy.methods import METHODS, base, prompt_templates, tip
+from trl_entropy.methods import METHODS, base, groups, prompt_templates, tip
 
 
 for path in sorted(TESTS.glob("test_*.py")):
@@ -198,6 +198,7 @@ def test_every_pure_function_is_searched():
         *{sys.modules[method.__module__] for method in METHODS.values()},
         tip,
         base,
+        groups,
         settings,
         prompt_templates,
     ]

@@ -3,6 +3,7 @@
 """Estimates from samples, in plain Python."""
 
 import math
+from collections.abc import Iterable
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:
@@ -21,3 +22,8 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
     if not 0 < k <= samples or not 0 <= right <= samples:
         raise ValueError(f"pass@k takes 0 < k <= samples and 0 <= right <= samples, got {k=}, {samples=}, {right=}")
     return 1 - math.comb(samples - right, k) / math.comb(samples, k)
+
+
+def accuracy_first(names: Iterable[str]) -> list[str]:
+    """Names of reward functions in their order, but those that hold "accuracy" first: they tell right from wrong."""
+    return sorted(names, key=lambda name: "accuracy" not in name)

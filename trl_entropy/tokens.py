@@ -124,6 +124,7 @@ class Rollouts:
         rewards: (B,) weighted sum of the rewards; NaN if no reward function gave one.
         reward_columns: (B,) rewards by the name of their function, before any method has shaped them.
         num_generations: completions per prompt. They follow each other and may span processes.
+        scale_rewards: what TRL divides advantages by: the standard deviation of a "group" or "batch", or "none".
         logps: (B, T) log-probabilities under the old policy, or `None` if it made no pass over the whole generation
             batch.
         entropy: (B, T) entropies of the old policy in nats, or `None` likewise.
@@ -132,6 +133,7 @@ class Rollouts:
         on_policy: whether each forward of the loss is the old policy's.
         training: False during evaluation.
         batch: generation batches made so far.
+        progress: share of the run's optimizer steps that have been made.
         world: collectives over all processes.
     """
 
@@ -142,6 +144,7 @@ class Rollouts:
     rewards: Tensor | None = None
     reward_columns: dict[str, Tensor] = field(default_factory=dict)
     num_generations: int = 1
+    scale_rewards: str = "group"
     logps: Tensor | None = None
     entropy: Tensor | None = None
     sum_sq_probs: Tensor | None = None
@@ -149,6 +152,7 @@ class Rollouts:
     on_policy: bool = False
     training: bool = True
     batch: int = 0
+    progress: float = 0.0
     world: Collectives = SINGLE_PROCESS
 
     @property

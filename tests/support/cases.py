@@ -150,7 +150,14 @@ def check_rollouts(build_method):
     assert plain.shape == rollouts.mask.shape and plain[rollouts.mask].isfinite().all()
     assert not plain.requires_grad
 
-    padding = {"advantages": 37.0, "entropy": 37.0, "mask": False, "generated": False, "completion_ids": 0}
+    padding = {
+        "advantages": 37.0,
+        "entropy": 37.0,
+        "logps": 37.0,
+        "mask": False,
+        "generated": False,
+        "completion_ids": 0,
+    }
     wider = replace(
         rollouts,
         **{name: torch.nn.functional.pad(getattr(rollouts, name), (0, 3), value=v) for name, v in padding.items()},
@@ -161,8 +168,8 @@ def check_rollouts(build_method):
     permuted = build_method().group_advantages(map_rows(rollouts, lambda value: value[order]))[0]
     torch.testing.assert_close(permuted[rollouts.mask[order]], plain[order][rollouts.mask[order]])
 
-    garbage = rollouts.entropy.masked_fill(~rollouts.generated, 1e6)
-    found = build_method().group_advantages(replace(rollouts, entropy=garbage))[0]
+    garbage = {name: getattr(rollouts, name).masked_fill(~rollouts.generated, 1e6) for name in ("entropy", "logps")}
+    found = build_method().group_advantages(replace(rollouts, **garbage))[0]
     torch.testing.assert_close(found[rollouts.mask], plain[rollouts.mask])
 
     nothing = replace(rollouts, mask=torch.zeros_like(rollouts.mask), generated=torch.zeros_like(rollouts.mask))

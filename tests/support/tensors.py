@@ -119,6 +119,6 @@ def random_rollouts(rows=8, length=7, seed=0, group=4, **extra):
     rewards = torch.randint(2, (rows,), generator=generator).double()
     rewards[5] = torch.nan
     advantages = torch.randn(rows, generator=generator, dtype=torch.float64)
-    return make_rollouts(
-        entropy, advantages, mask, **{"generated": generated, "rewards": rewards, "num_generations": group, **extra}
-    )
+    logps = -3 * torch.rand(rows, length, generator=generator, dtype=torch.float64)
+    fields = {"generated": generated, "rewards": rewards, "logps": logps, "num_generations": group}
+    return make_rollouts(entropy, advantages, mask, **{**fields, **extra})

@@ -17,8 +17,8 @@ def build_parser() -> CommandParser:
     parser = CommandParser(
         prog="trl-entropy report",
         description="Compares the logs of runs in a page and a picture. A run's folder must hold trainer_state.json, "
-        "itself or in a checkpoint. The report shows pass@k if the run had `log_completions`, and tokens colored by "
-        "entropy if it had `log_token_entropies`.",
+        "itself or in a checkpoint. The report shows pass@k if a reward function returned only 0 and 1, and tokens "
+        "colored by entropy if the run had `log_token_entropies`.",
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument("--output", type=Path, default=Path("report"), help="folder for the report (%(default)s)")

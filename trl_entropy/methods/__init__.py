@@ -19,11 +19,17 @@ from .entropy_advantage import EntropyAdvantage, EntropyAdvantageConfig
 from .epo import Epo, EpoConfig
 from .erc import Erc, ErcConfig
 from .kl_cov import KlCov, KlCovConfig
+from .maxrl import Maxrl, MaxrlConfig
+from .nsr import Nsr, NsrConfig
+from .pass_at_k import PassAtK, PassAtKConfig
 from .pear import Pear, PearConfig
 from .prompt_augmentation import PromptAugmentation, PromptAugmentationConfig
+from .qae import Qae, QaeConfig
 from .registry import Registry
+from .rl_zvp import RlZvp, RlZvpConfig
 from .siren import Siren, SirenConfig
 from .steer import Steer, SteerConfig
+from .unlikeliness import Unlikeliness, UnlikelinessConfig
 
 
 __all__ = ["METHODS", "Method", "MethodsConfig", "Paper", "build_methods", "idle_fields", "register"]
@@ -41,6 +47,12 @@ METHODS: dict[str, type[Method]] = {
         Epo,
         Pear,
         Canon,
+        PassAtK,
+        Nsr,
+        Qae,
+        Maxrl,
+        Unlikeliness,
+        RlZvp,
         Empg,
         AgenticAepo,
         PromptAugmentation,
@@ -75,6 +87,12 @@ class MethodsConfig(
     EpoConfig,
     PearConfig,
     CanonConfig,
+    PassAtKConfig,
+    NsrConfig,
+    QaeConfig,
+    MaxrlConfig,
+    UnlikelinessConfig,
+    RlZvpConfig,
     EmpgConfig,
     AgenticAepoConfig,
     PromptAugmentationConfig,
@@ -108,6 +126,10 @@ def build_methods(config: MethodsConfig) -> list[Method]:
 
 def check_together(names: list[str]) -> None:
     """Raises `ValueError` for methods that exclude each other, or if one would undo another listed before it."""
+    replacing = [name for name in names if METHODS[name].replaces_advantages]
+    if len(replacing) > 1:
+        first, second = replacing[:2]
+        raise ValueError(f"`methods` must not list both {first!r} and {second!r}: both define the group's advantage.")
     for position, name in enumerate(names):
         method = METHODS[name]
         for other, reason in method.excludes.items():

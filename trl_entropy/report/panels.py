@@ -131,11 +131,22 @@ def pass_at_k_panel(runs: list[Run]) -> Panel:
             series.append(Series(index, x, [point[many] for point in found[1]], "noisy", many))
             series.append(Series(index, x, [point[one] for point in found[1]], "noisy_second", one))
             continue
-        for position, key in enumerate(sorted(filter(PASS_AT_K.match, run.keys), key=k_of, reverse=True)):
+        for key, position in logged_passes(run):
             x, y = run.series("step", key)
-            series.append(Series(index, x, y, "second" if position else "line", key))
-            sources.add("As logged.")
+            kinds: tuple[Kind, Kind] = ("noisy", "noisy_second") if key.startswith("pass@") else ("line", "second")
+            series.append(Series(index, x, y, kinds[position], key))
+            sources.add("As logged: of the completions of each generation batch, or as evaluated.")
     return Panel("pass@k", series, about=" ".join(sorted(sources)))
+
+
+def logged_passes(run: Run) -> list[tuple[str, int]]:
+    """The logged pass@k of largest and of smallest k, with 0 and 1; first of training, then of each evaluation."""
+    found = []
+    keys = sorted(filter(PASS_AT_K.match, run.keys), key=k_of, reverse=True)
+    for prefix in sorted({key.rpartition("pass@")[0] for key in keys}):
+        own = [key for key in keys if key.rpartition("pass@")[0] == prefix]
+        found += [(key, position) for position, key in enumerate(dict.fromkeys((own[0], own[-1])))]
+    return found
 
 
 def k_of(key: str) -> int:

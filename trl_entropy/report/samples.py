@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..estimates import pass_at_k
+from ..estimates import accuracy_first, pass_at_k
 from ..runs.files import COMPLETIONS, TOKEN_FILE, number_of
 from .runs import Run, read_json
 
@@ -25,14 +25,15 @@ def pass_at_k_points(run: Run) -> tuple[str, list[dict[str, float]]] | None:
     """The reward function that tells right completions, and pass@1 and pass@k at each log; `None` without data.
 
     Computed from the tables of `log_completions`. A completion is right if the first reward function that only ever
-    returned 0 and 1 returned 1; k is the most common number of completions per prompt. The estimate is unbiased and a
+    returned 0 and 1 returned 1 (those with "accuracy" in their names come first); k is the most common number of completions per prompt. The estimate is unbiased and a
     mean over prompts with at least k completions.
     """
     if run.settings and not run.settings.get("log_completions"):  # tables in the folder come from an earlier run
         return None
     tables = [table for table in map(read_table, files_of(run, "completions_*.parquet")) if len(table)]
     names = dict.fromkeys(key.split("/")[1] for line in run.lines for key in line if key.startswith("rewards/"))
-    name = next((name for name in names if tables and all(gives_0_and_1(table, name) for table in tables)), None)
+    binary = (name for name in accuracy_first(names) if tables and all(gives_0_and_1(table, name) for table in tables))
+    name = next(binary, None)
     if name is None:
         return None
     counts = {int(table["step"].iloc[0]): right_by_prompt(table, name) for table in tables}

@@ -40,6 +40,7 @@ from .generation import Generation
 from .grpo_config import EntropyGRPOConfig
 from .head_statistics import HeadStatistics
 from .metrics import reduce_metrics
+from .pass_rates import PassRates, pass_keys
 from .prefill import tokenize_prefilled
 from .rewards import Rewards
 from .rollouts import make_rollouts
@@ -142,6 +143,8 @@ class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
         """Sets up what the methods need once TRL's trainer is built."""
         args = self.args
         decode = partial(self._tokenizer.decode, clean_up_tokenization_spaces=False)
+        self._pass_rates = PassRates(self.reward_func_names)  # of the user's functions
+        self.card_metrics = (*self.card_metrics, *pass_keys(self.num_generations, self.num_generations_eval))
         self._rewards = Rewards(self, self.methods, self._ask_for_reward)
         for method in self.methods:
             method.setup(decode)

@@ -56,6 +56,10 @@ def make_rollouts(trainer: Any, stock: Callable, rows: list[dict[str, Any]]) -> 
     output = generation.roll_out(stock, rows)
     if "old_per_token_logps" in output:  # otherwise the forward of the loss is the old policy's pass
         output |= {key: generation.scores[name] for key, name in OLD_STATISTICS.items() if name in generation.scores}
+    training = trainer.model.training
+    group = trainer.num_generations if training else trainer.num_generations_eval
+    for key, value in trainer._pass_rates.update(generation.given_rewards, group).items():
+        trainer._metrics["train" if training else "eval"][key].append(value)
     if "rewards" in trainer._needs:
         count = len(output["advantages"])
         output["rewards"] = generation.own_rewards(count).nan_to_num()
@@ -64,7 +68,7 @@ def make_rollouts(trainer: Any, stock: Callable, rows: list[dict[str, Any]]) -> 
     if generation.logs or any(method.overrides("group_advantages") for method in trainer.methods):
         apply_group_hooks(trainer, generation, output)
     for method in trainer.methods:
-        if trainer.model.training and "auxiliary_rollouts" in method.needs:
+        if training and "auxiliary_rollouts" in method.needs:
             trainer._auxiliary[method.name] = auxiliary_rollouts(trainer, stock, rows, method)
     return output
 
@@ -81,6 +85,7 @@ def read_rollouts(trainer: Any, generation: Generation, output: dict[str, Any]) 
         rewards=generation.own_rewards(len(mask)),
         reward_columns=dict(zip(trainer.reward_func_names, given, strict=True)),
         num_generations=trainer.num_generations if training else trainer.num_generations_eval,
+        scale_rewards=trainer.scale_rewards,
         logps=scores.get("logps"),
         entropy=scores.get("entropy"),
         sum_sq_probs=scores.get("sum_sq_probs"),
@@ -88,6 +93,7 @@ def read_rollouts(trainer: Any, generation: Generation, output: dict[str, Any]) 
         on_policy="old_per_token_logps" not in output,
         training=training,
         batch=batches_made(trainer),
+        progress=trainer.state.global_step / max(trainer.state.max_steps, 1),
         world=trainer._world,
     )
 
