@@ -24,9 +24,9 @@ def files_of(run: Run, pattern: str) -> list[Path]:
 def pass_at_k_points(run: Run) -> tuple[str, list[dict[str, float]]] | None:
     """The reward function that tells right completions, and pass@1 and pass@k at each log; `None` without data.
 
-    Computed from the tables of `log_completions`. A completion is right if the first reward function that only ever
-    returned 0 and 1 returned 1 (those with "accuracy" in their names come first); k is the most common number of completions per prompt. The estimate is unbiased and a
-    mean over prompts with at least k completions.
+    Computed from the tables of `log_completions`. A completion is right if the first reward function that only
+    ever returned 0 and 1 returned 1 (those with "accuracy" in their names come first); k is the most common number
+    of completions per prompt. The estimate is unbiased and a mean over prompts with at least k completions.
     """
     if run.settings and not run.settings.get("log_completions"):  # tables in the folder come from an earlier run
         return None
