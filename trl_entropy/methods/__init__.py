@@ -96,6 +96,12 @@ def build_methods(config: MethodsConfig) -> list[Method]:
 
 def check_together(names: list[str]) -> None:
     """Raises `ValueError` for methods that exclude each other, or if one would undo another listed before it."""
+    setters = [name for name in names if METHODS[name].overrides("clip_bounds")]
+    if len(setters) > 1:
+        raise ValueError(
+            f"`methods` must not list both {setters[0]!r} and {setters[1]!r}: both set the ratios at which the loss "
+            "clips."
+        )
     for position, name in enumerate(names):
         method = METHODS[name]
         for other, reason in method.excludes.items():

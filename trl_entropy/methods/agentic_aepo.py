@@ -124,7 +124,8 @@ class AgenticAepo(Method):
             return None, {}
         policy = tokens.mask if tokens.policy_mask is None else tokens.mask & tokens.policy_mask
         kept = policy & (tokens.ratio > tokens.clip_high) & (tokens.advantages > 0)
-        size = torch.where(kept, tokens.advantages, 0) * min(tokens.clip_high, torch.finfo(tokens.logps.dtype).max)
+        high = torch.as_tensor(tokens.clip_high, dtype=tokens.logps.dtype, device=tokens.logps.device)
+        size = torch.where(kept, tokens.advantages, 0) * high.clamp(max=torch.finfo(high.dtype).max)
         if tokens.engine_ratio is not None:  # the loss multiplies its own terms by it
             size = size * tokens.engine_ratio
         return -size * (tokens.logps - tokens.logps.detach()), {"kept_gradient_fraction": kept}

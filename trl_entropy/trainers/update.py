@@ -17,6 +17,7 @@ from torch import Tensor
 from ..functional import aggregate
 from ..methods import Method
 from ..tokens import CLIPPING_LOSSES, TokenBatch
+from .clipping import bounds_restored, set_bounds
 from .metrics import entropy_metrics
 from .rollouts import forward_inputs, loss_mask
 
@@ -47,7 +48,8 @@ class Update:
         trainer._update = self
         trainer._bonus.before_loss(trainer)
         try:
-            loss = stock(model, self.batch)
+            with bounds_restored(trainer):
+                loss = stock(model, self.batch)
             trainer._bonus.after_loss(trainer)
         finally:
             trainer._update = None
@@ -65,9 +67,11 @@ class Update:
         return loss
 
     def take_turns(self, logps: Tensor, entropy: Tensor, statistics: dict[str, Tensor]) -> None:
-        """After the forward: lets each method change the advantages, and puts them into TRL's batch."""
+        """After the forward: lets the methods set the clip bounds and the advantages that TRL reads next."""
         advantages = self.advantages if self.advantages.dim() == 2 else self.advantages.unsqueeze(1)
         tokens = read_tokens(self.trainer, self.batch, logps, entropy, advantages.expand_as(logps), statistics)
+        tokens, logs = set_bounds(self.trainer, tokens)
+        self.logs |= logs
         for method in self.trainer.methods:
             advantages, logs = method.token_advantages(tokens)
             self._log(method, logs)
@@ -96,7 +100,9 @@ class Update:
             model, **forward_inputs(part), compute_entropy=True
         )
         advantages = part["advantages"].unsqueeze(1).expand_as(logps)
-        term, logs = method.auxiliary_loss(read_tokens(trainer, part, logps, entropy, advantages, {}))
+        with bounds_restored(trainer):
+            tokens, _ = set_bounds(trainer, read_tokens(trainer, part, logps, entropy, advantages, {}))
+        term, logs = method.auxiliary_loss(tokens)
         self._log(method, logs)
         return term
 
