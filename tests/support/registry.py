@@ -18,12 +18,13 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from support.tiny import LOSS_TYPES
 
 from trl_entropy.methods import METHODS, MethodsConfig, build_methods
 
 
 TESTS = Path(__file__).parents[1] / "methods"
-IN_FORWARD = ("token_advantages", "loss")
+IN_FORWARD = ("clip_bounds", "token_advantages", "loss")
 ON_ROLLOUTS = ("reward", "group_advantages", "group_mask")
 
 
@@ -41,6 +42,7 @@ class MethodSettings:
         group_runs: settings of trainers, `methods` included, by name: each is given one group that processes share.
         ignores_rewards: whether its loss term acts even if all rewards are equal.
         batches: completions per update and per generation batch in the authors' runs, which the recipe repeats.
+        losses: the values of `loss_type` that it accepts.
         not_tested: why the tests of all methods cannot run it.
     """
 
@@ -53,6 +55,7 @@ class MethodSettings:
     group_runs: dict[str, dict[str, Any]] = field(default_factory=dict)
     ignores_rewards: bool = False
     batches: tuple[int, int] | None = None
+    losses: tuple[str, ...] = LOSS_TYPES
     not_tested: str = ""
 
 

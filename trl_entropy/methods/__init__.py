@@ -15,6 +15,7 @@ from .discriminator import ClipB, ClipBConfig, ClipV, ClipVConfig
 from .empg import Empg, EmpgConfig
 from .epo import Epo, EpoConfig
 from .kl_cov import KlCov, KlCovConfig
+from .m2po import M2po, M2poConfig
 from .pear import Pear, PearConfig
 from .prompt_augmentation import PromptAugmentation, PromptAugmentationConfig
 from .registry import Registry
@@ -40,6 +41,7 @@ METHODS: dict[str, type[Method]] = {
         Empg,
         AgenticAepo,
         PromptAugmentation,
+        M2po,
     )
 }
 ABOUT_METHODS: dict[str, str] = {}  # the metadata of `methods`
@@ -70,6 +72,7 @@ class MethodsConfig(
     EmpgConfig,
     AgenticAepoConfig,
     PromptAugmentationConfig,
+    M2poConfig,
 ):
     """The settings of every method: a mixin of the trainer's config."""
 

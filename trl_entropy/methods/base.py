@@ -106,8 +106,8 @@ class Method:
     def clip_bounds(self, tokens: TokenBatch) -> tuple[Bounds, Logs]:
         """In every forward of a loss that clips -> the (low, high) ratios at which it does, and `Logs`.
 
-        `tokens` has the configured bounds. A bound is a float, or a tensor that broadcasts with the ratio. -inf and inf
-        clip nothing; NaN keeps the configured bound. At most one method in `methods` may override this.
+        `tokens` has the configured bounds. A bound is a float, or a tensor that broadcasts with the ratio. -inf and
+        inf clip nothing; NaN keeps the configured bound. At most one method in `methods` may override this.
         """
         return (tokens.clip_low, tokens.clip_high), {}
 
