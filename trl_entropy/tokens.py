@@ -27,8 +27,9 @@ class TokenBatch:
         advantages: (B, T) from the rewards, as the methods listed before left them.
         mask: (B, T) bool, the tokens that the loss counts: no padding, no tool results.
         ratio: (B, T) importance ratio of the loss, without gradient; one value per row if it is sequence-level.
-        clip_low, clip_high: bounds of the ratio. The loss clips tokens with a negative advantage below `clip_low`, and
-            tokens with a positive advantage above `clip_high`. -inf and inf if it does not clip.
+        clip_low, clip_high: bounds of the ratio, floats or tensors that broadcast with it. The loss clips tokens with
+            a negative advantage below `clip_low`, and tokens with a positive advantage above `clip_high`. -inf and inf
+            if it does not clip.
         clip_negative: the ratio above which TRL's `delta` clips a negative advantage; inf without `delta`.
         on_policy: the current policy is the old policy, so the ratio is 1 by construction.
         training: False during evaluation, which must not change the state of a method.
@@ -55,9 +56,9 @@ class TokenBatch:
     advantages: Tensor
     mask: Tensor
     ratio: Tensor
-    clip_low: float = -torch.inf
-    clip_high: float = torch.inf
-    clip_negative: float = torch.inf
+    clip_low: float | Tensor = -torch.inf
+    clip_high: float | Tensor = torch.inf
+    clip_negative: float | Tensor = torch.inf
     on_policy: bool = False
     training: bool = True
     draw: tuple[int, int, int] = (0, 0, 0)

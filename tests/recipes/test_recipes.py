@@ -129,7 +129,7 @@ def test_batches_are_those_of_the_authors(name):
 
 def preset_of(path):
     """The settings in the header that repeat the authors' code: none if the authors released none."""
-    return dict(re.findall(r"^#   ([a-z_]+): ([^\s#]+)", header(path), flags=re.MULTILINE))
+    return dict(re.findall(r"^#   ([a-z0-9_]+): ([^\s#]+)", header(path), flags=re.MULTILINE))
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)

@@ -18,12 +18,13 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from support.tiny import LOSS_TYPES
 
 from trl_entropy.methods import METHODS, MethodsConfig, build_methods
 
 
 TESTS = Path(__file__).parents[1] / "methods"
-IN_FORWARD = ("token_advantages", "loss")
+IN_FORWARD = ("clip_bounds", "token_advantages", "loss")
 ON_ROLLOUTS = ("reward", "group_advantages", "group_mask")
 
 
@@ -44,6 +45,7 @@ class MethodSettings:
         refuses: settings of the trainer that the method refuses, by name.
         chooses: whether it chooses tokens to act on; one that weighs all tokens, or gives a gradient to clipped ones,
             does not.
+        losses: the values of `loss_type` that it accepts.
         not_tested: why the tests of all methods cannot run it.
     """
 
@@ -58,6 +60,7 @@ class MethodSettings:
     batches: tuple[int, int] | None = None
     refuses: tuple[str, ...] = ()
     chooses: bool = True
+    losses: tuple[str, ...] = LOSS_TYPES
     not_tested: str = ""
 
 

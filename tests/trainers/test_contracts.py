@@ -7,9 +7,10 @@ import re
 
 import pytest
 import torch
+from support import cases
 from support.distilling import make_batch
 from support.tensors import make_loss_batch
-from support.tiny import EXACT, FLOAT32, LOSS_TYPES, loss_and_gradients
+from support.tiny import EXACT, FLOAT32, LOSS_TYPES, build_model, loss_and_gradients
 from transformers import Trainer
 from trl import GRPOTrainer
 from trl.kernels import chunked_divergence
@@ -20,8 +21,8 @@ from trl.trainer.utils import RepeatSampler
 from trl_entropy.functional import aggregate
 from trl_entropy.head.divergence import Head
 from trl_entropy.head.rebinding import rebound, swapped
+from trl_entropy.tokens import CLIPPING_LOSSES
 from trl_entropy.trainers.distillation import KERNEL, LOSS
-from trl_entropy.trainers.grpo import CLIPPING_LOSSES
 from trl_entropy.trainers.rollouts import FORWARD_KEYS
 from trl_entropy.trainers.update import Update
 
@@ -140,6 +141,30 @@ def test_clip_range_is_read_from_the_trainer(make_trainer, infinite):
     loss, _ = loss_and_gradients(trainer, batch)
     assert loss.isfinite()
     assert (trainer._metrics["train"]["clip_ratio/region_mean"][0] == 0) == infinite
+
+
+@pytest.mark.parametrize("loss_type", CLIPPING_LOSSES)
+@pytest.mark.parametrize("bounds", [(0.7, 1.1), (-torch.inf, torch.inf), (0.0, torch.inf)])
+def test_clip_range_is_read_after_the_forward_and_may_differ_between_tokens(make_trainer, loss_type, bounds):
+    """Tensors set in the forward give the loss, gradients and metrics of equal numbers set before it."""
+    batch = cases.off_policy_batch(build_model())
+    found = []
+    for shape in (None, (), (4, 6)):
+        trainer = make_trainer(stock=True, loss_type=loss_type)
+        values = [1 - bounds[0], bounds[1] - 1]
+        if shape is not None:
+            values = [torch.full(shape, value, dtype=torch.float64 if shape == () else None) for value in values]
+        forward = trainer._get_per_token_logps_and_entropies
+
+        def spy(*args, trainer=trainer, forward=forward, values=values, **kwargs):
+            trainer.epsilon_low, trainer.epsilon_high = values
+            return forward(*args, **kwargs)
+
+        trainer._get_per_token_logps_and_entropies = spy
+        found.append((*loss_and_gradients(trainer, batch), trainer._metrics["train"]["clip_ratio/region_mean"]))
+    assert (found[0][2][0] > 0) == (bounds[0] > 0) and all(g.isfinite().all() for g in found[0][1].values())
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], **EXACT)
 
 
 def test_rollouts_are_scored_first_and_stored_as_old_per_token_logps(make_trainer):

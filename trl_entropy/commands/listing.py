@@ -25,7 +25,7 @@ STAGES = {
     "group_advantages": "advantages, once per generation batch",
     "group_mask": "the tokens that the loss counts, once per generation batch",
     "token_advantages": "advantages, in every forward",
-    "clip_range": "the ratios at which the loss clips",
+    "clip_bounds": "the ratios at which the loss clips",
     "loss": "the loss, by a term",
     "auxiliary_loss": "the loss, by a term on completions of its own",
 }

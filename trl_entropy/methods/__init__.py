@@ -19,6 +19,7 @@ from .entropy_advantage import EntropyAdvantage, EntropyAdvantageConfig
 from .epo import Epo, EpoConfig
 from .erc import Erc, ErcConfig
 from .kl_cov import KlCov, KlCovConfig
+from .m2po import M2po, M2poConfig
 from .maxrl import Maxrl, MaxrlConfig
 from .nsr import Nsr, NsrConfig
 from .pass_at_k import PassAtK, PassAtKConfig
@@ -60,6 +61,7 @@ METHODS: dict[str, type[Method]] = {
         CeGppo,
         Entropic,
         Erc,
+        M2po,
     )
 }
 ABOUT_METHODS: dict[str, str] = {}  # the metadata of `methods`
@@ -100,6 +102,7 @@ class MethodsConfig(
     CeGppoConfig,
     EntropicConfig,
     ErcConfig,
+    M2poConfig,
 ):
     """The settings of every method: a mixin of the trainer's config."""
 
@@ -130,6 +133,12 @@ def check_together(names: list[str]) -> None:
     if len(replacing) > 1:
         first, second = replacing[:2]
         raise ValueError(f"`methods` must not list both {first!r} and {second!r}: both define the group's advantage.")
+    setters = [name for name in names if METHODS[name].overrides("clip_bounds")]
+    if len(setters) > 1:
+        raise ValueError(
+            f"`methods` must not list both {setters[0]!r} and {setters[1]!r}: both set the ratios at which the loss "
+            "clips."
+        )
     for position, name in enumerate(names):
         method = METHODS[name]
         for other, reason in method.excludes.items():

@@ -123,7 +123,8 @@ class AgenticAepo(Method):
         if not self.keep_gradient:
             return None, {}
         kept = tokens.in_loss & (tokens.ratio > tokens.clip_high) & (tokens.advantages > 0)
-        size = torch.where(kept, tokens.advantages, 0) * min(tokens.clip_high, torch.finfo(tokens.logps.dtype).max)
+        high = torch.as_tensor(tokens.clip_high, dtype=tokens.logps.dtype, device=tokens.logps.device)
+        size = torch.where(kept, tokens.advantages, 0) * high.clamp(max=torch.finfo(high.dtype).max)
         if tokens.engine_ratio is not None:  # the loss multiplies its own terms by it
             size = size * tokens.engine_ratio
         return -size * (tokens.logps - tokens.logps.detach()), {"kept_gradient_fraction": kept}

@@ -13,6 +13,7 @@ from ..tokens import Rollouts, TokenBatch
 
 
 Logs = dict[str, Tensor]
+Bounds = tuple[float | Tensor, float | Tensor]
 
 
 class Method:
@@ -93,10 +94,6 @@ class Method:
         """
         raise NotImplementedError
 
-    def clip_range(self, low: float, high: float) -> tuple[float, float]:
-        """(low, high) clip ratios -> new (low, high), for losses that clip."""
-        return low, high
-
     def head_settings(self) -> dict[str, Any]:
         """Fields to set on the fused head before each forward."""
         return {}
@@ -108,6 +105,14 @@ class Method:
     def group_mask(self, rollouts: Rollouts) -> Tensor:
         """Once per generation batch -> (B, T) bool: the tokens that stay in the loss and in its denominators."""
         return rollouts.mask
+
+    def clip_bounds(self, tokens: TokenBatch) -> tuple[Bounds, Logs]:
+        """In every forward of a loss that clips -> the (low, high) ratios at which it does, and `Logs`.
+
+        `tokens` has the configured bounds. A bound is a float, or a tensor that broadcasts with the ratio. -inf and
+        inf clip nothing; NaN keeps the configured bound. At most one method in `methods` may override this.
+        """
+        return (tokens.clip_low, tokens.clip_high), {}
 
     def token_advantages(self, tokens: TokenBatch) -> tuple[Tensor, Logs]:
         """In every forward -> (B, T) advantages; the trainer detaches them."""

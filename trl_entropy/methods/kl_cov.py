@@ -20,7 +20,7 @@ from ..collectives import SINGLE_PROCESS, Collectives
 from ..functional import centered_product, masked_max, top_count_mask
 from ..settings import flag, non_negative, one_of, ratio
 from ..tokens import TokenBatch
-from .base import Logs, Method
+from .base import Bounds, Logs, Method
 from .clip_cov import ENTROPY_MECHANISM
 
 
@@ -101,8 +101,8 @@ class KlCov(Method):
         rest = "" if self.ppo_clip else " but for `kl_cov_ppo_clip: false`, which turns PPO's clip off"
         return [f"Method 'kl_cov' does nothing{rest}, since `kl_cov_coef` is 0."]
 
-    def clip_range(self, low: float, high: float) -> tuple[float, float]:
-        return (low, high) if self.ppo_clip else (-torch.inf, torch.inf)
+    def clip_bounds(self, tokens: TokenBatch) -> tuple[Bounds, Logs]:
+        return super().clip_bounds(tokens) if self.ppo_clip else ((-torch.inf, torch.inf), {})
 
     def loss(self, tokens: TokenBatch) -> tuple[Tensor, Logs]:
         with torch.no_grad():

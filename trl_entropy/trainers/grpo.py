@@ -24,7 +24,6 @@ from ..kappa.wiring import with_kappa
 from ..methods import Method, build_methods
 from ..runs.mixin import RunMixin
 from ..runs.token_log import SettingsCallback, TokenLog
-from ..tokens import CLIPPING_LOSSES
 from .checks import (
     check_built,
     check_given,
@@ -148,12 +147,6 @@ class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
         self._rewards = Rewards(self, self.methods, self._ask_for_reward)
         for method in self.methods:
             method.setup(decode)
-        if self.loss_type in CLIPPING_LOSSES:
-            low, high = before = 1 - self.epsilon_low, 1 + self.epsilon_high
-            for method in self.methods:
-                low, high = method.clip_range(low, high)
-            if (low, high) != before:
-                self.epsilon_low, self.epsilon_high = 1 - low, high - 1
         self._needs = set().union(*(method.needs for method in self.methods))
         forecasts = args.entropy_forecast or "second_moments" in self._needs
         self._needs |= {"second_moments"} if forecasts else set()

@@ -15,12 +15,15 @@ from torch import Tensor
 from ..tokens import CLIPPING_LOSSES, TokenBatch
 
 
-def clip_bounds(trainer: Any) -> dict[str, float]:
+def clip_bounds(trainer: Any) -> dict[str, Any]:
     """The bounds of the ratio in [`TokenBatch`]: those of the minimum of the clipped term and that of `delta`."""
     if trainer.loss_type not in CLIPPING_LOSSES:
         return {}
     high = 1 + trainer.epsilon_high
     delta = torch.inf if trainer.args.delta is None else trainer.args.delta
+    if isinstance(high, Tensor):
+        low = 1 - trainer.epsilon_low
+        return {"clip_low": low, "clip_high": high.clamp(max=delta), "clip_negative": high.clamp(min=delta)}
     return {"clip_low": 1 - trainer.epsilon_low, "clip_high": min(high, delta), "clip_negative": max(high, delta)}
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..functional import aggregate
 from ..methods import Method
 from ..tokens import TokenBatch
+from .clipping import bounds_restored, set_bounds
 from .metrics import entropy_metrics, entropy_quantiles
 from .policy_gradient import clip_bounds, policy_weights
 from .rollouts import forward_inputs, loss_mask
@@ -47,7 +48,8 @@ class Update:
         trainer._update = self
         trainer._bonus.before_loss(trainer)
         try:
-            loss = stock(model, self.batch)
+            with bounds_restored(trainer):
+                loss = stock(model, self.batch)
             mask = self.acted.mask
             trainer._bonus.after_loss(
                 trainer, self.acted, mask if self.entropy_mask is None else mask & self.entropy_mask
@@ -67,13 +69,15 @@ class Update:
         return loss
 
     def take_turns(self, logps: Tensor, entropy: Tensor, statistics: dict[str, Tensor]) -> None:
-        """After the forward: lets each method change the advantages, and puts them into TRL's batch."""
+        """After the forward: lets the methods set the clip bounds and the advantages that TRL reads next."""
         trainer = self.trainer
         if trainer.top_entropy_quantile < 1:  # made now, with TRL's own arguments, since methods must know it
             trainer.get_high_entropy_mask(entropy, loss_mask(self.batch), 1 - trainer.top_entropy_quantile)
         advantages = self.advantages if self.advantages.dim() == 2 else self.advantages.unsqueeze(1)
         tokens = read_tokens(trainer, self.batch, logps, entropy, advantages.expand_as(logps), statistics)
         tokens = replace(tokens, loss_weights=policy_weights(trainer, self.batch, tokens, self.entropy_mask))
+        tokens, logs = set_bounds(trainer, tokens)
+        self.logs |= logs
         for method in trainer.methods:
             advantages, logs = method.token_advantages(tokens)
             self._log(method, logs)
@@ -108,7 +112,9 @@ class Update:
             model, **forward_inputs(part), compute_entropy=True
         )
         advantages = part["advantages"].unsqueeze(1).expand_as(logps)
-        term, logs = method.auxiliary_loss(read_tokens(trainer, part, logps, entropy, advantages, {}))
+        with bounds_restored(trainer):
+            tokens, _ = set_bounds(trainer, read_tokens(trainer, part, logps, entropy, advantages, {}))
+        term, logs = method.auxiliary_loss(tokens)
         self._log(method, logs)
         return term
 
