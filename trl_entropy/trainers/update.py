@@ -9,7 +9,7 @@ and our forward adds them once the methods have seen the tokens. If TRL ever rea
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 
@@ -156,7 +156,7 @@ def read_tokens(
         advantages=advantages,
         mask=mask,
         ratio=log_ratio.exp(),
-        **cast(dict[str, Any], clip_bounds(trainer)),
+        **clip_bounds(trainer),
         on_policy="old_per_token_logps" not in batch,
         training=trainer.model.training,
         draw=(trainer.args.seed, trainer.state.global_step, trainer._step % trainer.args.gradient_accumulation_steps),
