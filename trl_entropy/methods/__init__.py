@@ -19,6 +19,7 @@ from .m2po import M2po, M2poConfig
 from .pear import Pear, PearConfig
 from .prompt_augmentation import PromptAugmentation, PromptAugmentationConfig
 from .registry import Registry
+from .simko import Simko, SimkoConfig
 from .siren import Siren, SirenConfig
 from .steer import Steer, SteerConfig
 
@@ -42,6 +43,7 @@ METHODS: dict[str, type[Method]] = {
         AgenticAepo,
         PromptAugmentation,
         M2po,
+        Simko,
     )
 }
 ABOUT_METHODS: dict[str, str] = {}  # the metadata of `methods`
@@ -73,6 +75,7 @@ class MethodsConfig(
     AgenticAepoConfig,
     PromptAugmentationConfig,
     M2poConfig,
+    SimkoConfig,
 ):
     """The settings of every method: a mixin of the trainer's config."""
 
