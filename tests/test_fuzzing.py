@@ -235,6 +235,7 @@ def check_method(draw, name, settings):
         logps=tokens.logps.masked_fill(out, -3.0),
         entropy=tokens.entropy.masked_fill(out, 12.0),
         nucleus_entropy=tokens.nucleus_entropy.masked_fill(out, 12.0),
+        top_logps=tokens.top_logps.masked_fill(out.unsqueeze(-1), -0.5),
         ratio=tokens.ratio.masked_fill(out, 40.0),
     )
     for result, other in zip(found, cases.outcome(method, spoilt), strict=True):

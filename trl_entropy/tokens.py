@@ -41,6 +41,8 @@ class TokenBatch:
             method needs `second_moments`.
         nucleus_entropy: (B, T) entropy of the current policy renormalized on its nucleus, with gradient, if a method
             needs `nucleus_entropy`.
+        top_logps: (B, T, K) log-probabilities of the K likeliest tokens under the current policy in descending order,
+            with gradient, if a method needs `top_logps`. -inf for a token of probability 0.
         old_second_logps: (B, T) log-probability of each sampled token under the old policy at a second temperature,
             without gradient, if a method needs `second_temperature`.
         engine_ratio: (B, T) or (B, 1) correction for the inference engine. The loss multiplies its terms by it.
@@ -68,6 +70,7 @@ class TokenBatch:
     sum_sq_probs: Tensor | None = None
     sum_sq_probs_log_probs: Tensor | None = None
     nucleus_entropy: Tensor | None = None
+    top_logps: Tensor | None = None
     old_second_logps: Tensor | None = None
     engine_ratio: Tensor | None = None
     loss_weights: Callable[[Tensor], Tensor] | None = None

@@ -36,6 +36,8 @@ STATISTICS = {
     "second moments": HeadSpec(second_moments=True),
     "second temperature": HeadSpec(second_temperature=1.2),
     "nucleus entropy": HeadSpec(top_p=0.8),
+    "top 3": HeadSpec(top_k=3),
+    "top 8": HeadSpec(top_k=8),
 }
 
 

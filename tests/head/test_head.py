@@ -15,14 +15,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from trl.kernels import ChunkedLogProbFunction
 
-from trl_entropy.head import function, nucleus, sweeps, torch_tiles
+from trl_entropy.head import function, nucleus, sweeps, top, torch_tiles
 from trl_entropy.head.function import token_statistics
 from trl_entropy.head.spec import HeadSpec
 
 
 # Sizes that are not multiples of a tile, over several tiles each way
 N, H, V = 37, 11, 101
-EVERYTHING = HeadSpec(second_moments=True, second_temperature=0.8, top_p=0.8, vocab_tile=24, token_tile=16)
+EVERYTHING = HeadSpec(second_moments=True, second_temperature=0.8, top_p=0.8, top_k=4, vocab_tile=24, token_tile=16)
 SPECS = {
     "plain": EVERYTHING,
     "include": replace(EVERYTHING, include_crossing=True),
@@ -99,6 +99,7 @@ def dense(hidden, weight, bias, targets, spec: HeadSpec) -> tuple[Tensor, ...]:
         (p * p * log_p).sum(-1),
         (x / spec.second_temperature).log_softmax(-1).gather(-1, label).squeeze(-1),
         nucleus_entropy(x / spec.temperature, spec.top_p, spec.include_crossing),
+        log_p.sort(dim=-1, descending=True, stable=True).values[:, : spec.top_k],
     )
 
 
@@ -106,10 +107,11 @@ def weighted(outputs, seed=1, share=1.0):
     """A scalar of the differentiable outputs; each output of a row counts with probability `share`."""
     generator = torch.Generator().manual_seed(seed)
     total = 0.0
-    for values in (outputs[0], outputs[1], outputs[5]):
+    for values in (outputs[0], outputs[1], outputs[5], outputs[6]):
         if values is not None:
-            weight = torch.randn(len(values), generator=generator, dtype=torch.float64)
-            weight *= torch.rand(len(values), generator=generator, dtype=torch.float64) < share
+            weight = torch.randn(values.shape, generator=generator, dtype=torch.float64)
+            kept = torch.rand(len(values), generator=generator, dtype=torch.float64) < share
+            weight *= kept.view(-1, *[1] * (values.dim() - 1))
             total = total + (weight.to(values.dtype) * values).sum()
     return total
 
@@ -151,11 +153,11 @@ def test_values_and_gradients_are_those_of_dense_softmax(search, name, bias, sha
     torch.testing.assert_close(ours, expected, **FLOAT64)
 
 
-@pytest.mark.parametrize("output", range(6))
+@pytest.mark.parametrize("output", range(7))
 def test_each_output_alone_has_its_own_gradient(output):
     *inputs, targets = example()
     ours, expected = (f(*inputs, targets, EVERYTHING)[output] for f in (token_statistics, dense))
-    assert ours.requires_grad == (output in (0, 1, 5))
+    assert ours.requires_grad == (output in (0, 1, 5, 6))
     if ours.requires_grad:
         ours, expected = (torch.autograd.grad(values.square().sum(), inputs) for values in (ours, expected))
         torch.testing.assert_close(ours, expected, **FLOAT64)
@@ -167,7 +169,7 @@ def test_gradcheck(name):
 
     def head(*inputs):
         outputs = token_statistics(*inputs, targets, replace(SPECS[name], vocab_tile=5))
-        return outputs.log_probs, outputs.entropy, outputs.nucleus_entropy
+        return outputs.log_probs, outputs.entropy, outputs.nucleus_entropy, outputs.top_log_probs
 
     assert torch.autograd.gradcheck(head, inputs, eps=1e-6, atol=1e-7)
 
@@ -227,7 +229,7 @@ def test_masked_vocabulary_adds_nothing(search, name, dtype, value):
     tolerance = FLOAT64 if dtype == torch.float64 else dict(rtol=1e-5, atol=2e-5)
     for ours_, expected_ in zip(ours, expected, strict=True):
         torch.testing.assert_close(ours_.double(), expected_, **tolerance)
-    for output in (0, 1, 5):
+    for output in (0, 1, 5, 6):
         of_hidden, *of_head = torch.autograd.grad(ours[output].sum(), [hidden, weight, bias], retain_graph=True)
         expected_ = torch.autograd.grad(expected[output].sum(), exact, retain_graph=True)
         torch.testing.assert_close(of_hidden.double(), expected_[0], **tolerance)
@@ -393,6 +395,109 @@ def test_a_nucleus_that_may_reach_below_the_bins_is_refused():
     *inputs, targets = example(rows=4)
     with pytest.raises(ValueError, match="`top_p` must be at most 0.999989 for a vocabulary of 101, got 0.99999999"):
         token_statistics(*inputs, targets, replace(EVERYTHING, top_p=0.99999999))
+
+
+# The likeliest tokens
+
+
+def largest(z: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """(N, V) final logits -> (N, count) log-probabilities and ids of the largest, of equal ones the lower id first."""
+    ids = z.detach().sort(dim=-1, descending=True, stable=True).indices[:, :count]
+    return z.log_softmax(-1).gather(-1, ids), ids
+
+
+@pytest.mark.parametrize("group", [2, 64])
+@pytest.mark.parametrize("vocab_tile", [3, 9, 23, 64])
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 23])
+def test_tied_tokens_are_taken_by_their_ids(monkeypatch, vocab_tile, count, group):
+    """Logits of a few values, and tiles that do not divide the vocabulary. The gradient shows which ids were kept."""
+    monkeypatch.setattr(top, "GROUP", group)
+    generator = torch.Generator().manual_seed(0)
+    z = 0.37 * torch.randint(-3, 4, (40, 23), generator=generator).double()
+    hidden, weight = logits_of(z.tolist())
+    spec = HeadSpec(top_k=count, vocab_tile=vocab_tile)
+    ours = token_statistics(hidden, weight, None, torch.zeros(40, dtype=torch.int64), spec).top_log_probs
+    expected, _ = largest(hidden @ weight.t(), count)
+    torch.testing.assert_close(ours, expected, **FLOAT64)
+    share = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(
+        *(torch.autograd.grad((x * share).sum(), weight)[0] for x in (ours, expected)), **FLOAT64
+    )
+
+
+@pytest.mark.parametrize("group", [16, 64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_many_ties_of_a_narrow_dtype(real_blocks, monkeypatch, dtype, group):
+    """In bfloat16 many rows have equal logits at the last place."""
+    monkeypatch.setattr(top, "GROUP", group)
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(64, 3001, generator=generator).mul_(3).to(dtype)
+    kept = top.TopTokens.none(64, 4, torch.float32, z.device)
+    for start in range(0, 3001, 700):
+        kept.add(z[:, start : start + 700].float(), start)
+    _, ids = largest(z.double(), 5)
+    at_last = z.gather(-1, ids)
+    assert (at_last[:, 3] == at_last[:, 4]).sum() > 5 or dtype == torch.float32
+    assert torch.equal(kept.ids, ids[:, :4]) and torch.equal(kept.ordered().ids, kept.ids)
+    torch.testing.assert_close(kept.z, z.float().gather(-1, kept.ids), **EXACT)
+
+
+def test_the_sampled_token_may_be_one_of_the_likeliest():
+    """Gradients of a token that is the label and among the likeliest add up."""
+    *inputs, _ = example()
+    with torch.no_grad():
+        targets = (inputs[0] @ inputs[1].t() + inputs[2]).argmax(-1)
+    spec = HeadSpec(top_k=3, vocab_tile=24)
+
+    def total(log_probs, likeliest):
+        return (2 * log_probs - likeliest @ likeliest.new_tensor([1.0, 0.5, 0.25])).sum()
+
+    out = token_statistics(*inputs, targets, spec)
+    log_p = (inputs[0] @ inputs[1].t() + inputs[2]).log_softmax(-1)
+    expected = total(log_p.gather(-1, targets[:, None]).squeeze(-1), log_p.topk(3).values)
+    ours = total(out.log_probs, out.top_log_probs)
+    assert torch.equal(out.log_probs, out.top_log_probs[:, 0])
+    torch.testing.assert_close(ours, expected, **FLOAT64)
+    torch.testing.assert_close(*(torch.autograd.grad(x, inputs) for x in (ours, expected)), **FLOAT64)
+
+
+def test_fewer_tokens_of_probability_above_0_than_are_kept():
+    """The rest reads -inf, and does not spoil the others."""
+    hidden, weight, bias, targets = example()
+    bias.data[2:] = -math.inf
+    bias.data[50] = torch.finfo(torch.float64).min
+    out = token_statistics(hidden, weight, bias, targets % 2, EVERYTHING)
+    assert (out.top_log_probs[:, 2:] == -math.inf).all() and out.top_log_probs[:, :2].isfinite().all()
+    torch.testing.assert_close(out.top_log_probs[:, :2].exp().sum(-1), torch.ones(N, dtype=torch.float64), **FLOAT64)
+    grads = torch.autograd.grad(out.top_log_probs[:, :2].sum(), [hidden, weight, bias])
+    assert all(gradient.isfinite().all() for gradient in grads) and grads[2][:2].abs().min() > 0
+
+
+def test_the_likeliest_tokens_cost_no_second_product(real_blocks):
+    *inputs, targets = example(torch.float32, bias=False, rows=64)
+    with GemmCount() as count:
+        out = token_statistics(*inputs, targets, HeadSpec(top_k=3, vocab_tile=24))
+    assert count.elements == 64 * V
+    grad = torch.zeros(64, 3)
+    grad[:20, 2] = 1.0
+    with GemmCount() as count:  # rows are live by any of the three
+        out.top_log_probs.backward(grad)
+    assert count.flops == 3 * 20 * H * V
+
+
+def test_more_tokens_than_the_vocabulary_has_are_refused():
+    *inputs, targets = example()
+    with pytest.raises(ValueError, match="`top_k` must be at most 101, the size of the vocabulary, got 102."):
+        token_statistics(*inputs, targets, HeadSpec(top_k=102))
+
+
+def test_a_row_that_is_not_a_number_stays_visible():
+    hidden, weight, bias, targets = example()
+    hidden.data[3] = torch.nan
+    out = token_statistics(hidden, weight, bias, targets, HeadSpec(top_k=3, vocab_tile=24))
+    assert out.top_log_probs[3].isnan().all() and out.top_log_probs[4:].isfinite().all()
+    (gradient,) = torch.autograd.grad(out.top_log_probs[4:].sum(), hidden)
+    assert gradient[4:].isfinite().all()
 
 
 # Against TRL's own head
@@ -575,7 +680,7 @@ def test_never_all_logits_and_never_more_memory_than_trl(real_blocks, spec):
 def test_no_rows():
     *inputs, targets = example(rows=0)
     outputs = token_statistics(*inputs, targets, EVERYTHING)
-    assert [x.shape for x in outputs] == [(0,)] * 6
+    assert [x.shape for x in outputs] == [(0,)] * 6 + [(0, 4)]
     for gradient, x in zip(gradients(outputs, inputs), inputs, strict=True):
         torch.testing.assert_close(gradient, torch.zeros_like(x))
 

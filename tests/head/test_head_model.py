@@ -20,8 +20,8 @@ from trl_entropy.head import EntropyCausalLMOutput, add_entropy_head, patch
 from trl_entropy.head.forwards import bind_to_module
 
 
-ALL = ("second_moments", "nucleus_entropy", "second_temperature")
-EXTRA = ("sum_sq_probs", "sum_sq_probs_log_probs", "nucleus_entropy", "second_log_probs")
+ALL = ("second_moments", "nucleus_entropy", "second_temperature", "top_logps")
+EXTRA = ("sum_sq_probs", "sum_sq_probs_log_probs", "nucleus_entropy", "second_log_probs", "top_log_probs")
 
 
 @pytest.fixture
@@ -112,15 +112,18 @@ def test_statistics_are_those_of_the_logits(batch):
     close(out.sum_sq_probs_log_probs, (log_p.exp().square() * log_p).sum(-1))
     close(out.second_log_probs, (logits / 1.2).log_softmax(-1).gather(-1, label).squeeze(-1))
     assert ((out.nucleus_entropy >= 0) & (out.nucleus_entropy <= out.entropy + 1e-6)).all()
-    assert [getattr(out, name).requires_grad for name in EXTRA] == [False, False, True, False]
+    assert [getattr(out, name).requires_grad for name in EXTRA] == [False, False, True, False, True]
+    torch.testing.assert_close(out.top_log_probs.squeeze(-1), log_p.amax(-1) * mask, **FLOAT32)
 
     # Each forward reads the settings
     head.second_temperature = 0.5
     close(model(**batch).second_log_probs, (logits / 0.5).log_softmax(-1).gather(-1, label).squeeze(-1))
     head.nucleus_rule = "include"
     assert (model(**batch).nucleus_entropy >= out.nucleus_entropy).all()
+    head.top_k = 3
+    torch.testing.assert_close(model(**batch).top_log_probs, log_p.topk(3).values * mask.unsqueeze(-1), **FLOAT32)
     head.statistics = ()
-    assert [getattr(model(**batch), name) for name in EXTRA] == [None] * 4
+    assert [getattr(model(**batch), name) for name in EXTRA] == [None] * 5
 
 
 def test_cast_to_float32_and_autocast(batch):

@@ -27,10 +27,10 @@ def test_interpreted():
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(tests)]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0 and "22 passed" in result.stdout, result.stdout + result.stderr
+    assert result.returncode == 0 and "29 passed" in result.stdout, result.stdout + result.stderr
 
 
-POINTERS = {"targets_ptr": "*i64", "rows_ptr": "*i64", "found_ptr": "*i32"}
+POINTERS = {"targets_ptr": "*i64", "rows_ptr": "*i64", "found_ptr": "*i32", "top_ids_ptr": "*i64"}
 FLOATS = {"logit_scale", "softcap", "inverse_temperature", "second_ratio", "likely", "inverse_bin_width"}
 
 
@@ -50,7 +50,8 @@ def test_kernels_compile_for_a_gpu(kernel, options):
     signature, constants = {}, {}
     for index, name in enumerate(function_.arg_names):
         if name.isupper():
-            constants[(index,)] = {"BLOCK": 1024, "BINS": BINS, "CAPACITY": CAPACITY}.get(
+            sizes = {"BLOCK": 1024, "BINS": BINS, "CAPACITY": CAPACITY, "TOP": 3 * (options != "none"), "PLACES": 4}
+            constants[(index,)] = sizes.get(
                 name, options == "all" or (options == "all but IS_FIRST" and name != "IS_FIRST")
             )
             signature[name] = "constexpr"

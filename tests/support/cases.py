@@ -69,7 +69,7 @@ def outcome(method, tokens):
     The method itself stays as it is, state included.
     """
     method = deepcopy(method)
-    names = ("logps", "entropy", "nucleus_entropy")
+    names = ("logps", "entropy", "nucleus_entropy", "top_logps")
     leaves = {name: getattr(tokens, name).detach().requires_grad_() for name in names}
     tokens = replace(tokens, **leaves)
     advantages = method.token_advantages(tokens)[0].detach()
@@ -90,15 +90,14 @@ def map_rows(tokens, change):
 
 def check_padding_does_not_matter(method, **extra):
     tokens = random_tokens(**extra)
-    garbage = torch.tensor([[37.0]], dtype=torch.float64)
-    wider = map_rows(
-        tokens,
-        lambda value: (
-            value
-            if value.dim() == 1
-            else torch.cat([value, (garbage > 99 if value.dtype == torch.bool else garbage).expand(len(value), 3)], 1)
-        ),
-    )
+
+    def widened(value):
+        if value.dim() == 1:
+            return value
+        garbage = value.new_zeros((len(value), 3, *value.shape[2:]))
+        return torch.cat([value, garbage if value.dtype == torch.bool else garbage + 37.0], 1)
+
+    wider = map_rows(tokens, widened)
     for narrow, wide in zip(outcome(method, tokens), outcome(method, wider), strict=True):
         torch.testing.assert_close(wide[:, :-3][tokens.mask], narrow[tokens.mask])
 

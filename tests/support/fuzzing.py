@@ -95,11 +95,12 @@ def draw_tokens(draw, dtype=torch.float32, **extra):
     advantages = of(ADVANTAGES)
     if draw(st.booleans()):  # as the rewards leave them: one value for each sequence
         advantages = advantages[:, :1].expand(shape)
-    probability = logps.exp()
+    probability, other = logps.exp(), of(LOGPS)
     fields = dict(
         sum_sq_probs=probability.square(),
         sum_sq_probs_log_probs=probability.square() * logps,
         nucleus_entropy=of(ENTROPIES),
+        top_logps=torch.stack([torch.maximum(logps, other), torch.minimum(logps, other)], -1),
         old_second_logps=of(LOGPS),
         old_entropy=of(ENTROPIES),
         rewards=of((-1.0, 1.0))[:, 0],

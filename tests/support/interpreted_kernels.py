@@ -18,13 +18,16 @@ from trl_entropy.head.spec import HeadSpec
 
 
 N, H, V = 6, 5, 45
-ALL = HeadSpec(second_moments=True, second_temperature=0.8, top_p=0.8, vocab_tile=20)
+ALL = HeadSpec(second_moments=True, second_temperature=0.8, top_p=0.8, top_k=3, vocab_tile=20)
 SPECS = {
     "all": replace(ALL, temperature=1.3),
     "softcap": replace(ALL, logit_scale=0.7, softcap=4.0, include_crossing=True),
     "entropy only": HeadSpec(vocab_tile=20),
     "second moments": HeadSpec(second_moments=True, vocab_tile=20),
     "second temperature": HeadSpec(second_temperature=2.0, vocab_tile=20),
+    "top 1": HeadSpec(top_k=1, vocab_tile=20),
+    "top 8": HeadSpec(top_k=8, temperature=0.7, vocab_tile=20),
+    "all 45": HeadSpec(top_k=45, vocab_tile=20),
 }
 
 
@@ -45,14 +48,15 @@ def example(dtype):
     return inputs, torch.randint(V, (N,), generator=generator)
 
 
-def results(spec, dtype, grads=(0, 1, 5)):
+def results(spec, dtype, grads=(0, 1, 5, 6)):
     """All outputs, and the gradients of the inputs for live rows 0, 2, 3 of some of the outputs."""
     inputs, targets = example(dtype)
     outputs = token_statistics(*inputs, targets, spec)
     total = 0.0
-    for output in (0, 1, 5):
+    for output in (0, 1, 5, 6):
         if output in grads and outputs[output] is not None:
-            total = total + (outputs[output] * torch.tensor([1.0, 0, -2, 3, 0, 0])).sum() * (output + 1)
+            values = outputs[output] if output < 6 else outputs[output] @ torch.linspace(0.1, 0.2, spec.top_k)
+            total = total + (values * torch.tensor([1.0, 0, -2, 3, 0, 0])).sum() * (output + 1)
     return outputs, torch.autograd.grad(total, inputs)
 
 
@@ -72,7 +76,7 @@ def test_kernels_are_the_torch_tiles(kernels, monkeypatch, name):
     torch.testing.assert_close(actual[1], expected[1], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("grads", [(0,), (1,), (5,)])
+@pytest.mark.parametrize("grads", [(0,), (1,), (5,), (6,)])
 def test_gradient_of_each_output(kernels, monkeypatch, grads):
     expected = results(ALL, torch.float32, grads)
     monkeypatch.setattr(sweeps, "backend_for", lambda *_: kernels)
@@ -111,9 +115,35 @@ def test_masked_vocabulary(kernels, monkeypatch, value):
             monkeypatch.setattr(sweeps, "backend_for", lambda *_: kernels)
         out = token_statistics(hidden, weight, bias, targets, replace(ALL, temperature=0.7))
         total = out.log_probs.sum() + 2 * out.entropy.sum() + 3 * out.nucleus_entropy.sum()
+        total = total + 0.1 * out.top_log_probs.sum()
         found.append((*out, *torch.autograd.grad(total, (hidden, weight, bias))))
     assert all(values.isfinite().all() for values in found[0]) and found[0][5].max() > 0.1
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 3, 45])
+def test_ties_of_the_likeliest_tokens(kernels, monkeypatch, count):
+    """Within a block, across blocks and tiles. The gradient shows which ids were kept. Row 0 has only two finite."""
+    z = 0.5 * torch.randint(-2, 3, (4, V), generator=torch.Generator().manual_seed(0)).float()
+    z[0, :43] = -torch.inf
+    z[1] = 0.25
+    expected, ids = z.sort(dim=-1, descending=True, stable=True)
+    expected = (expected - z.logsumexp(-1, keepdim=True))[:, :count]
+    for backend in (None, kernels):
+        if backend is not None:
+            monkeypatch.setattr(sweeps, "backend_for", lambda *_: kernels)
+        bias = torch.zeros(V, requires_grad=True)
+        for row in range(4):  # each by itself, so that the gradient of the bias is that of its logits
+            hidden, weight = torch.ones(1, 1), z[row].nan_to_num(neginf=0.0).unsqueeze(-1)
+            masked = bias + torch.where(z[row].isinf(), -torch.inf, 0.0)
+            out = token_statistics(
+                hidden, weight, masked, torch.zeros(1, dtype=torch.int64), HeadSpec(top_k=count, vocab_tile=20)
+            )
+            torch.testing.assert_close(out.top_log_probs, expected[row : row + 1], rtol=1e-5, atol=2e-6)
+            (gradient,) = torch.autograd.grad(out.top_log_probs[:, -1].nan_to_num(neginf=0.0).sum(), bias)
+            if expected[row, -1] > -torch.inf:
+                one = torch.nn.functional.one_hot(ids[row, count - 1], V)
+                torch.testing.assert_close(gradient, one - z[row].softmax(-1), rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("logit", [9.0, 14.0])

@@ -87,6 +87,7 @@ def random_tokens(rows=4, length=7, seed=0, **extra):
             "sum_sq_probs": policy.exp().square().sum(-1),
             "sum_sq_probs_log_probs": (policy.exp().square() * policy).sum(-1),
             "nucleus_entropy": normal().abs(),
+            "top_logps": policy.topk(3).values,
             "old_second_logps": (logits / 1.2).log_softmax(-1)[..., 0],
             "rewards": torch.randint(2, (rows,), generator=generator).double(),
             **extra,

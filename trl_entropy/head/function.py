@@ -13,6 +13,7 @@ from trl.trainer.utils import maybe_gather_lm_head_ctx
 from .nucleus import Nucleus
 from .spec import MAX, SECOND, SHIFTED, SQUARES, SQUARES_SHIFTED, SUM, TARGET, HeadSpec, RowGradients, new_state
 from .sweeps import FEWEST_ROWS, Projection, accumulator_of, backward_sweep, fold_sweep, token_slices, with_company
+from .top import TopTokens
 
 
 # Devices on which a data-dependent shape costs a synchronization, not a compilation
@@ -20,7 +21,7 @@ DYNAMIC_DEVICES = ("cpu", "cuda", "xpu", "mps")
 
 
 class TokenStatistics(NamedTuple):
-    """Per-token outputs of the head, all (N,), in nats; `None` if not requested.
+    """Per-token outputs of the head, (N,) except one, in nats; `None` if not requested.
 
     Attributes:
         log_probs: log-probability of the label, differentiable.
@@ -29,6 +30,7 @@ class TokenStatistics(NamedTuple):
         sum_sq_probs_log_probs: Σp² log p.
         second_log_probs: log-probability of the label at the second temperature.
         nucleus_entropy: entropy of the distribution renormalized on its nucleus, differentiable.
+        top_log_probs: (N, K) log-probabilities of the K likeliest tokens in descending order, differentiable.
     """
 
     log_probs: Tensor
@@ -37,6 +39,7 @@ class TokenStatistics(NamedTuple):
     sum_sq_probs_log_probs: Tensor | None = None
     second_log_probs: Tensor | None = None
     nucleus_entropy: Tensor | None = None
+    top_log_probs: Tensor | None = None
 
 
 class HeadFunction(torch.autograd.Function):
@@ -69,14 +72,18 @@ class HeadFunction(torch.autograd.Function):
         slices = token_slices(len(hidden), spec.token_tile)
         projection = Projection(weight, bias, dtype, spec, slices)
         nucleus = None if spec.top_p is None else Nucleus(*state.new_zeros((3, len(hidden))))
+        top = None if spec.top_k is None else TopTokens.none(len(hidden), spec.top_k, state.dtype, device)
         for rows in slices:
-            found = fold_sweep(projection, hidden[rows], targets[rows], state[:, rows])
+            top_rows = None if top is None else top[rows]
+            found = fold_sweep(projection, hidden[rows], targets[rows], state[:, rows], top_rows)
             if nucleus is not None:
                 nucleus.put(rows, found)
-        statistics, log_z = _statistics(state, nucleus, spec)
+        top = None if top is None else top.ordered()
+        statistics, log_z = _statistics(state, nucleus, top, spec)
 
         saved_nucleus = () if nucleus is None else (nucleus.threshold, nucleus.log_share, nucleus.entropy)
-        ctx.save_for_backward(hidden, weight, bias, targets, log_z, statistics.entropy, *saved_nucleus)
+        top_ids = None if top is None else top.ids
+        ctx.save_for_backward(hidden, weight, bias, targets, log_z, statistics.entropy, top_ids, *saved_nucleus)
         ctx.dtype, ctx.spec, ctx.count = dtype, spec, count
         if count < len(hidden):
             statistics = TokenStatistics(*(None if x is None else x[:count].clone() for x in statistics))
@@ -117,7 +124,9 @@ def token_statistics(
     return TokenStatistics(*HeadFunction.apply(hidden, weight, bias, targets, spec))
 
 
-def _statistics(state: Tensor, nucleus: Nucleus | None, spec: HeadSpec) -> tuple[TokenStatistics, Tensor]:
+def _statistics(
+    state: Tensor, nucleus: Nucleus | None, top: TopTokens | None, spec: HeadSpec
+) -> tuple[TokenStatistics, Tensor]:
     """The outputs and log Z (N,) from a state into which the whole vocabulary has been folded."""
     log_sum = torch.log(state[SUM])
     log_z = state[MAX] + log_sum
@@ -131,23 +140,36 @@ def _statistics(state: Tensor, nucleus: Nucleus | None, spec: HeadSpec) -> tuple
         extra["second_log_probs"] = shifted - torch.log(state[SECOND])
     if nucleus is not None:
         extra["nucleus_entropy"] = nucleus.entropy.clone()
+    if top is not None:
+        extra["top_log_probs"] = top.log_probs(log_z)
     entropy = (log_sum - state[SHIFTED] / state[SUM]).clamp(min=0)
     return TokenStatistics(state[TARGET] - log_z, entropy, **extra), log_z
 
 
 def _row_gradients(saved: list[Tensor], grads: TokenStatistics) -> RowGradients:
-    """The saved (N,) tensors of the rows and the gradients of their outputs, padded like the rows."""
-    targets, log_z, entropy, *nucleus = saved
+    """The saved tensors of the rows and the gradients of their outputs, padded like the rows."""
+    targets, log_z, entropy, top_ids, *nucleus = saved
 
     def incoming(grad: Tensor | None) -> Tensor | None:
-        return None if grad is None else pad(grad.to(log_z.dtype), (0, len(log_z) - len(grad))).contiguous()
+        if grad is None:
+            return None
+        missing = (0, 0) * (grad.dim() - 1) + (0, len(log_z) - len(grad))
+        return pad(grad.to(log_z.dtype), missing).contiguous()
 
     nucleus_grad = incoming(grads.nucleus_entropy)
-    if nucleus_grad is None:
-        nucleus = []
-    else:
+    of_nucleus = {}
+    if nucleus_grad is not None:
+        of_nucleus = dict(zip(("threshold", "log_share", "nucleus_entropy"), nucleus, strict=True))
         # The entropy of a nucleus with at most one token is constant, so it has no gradient
         nucleus_grad = nucleus_grad.masked_fill(nucleus[0] == torch.inf, 0.0)
     return RowGradients(
-        targets, log_z, entropy, incoming(grads.log_probs), incoming(grads.entropy), nucleus_grad, *nucleus
+        targets,
+        log_z,
+        entropy,
+        incoming(grads.log_probs),
+        incoming(grads.entropy),
+        nucleus_grad,
+        top_ids=None if grads.top_log_probs is None else top_ids,
+        top_grads=incoming(grads.top_log_probs),
+        **of_nucleus,
     )

@@ -29,10 +29,10 @@ from .spec import HeadSpec
 
 # Read once at import: Dynamo warns when it traces a call to the cached `is_peft_available`
 _ADAPTER_LAYERS = (import_module("peft.tuners.tuners_utils").BaseTunerLayer,) if is_peft_available() else ()
-HEAD_STATISTICS = ("second_moments", "nucleus_entropy", "second_temperature")
+HEAD_STATISTICS = ("second_moments", "nucleus_entropy", "second_temperature", "top_logps")
 NUCLEUS_RULES = ("exclude", "include")
 # Fields of the outputs that TRL's outputs lack.
-EXTRA_OUTPUTS = ("sum_sq_probs", "sum_sq_probs_log_probs", "nucleus_entropy", "second_log_probs")
+EXTRA_OUTPUTS = ("sum_sq_probs", "sum_sq_probs_log_probs", "nucleus_entropy", "second_log_probs", "top_log_probs")
 # Global names that TRL's fused forward looks up, which we replace
 KERNEL, SCORES_LABELLED_ONLY = "_ChunkedLogProbFunction", "_use_triton"
 
@@ -41,7 +41,7 @@ KERNEL, SCORES_LABELLED_ONLY = "_ChunkedLogProbFunction", "_use_triton"
 class EntropyCausalLMOutput(FusedCausalLMOutput):
     """TRL's outputs and the requested statistics; statistics that were not requested are `None`.
 
-    All have the shape of `log_probs`, (batch, seq_len - 1). They are in nats, and 0 where the label is `-100`.
+    All but one have the shape of `log_probs`, (batch, seq_len - 1). They are in nats, and 0 where the label is `-100`.
 
     Args:
         sum_sq_probs (`torch.Tensor`, *optional*):
@@ -52,12 +52,16 @@ class EntropyCausalLMOutput(FusedCausalLMOutput):
             Entropy of the next-token distribution renormalized on its nucleus, with gradient.
         second_log_probs (`torch.Tensor`, *optional*):
             Log-probability of each next-token label at the second temperature, without gradient.
+        top_log_probs (`torch.Tensor`, *optional*):
+            Log-probabilities of the `top_k` likeliest next tokens in descending order, with gradient: (batch,
+            seq_len - 1, `top_k`).
     """
 
     sum_sq_probs: Tensor | None = None
     sum_sq_probs_log_probs: Tensor | None = None
     nucleus_entropy: Tensor | None = None
     second_log_probs: Tensor | None = None
+    top_log_probs: Tensor | None = None
 
 
 @dataclass
@@ -67,7 +71,7 @@ class Recorded:
     outputs: list[EntropyCausalLMOutput] = field(default_factory=list)
 
     def statistics(self, length: int) -> dict[str, Tensor]:
-        """(B, length) statistics of the last tokens of each row. Forwards over parts of the batch are concatenated."""
+        """(B, length, ...) statistics of the last tokens of each row, with forwards over parts concatenated."""
         names = [name for name in EXTRA_OUTPUTS if self.outputs and getattr(self.outputs[0], name) is not None]
         return {name: torch.cat([getattr(output, name)[:, -length:] for output in self.outputs]) for name in names}
 
@@ -78,11 +82,12 @@ class EntropyHead:
 
     Attributes:
         statistics: what the forward computes in addition to log-probabilities and entropy: any of `second_moments`,
-            `nucleus_entropy` and `second_temperature`.
+            `nucleus_entropy`, `second_temperature` and `top_logps`.
         live_rows: whether the backward leaves out tokens that no gradient reaches.
         top_p: mass of the nucleus, in (0, 1).
         nucleus_rule: `include` if the token that crosses `top_p` is in the nucleus, `exclude` if it is not.
         second_temperature: the second temperature. It applies to the logits before the first temperature.
+        top_k: how many of the likeliest tokens `top_logps` covers.
 
     Raises:
         `ValueError`: a setting is out of range.
@@ -93,6 +98,7 @@ class EntropyHead:
     top_p: float = 0.8
     nucleus_rule: str = "exclude"
     second_temperature: float | None = None
+    top_k: int = 1
 
     def __post_init__(self):
         self._computed: TokenStatistics | None = None
@@ -128,6 +134,8 @@ class EntropyHead:
             raise ValueError(f"`top_p` must be in (0, 1), got {self.top_p!r}.")
         if self.nucleus_rule not in NUCLEUS_RULES:
             raise ValueError(f"`nucleus_rule` must be one of {NUCLEUS_RULES}, got {self.nucleus_rule!r}.")
+        if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 1:
+            raise ValueError(f"`top_k` must be an integer >= 1, got {self.top_k!r}.")
         if "second_temperature" in self.statistics or self.second_temperature is not None:
             if self.second_temperature is None or not 0 < self.second_temperature < math.inf:
                 raise ValueError(
@@ -156,6 +164,7 @@ class EntropyHead:
             second_temperature=self.second_temperature if "second_temperature" in self.statistics else None,
             top_p=self.top_p if "nucleus_entropy" in self.statistics else None,
             include_crossing=self.nucleus_rule == "include",
+            top_k=self.top_k if "top_logps" in self.statistics else None,
             live_rows=self.live_rows,
             vocab_tile=chunk_size,
         )
@@ -170,10 +179,14 @@ class EntropyHead:
         extra = {}
         for name in EXTRA_OUTPUTS:
             values = getattr(computed, name)
-            if values is not None and compact:
-                extra[name] = values.new_zeros(mask.shape).masked_scatter(mask, values)
-            elif values is not None:
-                extra[name] = values.view(mask.shape).masked_fill(~mask, 0)
+            if values is None:
+                continue
+            shape = mask.shape + values.shape[1:]
+            at = mask.view(mask.shape + (1,) * (values.dim() - 1))
+            if compact:
+                extra[name] = values.new_zeros(shape).masked_scatter(at, values)
+            else:
+                extra[name] = values.view(shape).masked_fill(~at, 0)
         extended = EntropyCausalLMOutput(**outputs, **extra)
         if self._recorded is not None:
             self._recorded.outputs.append(extended)
@@ -189,6 +202,7 @@ def add_entropy_head(
     top_p: float = 0.8,
     nucleus_rule: str = "exclude",
     second_temperature: float | None = None,
+    top_k: int = 1,
 ) -> EntropyHead:
     """Makes `model(..., labels=labels, fused_lm_head=True)` return [`EntropyCausalLMOutput`].
 
@@ -200,7 +214,7 @@ def add_entropy_head(
         model: the model, inside PEFT or not. It may have TRL's fused head already.
         temperature: of the logits.
         cast_lm_head_to_fp32: as in TRL.
-        statistics, live_rows, top_p, nucleus_rule, second_temperature: as in [`EntropyHead`].
+        statistics, live_rows, top_p, nucleus_rule, second_temperature, top_k: as in [`EntropyHead`].
 
     Returns:
         The head's settings, which may change between forwards. A deep copy of the model shares them, and computes
@@ -210,7 +224,7 @@ def add_entropy_head(
         `ValueError`: a setting is out of range, or a PEFT adapter is on the LM head. The adapter would be ignored and
             never trained.
     """
-    head = EntropyHead(statistics, live_rows, top_p, nucleus_rule, second_temperature)
+    head = EntropyHead(statistics, live_rows, top_p, nucleus_rule, second_temperature, top_k)
     model = model.get_base_model() if is_peft_model(model) else model
     _refuse_adapter(model)
     add_fused_lm_head(model, temperature, cast_lm_head_to_fp32, outputs=("log_probs", "entropy"))

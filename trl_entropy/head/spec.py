@@ -38,6 +38,7 @@ class HeadSpec:
         second_temperature: if set, compute the label's log-probability at this temperature.
         top_p: if set, compute the entropy of the nucleus of this mass.
         include_crossing: whether the token that crosses `top_p` belongs to the nucleus.
+        top_k: if set, compute the log-probabilities of this many likeliest tokens.
         live_rows: whether the backward leaves out rows without gradient.
         wide_logits: whether products keep float32 instead of rounding to a narrower dtype, as in TRL's divergence.
         vocab_tile, token_tile: columns and rows of the largest tile of logits.
@@ -50,6 +51,7 @@ class HeadSpec:
     second_temperature: float | None = None
     top_p: float | None = None
     include_crossing: bool = False
+    top_k: int | None = None
     live_rows: bool = True
     wide_logits: bool = False
     vocab_tile: int = 32768
@@ -67,7 +69,7 @@ class HeadSpec:
 
 @dataclass(frozen=True)
 class RowGradients:
-    """The values that the gradient of a row's logits depends on, all (N,). `None` if no gradient arrives.
+    """The values that the gradient of a row's logits depends on, (N,) or (N, K). `None` if no gradient arrives.
 
     Attributes:
         targets, log_z, entropy: label, log-partition and entropy of the row.
@@ -75,6 +77,7 @@ class RowGradients:
         threshold: the nucleus is the tokens with final logits of at least this.
         log_share: logarithm of the probability of the nucleus.
         nucleus_entropy: entropy of the distribution renormalized on the nucleus.
+        top_ids, top_grads: (N, K) ids of the likeliest tokens, and incoming gradients of their log-probabilities.
     """
 
     targets: Tensor
@@ -86,11 +89,15 @@ class RowGradients:
     threshold: Tensor | None = None
     log_share: Tensor | None = None
     nucleus_entropy: Tensor | None = None
+    top_ids: Tensor | None = None
+    top_grads: Tensor | None = None
 
     def live(self) -> Tensor:
         """(N,) bool: rows that any gradient reaches. NaN counts as a gradient, so it stays visible."""
         grads = (self.log_probs_grad, self.entropy_grad, self.nucleus_grad)
         reached = torch.zeros_like(self.log_z, dtype=torch.bool)
+        if self.top_grads is not None:
+            reached |= (self.top_grads != 0).any(-1)
         for grad in grads:
             if grad is not None:
                 reached |= grad != 0

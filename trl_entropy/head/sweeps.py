@@ -14,6 +14,7 @@ from ..functional import accumulator_dtype
 from . import torch_tiles
 from .nucleus import Candidates, Histogram, Nucleus, highest_top_p
 from .spec import MAX, SUM, HeadSpec, RowGradients
+from .top import TopTokens
 
 
 # A matrix product of very few rows per thread is rounded differently from one of many
@@ -56,20 +57,25 @@ class Projection:
                 yield tile, every
 
 
-def fold_sweep(projection: Projection, hidden: Tensor, targets: Tensor, state: Tensor) -> Nucleus | None:
-    """Folds the logits of the whole vocabulary into `state`, and finds the nuclei if the spec has a `top_p`.
+def fold_sweep(
+    projection: Projection, hidden: Tensor, targets: Tensor, state: Tensor, top: TopTokens | None = None
+) -> Nucleus | None:
+    """Folds the logits of the whole vocabulary into `state` and `top`, and finds the nuclei if the spec has a `top_p`.
 
     Raises:
-        `ValueError`: `top_p` is so high that a nucleus could reach below the window of bins.
+        `ValueError`: `top_p` is so high that a nucleus could reach below the window of bins, or `top_k` exceeds the
+            vocabulary.
     """
     spec, vocab = projection.spec, len(projection.weight)
     if spec.top_p is not None and spec.top_p > highest_top_p(vocab):
         raise ValueError(
             f"`top_p` must be at most {highest_top_p(vocab):.6f} for a vocabulary of {vocab}, got {spec.top_p}."
         )
+    if spec.top_k is not None and spec.top_k > vocab:
+        raise ValueError(f"`top_k` must be at most {vocab}, the size of the vocabulary, got {spec.top_k}.")
     candidates = None if spec.top_p is None else Candidates.none(state[MAX])
     for start, _, tile in projection.tiles(hidden.to(projection.dtype)):
-        projection.backend.fold(tile, start, targets, state, spec, candidates)
+        projection.backend.fold(tile, start, targets, state, spec, candidates, top)
     if candidates is None:
         return None
     nuclei, settled = candidates.settle(state[MAX], state[SUM], spec.top_p, spec.include_crossing)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .nucleus import Candidates, Histogram
 from .spec import FLOOR, MAX, SECOND, SHIFTED, SQUARES, SQUARES_SHIFTED, SUM, TARGET, HeadSpec, RowGradients
+from .top import TopTokens
 
 
 # Elements of a tile processed at once: 2 MiB of float32 on a CPU. On other devices this only bounds scratch memory.
@@ -20,7 +21,13 @@ DEVICE_BLOCK = 2**25
 
 
 def fold(
-    tile: Tensor, start: int, targets: Tensor, state: Tensor, spec: HeadSpec, candidates: Candidates | None = None
+    tile: Tensor,
+    start: int,
+    targets: Tensor,
+    state: Tensor,
+    spec: HeadSpec,
+    candidates: Candidates | None = None,
+    top: TopTokens | None = None,
 ) -> None:
     """Folds the raw logits `tile` (n, w) of the vocabulary from `start` on into `state` (STATE_ROWS, n)."""
     scratch = _Scratch(tile, state.dtype)
@@ -45,6 +52,8 @@ def fold(
             block[SQUARES].mul_(rescale.square()).add_(squares)
         if candidates is not None:
             candidates[rows].add(z, e, rescale * block[SUM] + total)
+        if top is not None:
+            top[rows].add(z, start)
         block[SHIFTED].add_(shift * block[SUM]).mul_(rescale).add_(e.mul_(d).sum(-1))
         block[SUM].mul_(rescale).add_(total)
         block[MAX] = new_max
@@ -89,6 +98,9 @@ def _differentiate_block(
         local, inside = (x.unsqueeze(-1) for x in _local(rows.targets, start, raw.shape[1]))
         p_target, at_target = p.gather(-1, local), grad.gather(-1, local)
         grad.scatter_(-1, local, torch.where(inside, g * (1 - p_target) + (at_target + g * p_target), at_target))
+    if rows.top_grads is not None:
+        local, inside = _local(rows.top_ids, start, raw.shape[1])
+        grad.scatter_add_(-1, local, rows.top_grads.masked_fill(~inside, 0))
     if spec.temperature != 1.0:
         grad.mul_(1 / spec.temperature)
     if spec.softcap is not None:
@@ -102,7 +114,7 @@ def _differentiate_block(
 def _gradient_per_probability(
     log_p: Tensor, nucleus: Tensor | None, rows: RowGradients, buffer: Callable[[str], Tensor]
 ) -> Tensor:
-    """(r, w) or (r, 1): factor of p_j in the gradient of z_j, except at the label. Overwrites `log_p`.
+    """(r, w) or (r, 1): factor of p_j in the gradient of z_j, except at the label and top tokens. Overwrites `log_p`.
 
     ∂ log p_k / ∂z_j = -p_j;  ∂H / ∂z_j = -p_j (log p_j + H);  ∂H_S / ∂z_j = -q_j (log q_j + H_S) for j in the nucleus,
     with log q = log p - log_share, and 0 elsewhere.
@@ -113,6 +125,8 @@ def _gradient_per_probability(
         inner = torch.mul(log_p, weight.unsqueeze(-1), out=buffer("inner"))
         inner.add_((weight * (rows.nucleus_entropy - rows.log_share)).unsqueeze(-1)).mul_(nucleus)
     constant = torch.zeros_like(rows.log_z) if rows.log_probs_grad is None else -rows.log_probs_grad
+    if rows.top_grads is not None:
+        constant = constant - rows.top_grads.sum(-1)
     if rows.entropy_grad is None:
         outer = constant.unsqueeze(-1)
     else:
@@ -136,7 +150,7 @@ def _final_logits(raw: Tensor, spec: HeadSpec, dtype: torch.dtype, buffer: Calla
 
 
 def _local(targets: Tensor, start: int, width: int) -> tuple[Tensor, Tensor]:
-    """Column of each label within the tile, and whether the label is in the tile."""
+    """Column of each token id within the tile, and whether the token is in the tile."""
     local = targets - start
     return local.clamp(0, width - 1), (local >= 0) & (local < width)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .nucleus import BINS, CAPACITY, LIKELY, Candidates, Histogram
 from .spec import FLOOR, MAX, SECOND, SHIFTED, SQUARES, SQUARES_SHIFTED, SUM, TARGET, HeadSpec, RowGradients
+from .top import TopTokens
 
 
 # Columns of a tile that a program processes at once
@@ -20,12 +21,19 @@ _FLOOR, _LOWEST = tl.constexpr(FLOOR), tl.constexpr(torch.finfo(torch.float32).m
 
 
 def fold(
-    tile: Tensor, start: int, targets: Tensor, state: Tensor, spec: HeadSpec, candidates: Candidates | None = None
+    tile: Tensor,
+    start: int,
+    targets: Tensor,
+    state: Tensor,
+    spec: HeadSpec,
+    candidates: Candidates | None = None,
+    top: TopTokens | None = None,
 ) -> None:
     """Folds the raw logits `tile` (n, w) of the vocabulary from `start` on into `state` (STATE_ROWS, n)."""
     rows, width = tile.shape
     if not rows:
         return
+    kept = 0 if top is None else top.z.shape[1]
     _fold_kernel[(rows,)](
         tile,
         tile.stride(0),
@@ -34,6 +42,8 @@ def fold(
         state.stride(0),
         state if candidates is None else candidates.z,
         targets if candidates is None else candidates.found,
+        state if top is None else top.z,
+        targets if top is None else top.ids,
         start,
         width,
         second_ratio=spec.second_ratio or 1.0,
@@ -43,6 +53,8 @@ def fold(
         HAS_CANDIDATES=candidates is not None,
         IS_FIRST=start == 0,
         CAPACITY=CAPACITY,
+        TOP=kept,
+        PLACES=triton.next_power_of_2(max(kept, 2)),
         BLOCK=BLOCK,
         **_transform_arguments(spec),
     )
@@ -82,6 +94,8 @@ def differentiate(tile: Tensor, start: int, rows: RowGradients, spec: HeadSpec) 
         rows.threshold,
         rows.log_share,
         rows.nucleus_entropy,
+        rows.top_ids,
+        rows.top_grads,
     )
     _differentiate_kernel[(len(tile), triton.cdiv(tile.shape[1], BLOCK))](
         tile,
@@ -95,6 +109,7 @@ def differentiate(tile: Tensor, start: int, rows: RowGradients, spec: HeadSpec) 
         HAS_LOG_PROBS_GRAD=rows.log_probs_grad is not None,
         HAS_ENTROPY_GRAD=rows.entropy_grad is not None,
         HAS_NUCLEUS_GRAD=rows.nucleus_grad is not None,
+        TOP=0 if rows.top_grads is None else rows.top_grads.shape[1],
         BLOCK=BLOCK,
         **_transform_arguments(spec),
     )
@@ -148,6 +163,8 @@ def _fold_kernel(
     state_stride,
     candidates_ptr,
     found_ptr,
+    top_z_ptr,
+    top_ids_ptr,
     start,
     width,
     logit_scale,
@@ -161,6 +178,8 @@ def _fold_kernel(
     HAS_CANDIDATES: tl.constexpr,
     IS_FIRST: tl.constexpr,
     CAPACITY: tl.constexpr,
+    TOP: tl.constexpr,
+    PLACES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     # One program per row. The state of a statistic that is not requested is neither read nor written.
@@ -178,6 +197,11 @@ def _fold_kernel(
     if HAS_CANDIDATES:
         candidates_ptr += row * CAPACITY
         found = tl.load(found_ptr + row)
+    if TOP > 0:
+        place = tl.arange(0, PLACES)
+        # Places beyond the last are never the smallest
+        top_z = tl.load(top_z_ptr + row * TOP + place, mask=place < TOP, other=float("inf"))
+        top_ids = tl.load(top_ids_ptr + row * TOP + place, mask=place < TOP, other=0)
 
     for first in range(0, width, BLOCK):
         column = first + tl.arange(0, BLOCK)
@@ -203,6 +227,19 @@ def _fold_kernel(
             second = tl.exp(shift * second_ratio) * second + tl.sum(tempered, axis=0)
         if HAS_CANDIDATES and not IS_FIRST:
             found = _keep_likely(z, valid & (e > 0) & (e >= likely * total), candidates_ptr, found, CAPACITY)
+        if TOP > 0:
+            rest = tl.where(valid, _floored(z, _LOWEST), -float("inf"))
+            for _ in range(TOP):
+                best = tl.max(rest, axis=0)
+                least = tl.min(top_z, axis=0)
+                if best > least:  # few blocks hold one of the largest logits so far
+                    at = tl.min(tl.where(rest == best, column, width), axis=0)
+                    # Of equal logits the highest id goes. Tokens of later blocks have higher ids, so they never win.
+                    gone = tl.max(tl.where(top_z == least, top_ids, -1 - TOP), axis=0)
+                    replaced = (top_z == least) & (top_ids == gone)
+                    top_z = tl.where(replaced, best, top_z)
+                    top_ids = tl.where(replaced, (start + at).to(tl.int64), top_ids)
+                    rest = tl.where(column == at, -float("inf"), rest)
         row_max = new_max
 
     if HAS_CANDIDATES and IS_FIRST:
@@ -217,6 +254,9 @@ def _fold_kernel(
             found = _keep_likely(z, chosen, candidates_ptr, found, CAPACITY)
     if HAS_CANDIDATES:
         tl.store(found_ptr + row, found)
+    if TOP > 0:
+        tl.store(top_z_ptr + row * TOP + place, top_z, mask=place < TOP)
+        tl.store(top_ids_ptr + row * TOP + place, top_ids, mask=place < TOP)
     tl.store(state_ptr + _MAX * state_stride, row_max)
     tl.store(state_ptr + _SUM * state_stride, total)
     tl.store(state_ptr + _SHIFTED * state_stride, shifted)
@@ -283,6 +323,8 @@ def _differentiate_kernel(
     threshold_ptr,
     log_share_ptr,
     nucleus_entropy_ptr,
+    top_ids_ptr,
+    top_grads_ptr,
     start,
     width,
     logit_scale,
@@ -292,6 +334,7 @@ def _differentiate_kernel(
     HAS_LOG_PROBS_GRAD: tl.constexpr,
     HAS_ENTROPY_GRAD: tl.constexpr,
     HAS_NUCLEUS_GRAD: tl.constexpr,
+    TOP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     # One program per row and block of columns. See `torch_tiles._gradient_per_probability` for the formulas.
@@ -322,6 +365,10 @@ def _differentiate_kernel(
         log_q = log_p - tl.load(log_share_ptr + row)
         inner = tl.exp(log_q) * (log_q + tl.load(nucleus_entropy_ptr + row))
         grad -= tl.where(z >= tl.load(threshold_ptr + row), g * inner, 0.0)
+    for k in range(TOP):
+        g = tl.load(top_grads_ptr + row * TOP + k)
+        is_token = column + start == tl.load(top_ids_ptr + row * TOP + k)
+        grad += g * (is_token.to(tl.float32) - p)
     grad = grad * slope
     if HAS_SOFTCAP:
         grad = grad * (1 - tanh * tanh)

@@ -28,6 +28,7 @@ from .prompt_augmentation import PromptAugmentation, PromptAugmentationConfig
 from .qae import Qae, QaeConfig
 from .registry import Registry
 from .rl_zvp import RlZvp, RlZvpConfig
+from .simko import Simko, SimkoConfig
 from .siren import Siren, SirenConfig
 from .steer import Steer, SteerConfig
 from .unlikeliness import Unlikeliness, UnlikelinessConfig
@@ -62,6 +63,7 @@ METHODS: dict[str, type[Method]] = {
         Entropic,
         Erc,
         M2po,
+        Simko,
     )
 }
 ABOUT_METHODS: dict[str, str] = {}  # the metadata of `methods`
@@ -103,6 +105,7 @@ class MethodsConfig(
     EntropicConfig,
     ErcConfig,
     M2poConfig,
+    SimkoConfig,
 ):
     """The settings of every method: a mixin of the trainer's config."""
 

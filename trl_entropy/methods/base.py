@@ -35,9 +35,9 @@ class Method:
         needs: inputs that cost extra and are computed only on request. `rollout_entropy`: entropies of the old policy
             over the whole generation batch. They are free if TRL scores the rollouts anyway; otherwise they cost one
             forward without gradient, or are recorded during generation. `rollout_logps`: log-probabilities of the same
-            forward, so recording is not possible. `second_moments`, `nucleus_entropy`, `second_temperature`:
-            statistics of the fused head. `rewards`: the rewards of the sequences. `auxiliary_rollouts`: completions of
-            a ratio of the prompts at another temperature, with one more forward per micro-batch.
+            forward, so recording is not possible. `second_moments`, `nucleus_entropy`, `second_temperature`,
+            `top_logps`: statistics of the fused head. `rewards`: the rewards of the sequences. `auxiliary_rollouts`:
+            completions of a ratio of the prompts at another temperature, with one more forward per micro-batch.
         shapes_reward: `reward` replaces the output of the reward function `shaped_reward` and adds no reward.
         replaces_advantages: `group_advantages` reads only rewards, so it discards the advantages of methods before it.
         excludes: methods that cannot be listed together with this one, and why.

@@ -166,6 +166,7 @@ def read_tokens(
         sum_sq_probs_log_probs=statistics.get("sum_sq_probs_log_probs"),
         nucleus_entropy=statistics.get("nucleus_entropy"),
         all_rewards=batch["all_rewards"][0] if "all_rewards" in batch else None,
+        top_logps=statistics.get("top_log_probs"),
         old_second_logps=batch.get("old_second_logps", statistics.get("second_log_probs")),
         engine_ratio=batch.get("importance_sampling_ratio"),
         world=trainer._world,
