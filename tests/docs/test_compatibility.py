@@ -66,7 +66,8 @@ def item(nodeid, marker="{kind} loss", **params):
 
 
 def report(nodeid, when="call", outcome="passed"):
-    return SimpleNamespace(nodeid=nodeid, when=when, passed=outcome == "passed", failed=outcome == "failed")
+    passed, failed = outcome == "passed", outcome == "failed"
+    return SimpleNamespace(nodeid=nodeid, when=when, passed=passed, failed=failed, user_properties=[])
 
 
 def test_outcomes_are_recorded():

@@ -67,7 +67,7 @@ def log_line(trainer, batch, splits):
 
 # Statistics within a forward: of a method's scope, and what is chosen by them.
 OF_TOKENS = {"tip/kept_fraction", "tip/entropy_kept_mean", "tip/entropy_dropped_mean"}
-OF_A_FORWARD = ("clip_cov/", "kl_cov/", "steer/", "clip_b/", "clip_v/")
+OF_A_FORWARD = ("clip_cov/", "kl_cov/", "steer/", "clip_b/", "clip_v/", "m2po/", "entropic/alpha")
 
 
 @pytest.mark.parametrize("name", ["", *(name for name in covered() if acts(name, IN_FORWARD))])

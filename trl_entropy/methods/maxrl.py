@@ -51,6 +51,7 @@ class Maxrl(GroupMethod):
     summary = "divides by the mean reward, so that rare successes count more"
     checked_against = "formulas from the project page and code"
     config = MaxrlConfig
+    excludes = {"pear": "PEAR's rewards may be negative, and MaxRL divides by their mean"}
     paper = Paper(
         "2602.02710",
         "Maximum Likelihood Reinforcement Learning",
