@@ -66,8 +66,9 @@ def first_rows(dataset: Dataset | IterableDataset, columns: Sequence[str]) -> It
             yield {name: row[name] for name in columns if name in row}
         return
     there = [name for name in dataset.column_names if name in columns]
-    rows = dataset.with_format(None).select(range(min(len(dataset), FIRST_ROWS))).select_columns(there)
-    yield from rows
+    values = dataset.with_format(None).select_columns(there)[:FIRST_ROWS]
+    for number in range(min(len(dataset), FIRST_ROWS)):
+        yield {name: values[name][number] for name in there}
 
 
 def texts_of(dataset: Any) -> Iterator[tuple[int, str]]:
