@@ -2,29 +2,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """A tiny model, tokenizer, dataset and trainer, built in memory: no test needs the network."""
 
-import os
-import tempfile
+import functools
 
-
-os.environ.update(
-    HF_HUB_OFFLINE="1",
-    HF_HUB_DISABLE_TELEMETRY="1",
-    TOKENIZERS_PARALLELISM="false",
-    TRACKIO_DIR=tempfile.mkdtemp(prefix="trackio-"),  # read when TRL is imported
-    WANDB_MODE="offline",
-)
-
-import atexit
-import shutil
-
+import support.environment  # noqa: F401 (before the libraries that read it)
 import torch
+from accelerate.utils import imports
 from datasets import Dataset
+from support.copies import Template
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 
+# Two things that cost more than a step of a tiny model. For each model that it unwraps, accelerate looks on the disk
+# whether PEFT and DeepSpeed are there. For each seed, torch formats the stack once per kind of accelerator that is
+# not there.
+imports._is_package_available = functools.cache(imports._is_package_available)
+for accelerator in (torch.cuda, torch.xpu, torch.mtia):
+    if not accelerator.is_available():
+        accelerator.manual_seed_all = lambda seed: None
 torch.set_num_threads(1)
-atexit.register(shutil.rmtree, os.environ["TRACKIO_DIR"], ignore_errors=True)
 
 EXACT = dict(rtol=0, atol=0)
 FLOAT32 = dict(rtol=2e-5, atol=5e-6)  # two orders of the same float32 operations
@@ -53,6 +49,15 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_model(seed: int = 0, **overrides) -> Qwen2ForCausalLM:
+    """A model with these weights. The random state is left as drawing them leaves it."""
+    template, random_state = _first_model(seed, torch.get_default_dtype(), torch.get_default_device(), **overrides)
+    torch.manual_seed(seed)
+    torch.set_rng_state(random_state)
+    return template.copy()
+
+
+@functools.cache
+def _first_model(seed: int, dtype: torch.dtype, device: torch.device, **overrides) -> tuple[Template, torch.Tensor]:
     torch.manual_seed(seed)
     settings = dict(
         vocab_size=VOCABULARY,
@@ -67,7 +72,8 @@ def build_model(seed: int = 0, **overrides) -> Qwen2ForCausalLM:
         eos_token_id=1,
         tie_word_embeddings=False,
     )
-    return Qwen2ForCausalLM(Qwen2Config(**{**settings, **overrides}))
+    model = Qwen2ForCausalLM(Qwen2Config(**{**settings, **overrides}))
+    return Template(model), torch.get_rng_state()
 
 
 def build_moe(**overrides) -> Qwen3MoeForCausalLM:
@@ -88,6 +94,7 @@ def build_moe(**overrides) -> Qwen3MoeForCausalLM:
     return Qwen3MoeForCausalLM(Qwen3MoeConfig(**{**settings, **overrides}))
 
 
+@functools.cache
 def build_dataset(rows: int = 16) -> Dataset:
     return Dataset.from_dict({"prompt": [f"w{index % 7} w{index % 5 + 7} w{index % 3 + 12}" for index in range(rows)]})
 
