@@ -3,9 +3,11 @@
 """Starts a script in several processes of one group on this machine, and waits for all of them."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -22,20 +24,19 @@ def run_processes(script: str, count: int, folder: Path, timeout: int = 240) -> 
     )
     shared["PYTHONPATH"] = f"{HERE.parents[1]}:{HERE.parent}"
     # Files, not pipes: a process that waits for one to be read would hold up the others.
-    logs = [folder / f"log{rank}.txt" for rank in range(count)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(HERE / script), str(folder)],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=log.open("w"),
+    with (folder / "log.txt").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, str(HERE / "forks.py"), str(HERE / script), str(count), str(folder)],
+            env={**os.environ, **shared},
+            stdout=log,
             stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
-        for rank, log in enumerate(logs)
-    ]
     try:
-        for process, log in zip(processes, logs, strict=True):
-            assert process.wait(timeout) == 0, log.read_text()[-3000:]
+        status = process.wait(timeout)
+        logs = sorted(folder.glob("log*.txt"))
+        assert status == 0, "\n".join(f"{path.name}: {path.read_text()[-3000:]}" for path in logs)
     finally:
-        for process in processes:
-            process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     return folder
