@@ -348,6 +348,7 @@ def logged(folder):
     return json.loads((folder / "trainer_state.json").read_text())["log_history"]
 
 
+@pytest.mark.slow
 def test_installed_package_on_the_command_line(tmp_path):
     """Listed, trained, resumed, a misspelt field refused. A process knows it by its entry point."""
     write_package(tmp_path, "my-methods", {"mine": "mine_method:Mine"}, mine_method=MINE)
