@@ -150,12 +150,13 @@ class Entropic(Method):
         # The gradients of the processes are averaged, so each contributes its part of the mean over all of them.
         term = terms.sum() * (processes / max(hot, 1))
         scalars = {
-            "alpha": coefficient,
             "integral": self.controller.integral,
             "skipped_fraction": float(valid > 0 and not math.isfinite(entropy)),
         }
         logs = {key: torch.tensor(value, device=likely.device) for key, value in scalars.items()}
-        return coefficient * term, {"likely_fraction": likely, **logs}
+        # By token, so that forwards of a window count by their tokens, as they do in mean entropy.
+        logs |= {"alpha": torch.full_like(tokens.entropy, coefficient), "likely_fraction": likely}
+        return coefficient * term, logs
 
     def _measure(self, step: int, total: float, valid: float) -> None:
         """Adds a forward's sum over all processes to the mean of its step, and a finished step to E.

@@ -141,14 +141,14 @@ class M2po(Method):
 
     @torch.no_grad()
     def clip_bounds(self, tokens: TokenBatch) -> tuple[Bounds, Logs]:
-        squares = tokens.scope(self.scope).gather(harmful_squares(tokens))
+        own = harmful_squares(tokens)
+        squares = tokens.scope(self.scope).gather(own)
         low, high = ratio_bounds(largest_log_ratio(squares, self.budget), self.min_low, self.min_high)
         bounds = {"clip_low": low, "clip_high": high}
         unclipped = high == torch.inf
         logs = {key: bound.masked_fill(unclipped, torch.nan) for key, bound in bounds.items()}
-        mean = squares.mean()
         logs |= {
-            "second_moment": mean.masked_fill(~mean.isfinite(), torch.nan),
+            "second_moment": own.masked_fill(~own.isfinite().all(), torch.nan),
             "clip_fraction": replace(tokens, **bounds).clipped,
             "unclipped_forwards": unclipped,
         }
