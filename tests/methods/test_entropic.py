@@ -25,7 +25,7 @@ METHOD_SETTINGS = {
         strong=STRONG,
         state=dict(integral=0.4),
         refuses=("entropy_coef", "use_adaptive_entropy", "entropy_controller", "entropy_target"),
-        chooses=False,
+        reaches="batch",
         batches=(1024, 1024),
     )
 }

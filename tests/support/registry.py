@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from support.tiny import LOSS_TYPES
@@ -43,8 +43,9 @@ class MethodSettings:
         ignores_rewards: whether its loss term acts even if all rewards are equal.
         batches: completions per update and per generation batch in the authors' runs, which the recipe repeats.
         refuses: settings of the trainer that the method refuses, by name.
-        chooses: whether it chooses tokens to act on; one that weighs all tokens, or gives a gradient to clipped ones,
-            does not.
+        reaches: the tokens that it may act on. `gradient`: those with a gradient in TRL's loss. `loss`: those that no
+            mask takes out of TRL's loss, also if its clip cuts their gradient. `batch`: all valid tokens, for a term
+            that is no policy loss.
         losses: the values of `loss_type` that it accepts.
         not_tested: why the tests of all methods cannot run it.
     """
@@ -59,7 +60,7 @@ class MethodSettings:
     ignores_rewards: bool = False
     batches: tuple[int, int] | None = None
     refuses: tuple[str, ...] = ()
-    chooses: bool = True
+    reaches: Literal["gradient", "loss", "batch"] = "gradient"
     losses: tuple[str, ...] = LOSS_TYPES
     not_tested: str = ""
 

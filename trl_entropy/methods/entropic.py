@@ -87,6 +87,9 @@ class Entropic(Method):
     Follows the released code, without the paper's text. Departs from it: H̄ and the mean over hot tokens run over all
     processes; E grows once per optimizer step, by the mean of the step; E stands still while α is saturated and the
     error points further out; E is saved with checkpoints; denominators have no 1e-8.
+
+    The term steers entropy and is no policy loss. So it also acts on hot tokens that TRL's 80/20 mask and off-policy
+    mask take out of the policy loss; the 80/20 mask, which keeps high entropies, would leave hardly any.
     """
 
     name = "entropic"
