@@ -12,15 +12,22 @@ from support.fuzzing import ADVANTAGES, ENTROPIES, covers, draw_flags, draw_shap
 from support.groups import NAN, mean_of
 from support.registry import MethodSettings
 from support.tensors import config_of, random_rollouts
-from support.tiny import EXACT, LOSS_TYPES
+from support.tiny import EXACT, LOSS_TYPES, count_reward
 
 from trl_entropy import EntropyGRPOConfig
 from trl_entropy.methods import build_methods, rl_zvp
 from trl_entropy.methods.rl_zvp import entropy_advantages, uniform_signs
 
 
+def some_solved(prompts, completion_ids, **columns):
+    """Right for every completion of some prompts, different in the groups of the others."""
+    rewards = count_reward(completion_ids)
+    return [1.0 if int(prompt[1]) > 3 else reward for prompt, reward in zip(prompts, rewards, strict=True)]
+
+
 METHOD_SETTINGS = {
     "rl_zvp": MethodSettings(
+        reward=some_solved,
         strong=dict(rl_zvp_coef=0.5),
         group_runs={"pass@k, then RL-ZVP": dict(methods=["pass_at_k", "rl_zvp"], pass_at_k_size=2)},
     )

@@ -11,6 +11,7 @@ Nothing here runs on import, so that such a module may import this one.
 
 import importlib
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -40,6 +41,7 @@ class MethodSettings:
         world: fields with which a run of many processes equals a run of one; `strong` if left out.
         world_loss: fields besides `world` for a single loss, without rollouts of its own.
         group_runs: settings of trainers, `methods` included, by name: each is given one group that processes share.
+        reward: a reward function with which it acts in a run, if it does not with rewards that all differ.
         ignores_rewards: whether its loss term acts even if all rewards are equal.
         batches: completions per update and per generation batch in the authors' runs, which the recipe repeats.
         refuses: settings of the trainer that the method refuses, by name.
@@ -57,6 +59,7 @@ class MethodSettings:
     world: dict[str, Any] | None = None
     world_loss: dict[str, Any] = field(default_factory=dict)
     group_runs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    reward: Callable[..., list[float]] | None = None
     ignores_rewards: bool = False
     batches: tuple[int, int] | None = None
     refuses: tuple[str, ...] = ()
