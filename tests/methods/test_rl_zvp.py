@@ -19,15 +19,14 @@ from trl_entropy.methods import build_methods, rl_zvp
 from trl_entropy.methods.rl_zvp import entropy_advantages, uniform_signs
 
 
-def some_solved(prompts, completion_ids, **columns):
-    """Right for every completion of some prompts, different in the groups of the others."""
-    rewards = count_reward(completion_ids)
-    return [1.0 if int(prompt[1]) > 3 else reward for prompt, reward in zip(prompts, rewards, strict=True)]
+def one_solved(completion_ids, **columns):
+    """Right for the four completions of the first prompt, different within the groups of the others."""
+    return [1.0 if index < 4 else reward for index, reward in enumerate(count_reward(completion_ids))]
 
 
 METHOD_SETTINGS = {
     "rl_zvp": MethodSettings(
-        reward=some_solved,
+        reward=one_solved,
         strong=dict(rl_zvp_coef=0.5),
         group_runs={"pass@k, then RL-ZVP": dict(methods=["pass_at_k", "rl_zvp"], pass_at_k_size=2)},
     )
