@@ -156,6 +156,10 @@ class Method:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
 
+    def prefixed(self, logs: Logs) -> Logs:
+        """The logs under the keys by which they are logged: `<method>/<key>`."""
+        return {f"{self.name}/{key}": value for key, value in logs.items()}
+
     @classmethod
     def overrides(cls, hook: str) -> bool:
         own, plain = getattr(cls, hook), getattr(Method, hook)
