@@ -127,16 +127,8 @@ class M2po(Method):
         self.scope = one_of(config, "m2po_scope", "micro_batch", "world")
 
     def check(self, config) -> list[str]:
-        if config.loss_type not in CLIPPING_LOSSES:
-            raise ValueError(
-                f"`loss_type` must be one of {', '.join(map(repr, CLIPPING_LOSSES))} with method 'm2po', which sets "
-                f"their clip, got {config.loss_type!r}."
-            )
-        if config.importance_sampling_level != "token":
-            raise ValueError(
-                "`importance_sampling_level` must be 'token' with method 'm2po', which clips by token, got "
-                f"{config.importance_sampling_level!r}."
-            )
+        self.require(config, "loss_type", *CLIPPING_LOSSES, why=", which sets their clip")
+        self.require(config, "importance_sampling_level", "token", why=", which clips by token")
         return []
 
     @torch.no_grad()

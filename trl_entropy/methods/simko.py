@@ -92,11 +92,7 @@ class Simko(Method):
         self.needs = ("top_logps",) if self.acts else ()
 
     def check(self, config) -> list[str]:
-        if config.importance_sampling_level != "token":
-            raise ValueError(
-                "`importance_sampling_level` must be 'token' with method 'simko', which mixes gradients of tokens, "
-                f"got {config.importance_sampling_level!r}."
-            )
+        self.require(config, "importance_sampling_level", "token", why=", which mixes gradients of tokens")
         idle = "Method 'simko' does nothing, since `simko_mix` is 0 and `simko_penalty` is 1."
         return [] if self.acts else [idle]
 
