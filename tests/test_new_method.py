@@ -110,6 +110,7 @@ EXPECTED = {
     "test_table_of_methods_is_that_of_the_registry[README.md]",
     "test_table_of_methods_is_that_of_the_registry[docs/methods.md]",
     "test_each_method_says_what_it_was_checked_against",
+    "test_stored_descriptions_are_those_of_the_methods",
     "test_weights_of_damp",
     "test_damp_is_listed_with_the_others",
 }
@@ -154,7 +155,7 @@ def changed(before, after):
 # The tests of the new method, and those of all methods together, without most of those that train.
 CHOSEN = (
     "(damp and not robustness and not ddp and not many_examples) or each_method_is_run or two_iterations and damp or "
-    "every_pure_function or committed or test_pages or recipes_are_found or "
+    "every_pure_function or committed or test_pages or stored_descr or recipes_are_found or "
     "together and not together-2 and (turns or cited)"
 )
 
@@ -175,6 +176,7 @@ def test_a_new_method_of_four_files(tmp_path):
     cases = ElementTree.parse(tmp_path / "report.xml").iter("testcase")
     assert EXPECTED <= {case.get("name") for case in cases if not case.findall("skipped")}
     assert "README.md does not list 'damp' yet: run `make tables`." in result.stdout
+    assert "The stored descriptions lack 'damp' yet: run `make tables`." in result.stdout
     assert changed(before, files_of(root)) == ADDED
 
     # The pages follow by one command.

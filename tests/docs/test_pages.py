@@ -3,6 +3,7 @@
 """What README and docs say of the methods is what the registry says."""
 
 import ast
+import json
 import re
 import sys
 import warnings
@@ -12,6 +13,7 @@ import pytest
 from support import tables
 
 from trl_entropy.commands.listing import listed
+from trl_entropy.commands.methods import STORED
 from trl_entropy.methods import METHODS
 
 
@@ -27,8 +29,13 @@ def edited(page, old, new):
 
 @pytest.mark.parametrize("page", tables.TABLES)
 def test_table_of_methods_is_that_of_the_registry(page):
-    """A method that a page does not list yet is a warning: a new method needs no new page."""
+    """A new method is only a warning, since it takes four files: one of which nothing is stored yet.
+
+    Once `make tables` has stored its description, a page without it has lost its row.
+    """
+    stored = json.loads(STORED.read_text())["methods"]
     for name in tables.check(page, (ROOT / page).read_text(), tables.own_methods()):
+        assert name not in stored, f"{page} does not list {name!r}: run `make tables`."
         warnings.warn(f"{page} does not list {name!r} yet: run `make tables`.", stacklevel=1)
 
 

@@ -165,7 +165,7 @@ def test_neutral_settings_are_stock_to_the_bit(make_trainer):
 
 def test_settings_that_cannot_work(caplog, tmp_path):
     settings = dict(methods=["agentic_aepo"], use_cpu=True, bf16=False)
-    with pytest.raises(ValueError, match="`importance_sampling_level` must be 'token' for method 'agentic_aepo'"):
+    with pytest.raises(ValueError, match="`importance_sampling_level` must be 'token' with method 'agentic_aepo'"):
         EntropyGRPOConfig(str(tmp_path), importance_sampling_level="sequence", **settings)
     for steps, count in ((1, 1), (4, 0)):
         caplog.clear()

@@ -18,7 +18,7 @@ from trl_entropy.tokens import CLIPPING_LOSSES
 
 
 METHOD_SETTINGS = {
-    "ce_gppo": MethodSettings(variants=(dict(ce_gppo_low=0.0, ce_gppo_high=2.0),), batches=(128, 1024), chooses=False)
+    "ce_gppo": MethodSettings(variants=(dict(ce_gppo_low=0.0, ce_gppo_high=2.0),), batches=(128, 1024), reaches="loss")
 }
 
 
@@ -206,10 +206,10 @@ def test_properties(make_trainer):
     [
         (dict(ce_gppo_low=-1), "`ce_gppo_low` must be a finite number >= 0, got -1."),
         (dict(ce_gppo_high="x"), "`ce_gppo_high` must be a finite number >= 0, got 'x'."),
-        (dict(loss_type="cispo"), "`loss_type` must be one of 'grpo', 'bnpo', 'dr_grpo', 'dapo', 'luspo' for method "
+        (dict(loss_type="cispo"), "`loss_type` must be one of 'grpo', 'bnpo', 'dr_grpo', 'dapo', 'luspo' with method "
          "'ce_gppo', which acts on clipped tokens, got 'cispo'."),
         (dict(loss_type="grpo", importance_sampling_level="sequence"),
-         "`importance_sampling_level` must be 'token' for method 'ce_gppo', got 'sequence'."),
+         "`importance_sampling_level` must be 'token' with method 'ce_gppo', got 'sequence'."),
         (dict(delta=1.1, epsilon_high=0.28),
          "`delta` must be at least 1.28 for method 'ce_gppo', the largest ratio of its kept gradients, got 1.1."),
         (dict(methods=["ce_gppo", "kl_cov"]), "`methods` must not list both 'ce_gppo' and 'kl_cov': KL-Cov turns off"),

@@ -18,7 +18,7 @@ from trl_entropy.methods import entropy_advantage
 from trl_entropy.methods.entropy_advantage import entropy_bonus
 
 
-METHOD_SETTINGS = {"entropy_advantage": MethodSettings(batches=(256, 2048), chooses=False)}
+METHOD_SETTINGS = {"entropy_advantage": MethodSettings(batches=(256, 2048), reaches="loss")}
 
 
 def shaped(advantages, entropy, coef, cap):
@@ -106,6 +106,18 @@ def test_entropies_that_are_no_numbers_reach_no_advantage():
     found, _ = cases.build("entropy_advantage").token_advantages(replace(tokens, entropy=entropy))
     assert found.isfinite().all() and found[0, 0] == tokens.advantages[0, 0]
     assert found[1, 0] == tokens.advantages[1, 0] + tokens.advantages[1, 0].abs() / 2
+
+
+def test_tokens_that_a_mask_takes_out_of_the_loss_get_no_bonus():
+    tokens = random_tokens()
+    method = cases.build("entropy_advantage")
+    kept = torch.rand(4, 7, generator=torch.Generator().manual_seed(0)) < 0.5
+    plain, plain_logs = method.token_advantages(tokens)
+    found, logs = method.token_advantages(replace(tokens, loss_weights=lambda advantages: tokens.ratio * kept))
+    assert torch.equal(found, torch.where(kept, plain, tokens.advantages)) and not torch.equal(found, plain)
+    inside = kept & tokens.mask
+    for name, values in logs.items():
+        assert values[~inside].isnan().all() and torch.equal(values[inside], plain_logs[name][inside])
 
 
 def test_properties(make_trainer):

@@ -177,7 +177,7 @@ def test_properties(make_trainer):
         (dict(erc_low=1.0), "`erc_low` must be a ratio of entropies in (0, 1), got 1.0."),
         (dict(erc_high=1.0), "`erc_high` must be a finite ratio above 1, got 1.0."),
         (dict(loss_type="grpo", importance_sampling_level="sequence"),
-         "`importance_sampling_level` must be 'token' for method 'erc', got 'sequence'."),
+         "`importance_sampling_level` must be 'token' with method 'erc', got 'sequence'."),
         (dict(record_entropies=True), "`record_entropies` must be false with method 'erc', got True."),
     ],
 )  # fmt: skip

@@ -104,7 +104,7 @@ def test_worked_example(budget):
     tokens = make_tokens(logps, [[0.0] * 10], [A])
     bounds, logs = cases.build("m2po", m2po_budget=budget).clip_bounds(tokens)
     torch.testing.assert_close(torch.stack(bounds), torch.tensor(expected_bounds, dtype=torch.float64), **FLOAT64)
-    assert logs["second_moment"].item() == pytest.approx(0.1761875, abs=1e-9)
+    assert logs["second_moment"].mean().item() == pytest.approx(0.1761875, abs=1e-9)
     loss = loss_of(tokens, bounds)
     assert loss.item() == pytest.approx(expected_loss, abs=1e-9)
     gradient = 10 * torch.autograd.grad(loss, logps)[0]
@@ -270,6 +270,45 @@ def test_a_log_ratio_that_is_not_finite_keeps_epsilon(make_trainer, value):
     assert 0 < logged["clip_ratio/region_mean"][0] < 1
     low, high = trainer.methods[0].clip_bounds(make_tokens([0.1, 0.2], [0.0, value], [1.0, 1.0]))[0]
     assert low.isnan() and high.isnan()
+
+
+def test_log_has_the_bounds_of_the_forwards_that_clip(make_trainer, monkeypatch):
+    """Of a window whose forwards do not clip they are null, as TRL logs a metric without a value."""
+    trainer = make_trainer(methods=["m2po"], m2po_budget=0.01, gradient_accumulation_steps=3)
+    wide, wider, near = (cases.off_policy_batch(build_model(), spread=spread) for spread in (0.2, 0.5, 0.01))
+    seen, lines = [], []
+    for batches in ([wide, near, wider], [near, near, near]):
+        for batch in batches:
+            update = cases.record_update(monkeypatch)
+            loss_and_gradients(trainer, batch)
+            seen.append(update["taken"].acted)
+        trainer.log({})
+        line = trainer.state.log_history[-1]
+        lines.append({key.removeprefix("m2po/"): value for key, value in line.items() if key.startswith("m2po/")})
+    values = [
+        ((tokens.logps.detach() - tokens.old_logps)[tokens.mask].tolist(), tokens.advantages[tokens.mask].tolist())
+        for tokens in seen
+    ]
+    bounds = [bounds_by_hand(*given, budget=0.01) for given in values]
+    assert [low == 0 for low, _ in bounds] == [False, True, False, True, True, True] and bounds[0] != bounds[2]
+    harmful = [d * d for ds, signs in values[:3] for d, a in zip(ds, signs, strict=True) if d * a > 0]
+    beyond = sum(tokens.clipped[tokens.mask].sum().item() for tokens in seen[:3])
+    assert lines[0] == {
+        "clip_low": pytest.approx((bounds[0][0] + bounds[2][0]) / 2, rel=1e-5),
+        "clip_high": pytest.approx((bounds[0][1] + bounds[2][1]) / 2, rel=1e-5),
+        "second_moment": pytest.approx(sum(harmful) / len(harmful), rel=1e-5),
+        "clip_fraction": pytest.approx(beyond / sum(len(ds) for ds, _ in values[:3])),
+        "unclipped_forwards": pytest.approx(1 / 3),
+        "kept_bounds_fraction": 0,
+    }
+    assert beyond > 0 and 0 < lines[1].pop("second_moment") < 1e-3
+    assert lines[1] == {
+        "clip_low": None,
+        "clip_high": None,
+        "clip_fraction": 0,
+        "unclipped_forwards": 1,
+        "kept_bounds_fraction": 0,
+    }
 
 
 def test_tokens_that_do_not_count_may_be_anything():

@@ -10,7 +10,7 @@ import yaml
 
 from trl_entropy import EntropyDistillationConfig, EntropyGRPOConfig
 from trl_entropy.commands.arguments import StrictParser
-from trl_entropy.commands.methods import describe
+from trl_entropy.commands.methods import describe, known_methods
 from trl_entropy.methods import build_methods
 from trl_entropy.methods.prompt_templates import Template, read_template
 from trl_entropy.methods.tip import Tip
@@ -56,7 +56,7 @@ def test_old_field_refused(tmp_path, name, old, new, attribute, settings):
 
 @pytest.mark.parametrize("name, old, new, attribute, settings", FIELDS)
 def test_old_field_is_listed_as_deprecated(name, old, new, attribute, settings):
-    lines = describe(name).splitlines()
+    lines = describe(name, known_methods()[name]).splitlines()
     place = lines.index(f"  {old}: float or none = None")
     assert lines[place + 1].endswith(f": deprecated, use `{new}`.")
 

@@ -3,7 +3,6 @@
 import logging
 import math
 from itertools import combinations
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from support.registry import MethodSettings
 from support.tiny import FLOAT64, LOSS_TYPES
 
 from trl_entropy import EntropyGRPOConfig
-from trl_entropy.methods import groups, pass_at_k
+from trl_entropy.methods import pass_at_k
 from trl_entropy.methods.pass_at_k import max_advantages, pass_advantages, pass_values
 
 
@@ -337,10 +336,7 @@ def test_warns_about_more_than_two_rewards():
 # Searched by test_fuzzing.py
 
 
-@covers(
-    pass_at_k.pass_values, pass_at_k.pass_advantages, pass_at_k.max_advantages,
-    groups.standard_deviation, groups.divided,
-)  # fmt: skip
+@covers(pass_at_k.pass_values, pass_at_k.pass_advantages, pass_at_k.max_advantages)
 def pass_at_k_terms(draw):
     shape = draw_shape(draw)
     rewards, given = draw_tensor(draw, shape, ADVANTAGES, torch.float64), draw_flags(draw, shape)
@@ -353,22 +349,3 @@ def pass_at_k_terms(draw):
     scored = rewards.masked_fill(~given, torch.nan)
     best, found = max_advantages(scored, k + 1)
     assert found.isfinite().all() and (found >= 0).all() and torch.equal(best.isnan(), given.sum(1) < k + 1)
-    spread = groups.standard_deviation(scored)
-    assert torch.equal(spread.isfinite().squeeze(1), given.sum(1) > 1)
-    for scale in ("group", "batch", "none"):
-        assert groups.divided(found, scored, scale).isfinite().all()
-
-
-@covers(groups.threshold, groups.spread_over_tokens)
-def thresholds_and_tokens(draw):
-    value = draw(st.one_of(st.floats(), st.text(), st.none(), st.booleans(), st.integers()))
-    try:
-        found = groups.threshold(SimpleNamespace(x_threshold=value), "x_threshold")
-    except ValueError as error:
-        assert "`x_threshold` must be a finite number, got " in str(error)
-    else:
-        assert found is value and math.isfinite(found) and not isinstance(found, bool)
-    shape = draw_shape(draw)
-    values = draw_tensor(draw, shape, ADVANTAGES, torch.float64)
-    rollouts = group_rollouts([0.0] * values.numel(), shape[1], tokens=3)
-    assert torch.equal(groups.spread_over_tokens(values, rollouts), values.view(-1, 1).expand(-1, 3))

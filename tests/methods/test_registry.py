@@ -21,7 +21,7 @@ from support.packages import MINE, SETTINGS, site, write_package, write_run
 import trl_entropy
 from trl_entropy import METHODS, EntropyGRPOConfig
 from trl_entropy.commands.arguments import StrictParser
-from trl_entropy.commands.methods import describe
+from trl_entropy.commands.methods import describe, known_methods
 from trl_entropy.methods import REGISTRY, Method, MethodsConfig, Paper, idle_fields
 from trl_entropy.methods.clip_cov import ClipCov
 from trl_entropy.report.panels import metric_groups
@@ -113,7 +113,7 @@ def test_settings_of_a_method_that_is_off(mine):
 
 
 def test_listed_like_ours(mine):
-    lines = describe("mine").splitlines()
+    lines = describe("mine", known_methods()["mine"]).splitlines()
     assert lines[:2] == ["mine", f"  {mine.summary}"] and "  acts on: advantages, in every forward" in lines
     assert {"  mine_weight: float = 0.5", "  mine_words: list of str = []"} <= set(lines)
 

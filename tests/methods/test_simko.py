@@ -25,7 +25,7 @@ METHOD_SETTINGS = {
         strong=STRONG,
         variants=(dict(STRONG, simko_mix=0.0), dict(STRONG, simko_penalty=1.0, simko_k=1)),
         batches=(2048, 8192),
-        chooses=False,  # it scales clipped tokens too
+        reaches="loss",
     )
 }
 
@@ -53,9 +53,15 @@ def mixed_terms(loss_type, logps, old_logps, entropy, advantages, mask, log_poli
     factor = torch.where(penalized, settings["simko_penalty"], 1.0)
     if loss_type in CLIPPING_LOSSES:
         return -torch.minimum(mixed * advantages * factor, mixed.clamp(0.8, 1.2) * advantages * factor)
-    # The loss weighs ∇ℓ by something else than the ratio. The share stays one of the ratio.
-    extra = mixed - ratio - (mixed - ratio).detach()
-    return policy_terms(loss_type, logps, old_logps, advantages * factor, mask) - extra * advantages
+    # The loss weighs ∇ℓ by g, not by the ratio. A share of that gradient goes to the likeliest tokens.
+    terms = policy_terms(loss_type, logps, old_logps, advantages * factor, mask)
+    (gradient,) = torch.autograd.grad(terms.sum(), logps, retain_graph=True)
+    positive = weight * (advantages > 0) * gradient  # -A w g
+    return terms + positive * without_value(top.mean(-1) - logps)
+
+
+def without_value(values):
+    return values - values.detach()
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
@@ -187,7 +193,7 @@ def test_1_clipped_tokens_keep_no_gradient():
 
 
 def test_1_masks_and_weights_of_the_loss_hold_for_the_share():
-    tokens = random_tokens(engine_ratio=torch.full((4, 7), 0.5, dtype=torch.float64))
+    tokens = random_tokens()
     leaf = tokens.top_logps.clone().requires_grad_()
     tokens = replace(tokens, top_logps=leaf, clip_high=math.inf, advantages=tokens.advantages.abs())
     method = cases.build("simko", simko_mix=0.3, simko_quantile=0.2)
@@ -196,12 +202,28 @@ def test_1_masks_and_weights_of_the_loss_hold_for_the_share():
         return torch.autograd.grad(method.loss(tokens)[0].sum(), leaf)[0]
 
     kept = torch.rand(4, 7, generator=torch.Generator().manual_seed(0)) < 0.5
-    weighted, plain = gradient(tokens), gradient(replace(tokens, engine_ratio=None))
+    weighted = gradient(replace(tokens, loss_weights=lambda advantages: 0.5 * tokens.ratio))
+    plain = gradient(tokens)
     torch.testing.assert_close(weighted, 0.5 * plain)
-    masked = gradient(replace(tokens, loss_weights=lambda advantages: tokens.ratio * kept))
+    masked = gradient(replace(tokens, loss_weights=lambda advantages: 0.5 * tokens.ratio * kept))
     assert torch.equal(masked, weighted * kept.unsqueeze(-1)) and 0 < masked.count_nonzero() < weighted.count_nonzero()
     expected = -0.5 * 0.3 * (tokens.advantages * tokens.ratio)[weighted[..., 0] != 0] / 3
     torch.testing.assert_close(weighted[weighted[..., 0] != 0][:, 1], expected)
+
+
+def test_tokens_that_a_mask_takes_out_of_the_loss_are_no_forks():
+    tokens = random_tokens()
+    tokens = replace(tokens, mask=torch.ones_like(tokens.mask), advantages=-tokens.advantages.abs())
+    tokens = replace(tokens, top_logps=torch.stack([tokens.logps, tokens.logps - 1], -1))  # all are the likeliest
+    method = cases.build("simko", **STRONG)
+    kept = torch.rand(4, 7, generator=torch.Generator().manual_seed(0)) < 0.5
+    plain, plain_logs = method.token_advantages(tokens)
+    masked, logs = method.token_advantages(replace(tokens, loss_weights=lambda advantages: tokens.ratio * kept))
+    assert torch.equal(masked, torch.where(kept, plain, tokens.advantages)) and not torch.equal(masked, plain)
+    for name in ("fork_fraction", "top1_fraction"):
+        assert torch.equal(logs[name], plain_logs[name] & kept) and logs[name].any()
+    assert logs["candidate_mass"][~kept].isnan().all()
+    torch.testing.assert_close(logs["candidate_mass"][kept], plain_logs["candidate_mass"][kept], **EXACT)
 
 
 def test_2_negative_advantages_grow_only_at_forks_whose_token_is_the_likeliest():

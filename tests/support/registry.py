@@ -11,11 +11,12 @@ Nothing here runs on import, so that such a module may import this one.
 
 import importlib
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from support.tiny import LOSS_TYPES
@@ -40,11 +41,13 @@ class MethodSettings:
         world: fields with which a run of many processes equals a run of one; `strong` if left out.
         world_loss: fields besides `world` for a single loss, without rollouts of its own.
         group_runs: settings of trainers, `methods` included, by name: each is given one group that processes share.
+        reward: a reward function with which it acts in a run, if it does not with rewards that all differ.
         ignores_rewards: whether its loss term acts even if all rewards are equal.
         batches: completions per update and per generation batch in the authors' runs, which the recipe repeats.
         refuses: settings of the trainer that the method refuses, by name.
-        chooses: whether it chooses tokens to act on; one that weighs all tokens, or gives a gradient to clipped ones,
-            does not.
+        reaches: the tokens that it may act on. `gradient`: those with a gradient in TRL's loss. `loss`: those that no
+            mask takes out of TRL's loss, also if its clip cuts their gradient. `batch`: all valid tokens, for a term
+            that is no policy loss.
         losses: the values of `loss_type` that it accepts.
         not_tested: why the tests of all methods cannot run it.
     """
@@ -56,10 +59,11 @@ class MethodSettings:
     world: dict[str, Any] | None = None
     world_loss: dict[str, Any] = field(default_factory=dict)
     group_runs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    reward: Callable[..., list[float]] | None = None
     ignores_rewards: bool = False
     batches: tuple[int, int] | None = None
     refuses: tuple[str, ...] = ()
-    chooses: bool = True
+    reaches: Literal["gradient", "loss", "batch"] = "gradient"
     losses: tuple[str, ...] = LOSS_TYPES
     not_tested: str = ""
 

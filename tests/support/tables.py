@@ -9,8 +9,10 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
-from trl_entropy.commands.listing import stages, store
+from trl_entropy.commands.listing import OTHERS, contents, stages, store
+from trl_entropy.commands.methods import STORED
 from trl_entropy.methods import METHODS, Method
 
 from . import compatibility
@@ -78,6 +80,25 @@ def check(page: str, text: str, methods: dict[str, type[Method]]) -> list[str]:
         stale = next((line for line, other in pairs if line != other), "its last lines")
         raise AssertionError(f"{page} is stale, run `make tables`: {stale}")
     return [name for name in methods if name not in listed]
+
+
+def check_stored(stored: dict[str, Any]) -> list[str]:
+    """The names of the methods whose descriptions `trl-entropy methods` does not store yet.
+
+    Raises:
+        `AssertionError`: what is stored of the others, or of the trainer's config, is not what they say.
+    """
+    expected = contents()
+    own = {*own_methods(), *(other.name for other in OTHERS)}
+    listed = [name for name in expected["methods"] if name in own]
+    new = [name for name in listed if name not in stored["methods"]]
+    wrong = [name for name in stored["methods"] if name not in own]
+    wrong += [name for name in listed if name not in new and stored["methods"][name] != expected["methods"][name]]
+    if not new:  # whose module changes these
+        wrong += [key for key in ("known", "digest") if stored[key] != expected[key]]
+    if wrong:
+        raise AssertionError(f"{STORED.relative_to(ROOT)} is stale, run `make tables`: {', '.join(wrong)}")
+    return new
 
 
 def main() -> int:

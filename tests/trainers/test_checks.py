@@ -20,6 +20,7 @@ from trl_entropy import (
     EntropyGRPOConfig,
     EntropyGRPOTrainer,
 )
+from trl_entropy.trainers import checks
 from trl_entropy.trainers.data_checks import FIRST_ROWS, FIRST_STREAMED_ROWS, PROMPT, check_datasets
 from trl_entropy.trainers.rewards import read_rewards
 
@@ -289,3 +290,11 @@ def test_dataset_of_another_library_is_left_to_trl():
     check_datasets(PROMPT, train_dataset=rows)
     with pytest.raises(ValueError, match="must have at least one row, got \\[\\]."):
         check_datasets(PROMPT, train_dataset=[])
+
+
+@pytest.mark.parametrize("kind, names", [("GRPO", ["model"]), ("Distillation", ["model", "teacher_model"])])
+def test_each_model_is_checked_once(tmp_path, monkeypatch, kind, names):
+    seen, check_model = [], checks.check_model
+    monkeypatch.setattr(checks, "check_model", lambda model, name: (seen.append(name), check_model(model, name)))
+    build(kind, tmp_path)
+    assert seen == names

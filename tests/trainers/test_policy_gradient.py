@@ -91,25 +91,31 @@ def test_gradient_weight_of_a_sequence_level_ratio(make_trainer, monkeypatch):
     torch.testing.assert_close(found, expected, **FLOAT32)
 
 
-def chosen_by(method, update):
-    """(B, T) bool: the tokens whose advantage the method changed, or on whose log-probability its term acts."""
-    before = update.advantages[:, None]
-    tokens = update.acted
-    chosen = tokens.mask & (tokens.advantages != before)
+def term_gradient(method, tokens):
+    """(B, T) gradient of the method's loss term by the log-probabilities."""
     leaf = tokens.logps.detach().clone().requires_grad_()
     term, _ = method.loss(cases.replace(tokens, logps=leaf))
     if term is None or not term.requires_grad:
-        return chosen
+        return torch.zeros_like(leaf)
     (gradient,) = torch.autograd.grad(term.sum(), leaf, allow_unused=True)
-    return chosen if gradient is None else chosen | (gradient != 0)
+    return torch.zeros_like(leaf) if gradient is None else gradient
+
+
+NO_CLIP = dict(epsilon=math.inf, epsilon_high=math.inf)
+# The clip range of the loss beside a method that sets it, or keeps the gradient of tokens that it clips.
+CLIPS = {"kl_cov": NO_CLIP, "agentic_aepo": dict(epsilon_high=math.inf)}
+IN_FORWARD_CASES = [
+    (name, mask)
+    for name in covered()
+    for mask in MASKS
+    if acts(name, IN_FORWARD) and (name, mask) != ("ce_gppo", "low_delta")  # which is an error of the config
+]
 
 
 @pytest.mark.parametrize("on_policy", [False, True], ids=["off", "on"])
-@pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("name", [name for name in covered() if acts(name, IN_FORWARD) and settings_of(name).chooses])
-def test_what_a_method_chooses_has_a_gradient(make_trainer, monkeypatch, name, mask, on_policy):
-    """In TRL's loss without the method, at the clip range that it sets; a gradient that agentic AEPO keeps has none
-    with the clip, and one without."""
+@pytest.mark.parametrize("name, mask", IN_FORWARD_CASES)
+def test_a_method_acts_on_tokens_of_the_loss_only(make_trainer, monkeypatch, name, mask, on_policy):
+    """On those that `MethodSettings.reaches` names. What masks take out has no gradient with the method either."""
     settings, batch = {"num_iterations": 2, **MASKS[mask]}, masked_batch(mask, on_policy)
     trainer = prepared(make_trainer(methods=[name], **strong([name]), **settings), mask)
     set_states(trainer.methods)
@@ -118,18 +124,37 @@ def test_what_a_method_chooses_has_a_gradient(make_trainer, monkeypatch, name, m
     update = cases.record_update(monkeypatch)
     loss_and_gradients(trainer, batch)
     taken = update["taken"]
-    chosen = chosen_by(trainer.methods[0], taken)
-    if name == "agentic_aepo":
-        settings = {key: value for key, value in settings.items() if key != "delta"}
+    tokens = taken.acted
+    of_term = term_gradient(trainer.methods[0], tokens)
+    changed = tokens.mask & (tokens.advantages != taken.advantages[:, None])
+
     stock = prepared(make_trainer(stock=True, **settings), mask)
-    if name == "kl_cov":
-        stock.epsilon_low = stock.epsilon_high = math.inf
-    if name == "agentic_aepo":
-        stock.epsilon_high = math.inf
-    gradient = stock_gradient(stock, batch, taken.acted.logps, taken.acted.entropy)
-    assert not (chosen & (gradient == 0)).any()
+    own_delta = stock.args.delta
+
+    def gradient(advantages, epsilon=0.2, epsilon_high=0.2, delta=own_delta):
+        stock.epsilon_low, stock.epsilon_high, stock.args.delta = epsilon, epsilon_high, delta
+        return stock_gradient(stock, {**batch, "advantages": advantages}, tokens.logps, tokens.entropy)
+
+    in_loss = gradient(taken.advantages, **NO_CLIP, delta=None) != 0
+    in_batch = tokens.mask if tokens.engine_ratio is None else tokens.mask & (tokens.engine_ratio != 0)
+    clip = CLIPS.get(name, {})
+    without_delta = {"delta": None} if name == "agentic_aepo" else {}
+    with_gradient = gradient(taken.advantages, **clip, **without_delta) != 0
+    reaches = settings_of(name).reaches
+    chosen = changed | (of_term != 0)
+    assert not (chosen & ~{"gradient": with_gradient, "loss": in_loss, "batch": in_batch}[reaches]).any()
+    outside = ~(in_batch if reaches == "batch" else in_loss)
+    assert (gradient(tokens.advantages, **clip)[outside] == 0).all() and (of_term[outside] == 0).all()
+    if name == "ce_gppo":
+        beyond_delta = (tokens.ratio > (trainer.args.delta or math.inf)) & (tokens.advantages < 0)
+        assert torch.equal(chosen, in_loss & ~with_gradient & ~beyond_delta)
+    if name == "entropic":
+        assert torch.equal(chosen, in_batch & (tokens.logps.detach().exp() > trainer.methods[0].threshold))
     in_forward = on_policy and "top_entropy_quantile" not in settings  # where entropies are high, few tokens drain it
-    works_here = {"clip_b": in_forward, "clip_v": in_forward, "clip_cov": True, "steer": True, "kl_cov": not on_policy}
+    works_here = {
+        **{"clip_b": in_forward, "clip_v": in_forward, "clip_cov": True, "steer": True, "kl_cov": not on_policy},
+        **{"entropy_advantage": True, "ce_gppo": not on_policy, "entropic": True, "simko": True},
+    }
     assert chosen.any() or not works_here.get(name, False)
 
 

@@ -43,6 +43,8 @@ def check_acts(make_trainer, plain_runs):
     """`check_acts(methods, **settings)`: the run differs from the run without methods."""
 
     def check(methods, **settings):
+        reward = settings_of(methods[0]).reward if len(methods) == 1 else None
+        settings |= {} if reward is None else {"reward_funcs": reward}
         key = repr(settings)
         if key not in plain_runs:
             plain_runs[key] = run(make_trainer, [], **settings)[1]

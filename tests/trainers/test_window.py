@@ -65,34 +65,78 @@ def log_line(trainer, batch, splits):
     return trainer.state.log_history[-1]
 
 
-# Statistics within a forward: of a method's scope, and what is chosen by them.
 OF_TOKENS = {"tip/kept_fraction", "tip/entropy_kept_mean", "tip/entropy_dropped_mean"}
-OF_A_FORWARD = ("clip_cov/", "kl_cov/", "steer/", "clip_b/", "clip_v/", "m2po/", "entropic/alpha")
+# What is of a forward by nature, and so depends on how a batch is split; by method and key, with the reason.
+OF_A_FORWARD = {
+    "clip_cov": {
+        "covariance_mean": "log-probability and advantage are centered by their means over the forward",
+        "eligible_fraction": "a band of that covariance",
+        "kept_fraction": "a share of the forward's tokens is drawn, at least one",
+    },
+    "kl_cov": {
+        "covariance_mean": "as Clip-Cov's",
+        "selected_fraction": "a share of the forward's tokens, rounded down, at least one",
+        "penalty_mean": "over the selected tokens",
+    },
+    "steer": {
+        "weight_mean": "weights are relative to the largest entropy change in the forward",
+        "weight_max": "the weight of the smallest one; `weight_min`, of the largest, is `steer_lambda_min` anyway",
+    },
+    # Off policy the scores are those of the whole generation batch, and are logged with it.
+    "clip_b": {
+        "discriminator_std": "about the mean of the forward",
+        "kept_fraction": "a threshold in units of that deviation",
+    },
+    "clip_v": {
+        "discriminator_std": "about the mean of the forward",
+        "kept_fraction": "a threshold in units of that deviation, and a share of the forward's tokens, at least one",
+    },
+    "m2po": {
+        "clip_low": "the bound is read off the forward's tokens; the mean over forwards that have one",
+        "clip_high": "as `clip_low`",
+        "clip_fraction": "the tokens beyond that bound",
+        "unclipped_forwards": "counts forwards",
+    },
+}
+
+
+def window_batch(on_policy):
+    batch = off_policy_batch(build_model(), rows=8)
+    if on_policy:
+        del batch["old_per_token_logps"]
+    batch["completion_mask"][0, 2:] = 0
+    batch["rewards"] = torch.tensor([0.0, 1, 0, 1, 1, 1, 0, 1])
+    batch["all_rewards"] = batch["rewards"].expand(8, 8)
+    batch["old_second_logps"] = off_policy_batch(build_model(), rows=8)["old_per_token_logps"] + 0.2
+    return batch
+
+
+def differs(value, expected):
+    if value is None or expected is None:
+        return value is not expected
+    return value != pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["", *(name for name in covered() if acts(name, IN_FORWARD))])
 def test_logs_do_not_depend_on_the_split_of_a_batch(make_trainer, name):
-    batch = off_policy_batch(build_model(), rows=8)
-    batch["completion_mask"][0, 2:] = 0
-    batch["rewards"] = torch.tensor([0.0, 1, 0, 1, 1, 1, 0, 1])
-    batch["all_rewards"] = batch["rewards"].expand(8, 8)
-    batch["old_second_logps"] = batch["old_per_token_logps"] + 0.2
+    """But for those of `OF_A_FORWARD`, which do, on policy or off."""
     methods = [name] if name else []
     settings = strong(methods) | ({"aepo_mode": "reweight"} if name == "aepo" else {})
-    lines = []
-    for splits in (1, 2, 4):
-        trainer = make_trainer(
-            methods=methods, gradient_accumulation_steps=splits, model=build_model(), num_iterations=2, **settings
-        )
-        lines.append(log_line(trainer, batch, splits))
-    ours = [key for key in lines[0] if key.startswith(("entropy/", f"{name}/")) and not key.startswith(OF_A_FORWARD)]
-    assert "entropy/mean" in ours and "entropy/quantile_50" in ours
-    for line in lines[1:]:
-        assert {k: line[k] for k in ours} == pytest.approx({k: lines[0][k] for k in ours}, rel=1e-4, abs=1e-6)
-    expected = lines[0]["entropy"]  # of one forward TRL's is the mean over its tokens
-    assert (
-        lines[2]["entropy/mean"] == pytest.approx(expected, rel=1e-5) != pytest.approx(lines[2]["entropy"], rel=1e-3)
-    )
+    found = set()
+    for batch in (window_batch(on_policy=False), window_batch(on_policy=True)):
+        lines = []
+        for splits in (1, 2, 4):
+            trainer = make_trainer(
+                methods=methods, gradient_accumulation_steps=splits, model=build_model(), num_iterations=2, **settings
+            )
+            lines.append(log_line(trainer, batch, splits))
+        ours = [key for key in lines[0] if key.startswith(("entropy/", f"{name}/"))]
+        assert "entropy/mean" in ours and "entropy/quantile_50" in ours
+        found |= {key for key in ours for line in lines[1:] if differs(line[key], lines[0][key])}
+        expected = lines[0]["entropy"]  # of one forward TRL's is the mean over its tokens
+        assert lines[2]["entropy/mean"] == pytest.approx(expected, rel=1e-5)
+        assert lines[2]["entropy"] != pytest.approx(expected, rel=1e-3)
+    assert found == {f"{name}/{key}" for key in OF_A_FORWARD.get(name, ())}
 
 
 def test_rewarded_share_is_that_of_the_generation_batch(make_trainer):

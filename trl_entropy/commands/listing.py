@@ -85,14 +85,18 @@ def records() -> dict[str, dict[str, Any]]:
     return {name: record(method) for name, method in listed().items()}
 
 
-def store() -> None:
-    """Writes the descriptions for the command to read."""
+def contents() -> dict[str, Any]:
+    """What `methods.json` holds: the descriptions, what reports must know, and a hash of the sources."""
     from ..trainers.grpo_config import EntropyGRPOConfig
 
     known = known_from(EntropyGRPOConfig)
-    content = {
+    return {
         "digest": digest(),
         "methods": records(),
-        "known": {"methods": known.methods, "targets": sorted(known.targets), "defaults": known.defaults},
+        "known": {"methods": list(known.methods), "targets": sorted(known.targets), "defaults": known.defaults},
     }
-    STORED.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def store() -> None:
+    """Writes the descriptions for the command to read."""
+    STORED.write_text(json.dumps(contents(), indent=1) + "\n", encoding="utf-8")

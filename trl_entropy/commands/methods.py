@@ -60,9 +60,14 @@ def digest() -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def describe(name: str, width: int = WIDEST) -> str:
-    """Everything that a user chooses a method by, in lines of at most `width` characters but for long words."""
-    method = known_methods()[name]
+def describe(name: str, method: dict[str, Any], width: int = WIDEST) -> str:
+    """Everything that a user chooses a method by, in lines of at most `width` characters but for long words.
+
+    Args:
+        name: the method.
+        method: its entry of [`known_methods`].
+        width: of the lines.
+    """
 
     def wrap(text: str, indent: int) -> str:
         margin = " " * indent
@@ -98,5 +103,5 @@ def main(argv: list[str]) -> int:
         parser.error(f"{' '.join(unknown)} Known: {', '.join(known)}.")
     width = min(shutil.get_terminal_size().columns, WIDEST)
     chosen = list(dict.fromkeys(map(method_name, given))) or list(known)
-    print("\n\n".join(describe(name, width) for name in chosen))  # noqa: T201 (the result of a command)
+    print("\n\n".join(describe(name, known[name], width) for name in chosen))  # noqa: T201 (the result of a command)
     return 0

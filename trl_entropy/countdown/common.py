@@ -1,11 +1,12 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Parts of both quickstarts: the progress bar of a run, and its model card."""
+"""Parts of both quickstarts: the progress bar of a run, its training, and its model card."""
 
+import time
 from pathlib import Path
 
 import yaml
-from transformers import TrainerCallback
+from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from ..runs.card_hooks import CardHooks
 from ..runs.provenance import public_value
@@ -40,6 +41,21 @@ class Progress(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         self.bar.close()
+
+
+def train_and_save(trainer: Trainer) -> float:
+    """Trains without a line for each log, and saves the model and what `trl-entropy report` reads.
+
+    Returns:
+        The seconds of training alone.
+    """
+    trainer.remove_callback(PrinterCallback)
+    start = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - start
+    trainer.save_state()
+    trainer.save_model(trainer.args.output_dir)
+    return seconds
 
 
 def write_card(trainer: CardHooks, name: str, scores: dict[str, float]) -> None:

@@ -2,15 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """One distillation run on Countdown, from warm-started models, on all tokens or on those that TIP selects."""
 
-import time
 from pathlib import Path
 from typing import NamedTuple
 
-from transformers import PrinterCallback
-
 from ..trainers.distillation import EntropyDistillationTrainer
 from ..trainers.distillation_config import EntropyDistillationConfig
-from .common import Progress, write_card
+from .common import Progress, train_and_save, write_card
 from .evaluation import evaluate
 from .model import load_warm_start
 from .task import countdown_dataset, prompts
@@ -63,12 +60,7 @@ def train(
         processing_class=tokenizer,
         callbacks=[progress],
     )
-    trainer.remove_callback(PrinterCallback)
-    start = time.perf_counter()
-    trainer.train()
-    seconds = time.perf_counter() - start
-    trainer.save_state()  # which `trl-entropy report` reads
-    trainer.save_model(config.output_dir)
+    seconds = train_and_save(trainer)
     # Evaluation covers all tokens, whichever the run trained on.
     scores = {"divergence": trainer.evaluate()["eval_loss"], "seconds": seconds}
     scores |= evaluate(student, tokenizer, prompts(held_out=True))

@@ -2,15 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """One GRPO run on Countdown, from the warm-started model."""
 
-import time
 from pathlib import Path
 from statistics import fmean
 
-from transformers import PrinterCallback
-
 from ..trainers.grpo import EntropyGRPOTrainer
 from ..trainers.grpo_config import EntropyGRPOConfig
-from .common import Progress, write_card
+from .common import Progress, train_and_save, write_card
 from .evaluation import evaluate
 from .model import load_warm_start
 from .task import CHAIN, Task, countdown_dataset, countdown_reward, prompts
@@ -41,12 +38,7 @@ def train(
         processing_class=tokenizer,
         callbacks=[progress],
     )
-    trainer.remove_callback(PrinterCallback)
-    start = time.perf_counter()
-    trainer.train()
-    seconds = time.perf_counter() - start
-    trainer.save_state()  # which `trl-entropy report` reads
-    trainer.save_model(config.output_dir)
+    seconds = train_and_save(trainer)
     last = progress.history[-max(1, len(progress.history) // 10) :]
     found = evaluate(model, tokenizer, prompts(True, task), task=task)
     write_card(trainer, label, found)

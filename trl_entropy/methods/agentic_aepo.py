@@ -91,11 +91,7 @@ class AgenticAepo(Method):
         if not self.keep_gradient:
             unset = "Method 'agentic_aepo' does nothing, since `agentic_aepo_coef` is 0 and it keeps no gradient."
             return [] if self.coef else [unset]
-        if config.importance_sampling_level != "token":
-            raise ValueError(
-                "`importance_sampling_level` must be 'token' for method 'agentic_aepo' with "
-                f"`agentic_aepo_keep_gradient`, got {config.importance_sampling_level!r}."
-            )
+        self.require(config, "importance_sampling_level", "token", why=" and `agentic_aepo_keep_gradient`")
         if config.loss_type not in CLIPPING_LOSSES:
             return [
                 f"`loss_type` {config.loss_type!r} has no PPO clip, so the gradient-keeping clip of method "

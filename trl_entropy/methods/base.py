@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ..paper import Paper
+from ..settings import checked
 from ..tokens import Rollouts, TokenBatch
 
 
@@ -70,6 +71,18 @@ class Method:
         Raises `ValueError` if the method cannot work at all.
         """
         return []
+
+    def require(self, config: Any, field: str, *choices: str, why: str = "") -> None:
+        """Raises `ValueError` if a training setting has none of the values with which the method works.
+
+        Args:
+            config: the training settings.
+            field: the setting.
+            choices: its accepted values.
+            why: what follows the method's name in the error.
+        """
+        accepted = repr(choices[0]) if len(choices) == 1 else f"one of {', '.join(map(repr, choices))}"
+        checked(config, field, lambda value: value in choices, f"{accepted} with method {self.name!r}{why}")
 
     def check_rewards(self, names: list[str]) -> None:
         """Once, before training: names of the reward functions. Raises `ValueError` if a required one is missing."""
@@ -155,6 +168,10 @@ class Method:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
+
+    def prefixed(self, logs: Logs) -> Logs:
+        """The logs under the keys by which they are logged: `<method>/<key>`."""
+        return {f"{self.name}/{key}": value for key, value in logs.items()}
 
     @classmethod
     def overrides(cls, hook: str) -> bool:

@@ -88,16 +88,8 @@ class CeGppo(Method):
         self.high = non_negative(config, "ce_gppo_high")
 
     def check(self, config) -> list[str]:
-        if config.loss_type not in CLIPPING_LOSSES:
-            raise ValueError(
-                f"`loss_type` must be one of {', '.join(map(repr, CLIPPING_LOSSES))} for method 'ce_gppo', which acts "
-                f"on clipped tokens, got {config.loss_type!r}."
-            )
-        if config.importance_sampling_level != "token":
-            raise ValueError(
-                "`importance_sampling_level` must be 'token' for method 'ce_gppo', got "
-                f"{config.importance_sampling_level!r}."
-            )
+        self.require(config, "loss_type", *CLIPPING_LOSSES, why=", which acts on clipped tokens")
+        self.require(config, "importance_sampling_level", "token")
         least = 1 + (config.epsilon if config.epsilon_high is None else config.epsilon_high)
         least = max(least, self.low * (1 - config.epsilon))  # `delta` bounds the kept loss too
         if config.delta is not None and config.delta < least:

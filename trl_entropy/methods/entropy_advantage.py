@@ -58,7 +58,7 @@ class EntropyAdvantage(Method):
         A'_t = A_t + ψ_t,   ψ_t = min(α sg(H_t), |A_t| / κ)
 
     H is the current policy's entropy, so the bonus of a second iteration differs from that of the first. The paper's
-    loss has token-level ratios. We found no released code.
+    loss has token-level ratios. Tokens that a mask takes out of TRL's loss get no bonus. We found no released code.
     """
 
     name = "entropy_advantage"
@@ -102,7 +102,11 @@ class EntropyAdvantage(Method):
 
     @torch.no_grad()
     def token_advantages(self, tokens: TokenBatch) -> tuple[Tensor, Logs]:
-        entropy = tokens.entropy.masked_fill(~tokens.mask, 0)
+        outside = ~tokens.in_loss
+        entropy = tokens.entropy.masked_fill(outside, 0)
         bonus, capped = entropy_bonus(entropy, tokens.advantages, self.coef, self.cap)
-        capped = capped.to(bonus.dtype).masked_fill(tokens.advantages == 0, torch.nan)
-        return tokens.advantages + bonus, {"bonus": bonus, "capped_fraction": capped}
+        logs = {
+            "bonus": bonus.masked_fill(outside, torch.nan),
+            "capped_fraction": capped.to(bonus.dtype).masked_fill(outside | (tokens.advantages == 0), torch.nan),
+        }
+        return tokens.advantages + bonus, logs

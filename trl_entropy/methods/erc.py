@@ -80,11 +80,7 @@ class Erc(Method):
         self.warned = False
 
     def check(self, config) -> list[str]:
-        if config.importance_sampling_level != "token":
-            raise ValueError(
-                "`importance_sampling_level` must be 'token' for method 'erc', got "
-                f"{config.importance_sampling_level!r}."
-            )
+        self.require(config, "importance_sampling_level", "token")
         return []
 
     @torch.no_grad()

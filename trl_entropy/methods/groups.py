@@ -113,11 +113,8 @@ class GroupMethod(Method):
     divides: ClassVar[bool] = False
 
     def check(self, config) -> list[str]:
-        if config.multi_objective_aggregation != "sum_then_normalize":
-            raise ValueError(
-                f"`multi_objective_aggregation` must be 'sum_then_normalize' with method {self.name!r}, which "
-                f"compares the rewards of a group, got {config.multi_objective_aggregation!r}."
-            )
+        why = ", which compares the rewards of a group"
+        self.require(config, "multi_objective_aggregation", "sum_then_normalize", why=why)
         if self.divides or config.scale_rewards == "group":
             return []
         return [

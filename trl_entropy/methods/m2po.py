@@ -127,28 +127,20 @@ class M2po(Method):
         self.scope = one_of(config, "m2po_scope", "micro_batch", "world")
 
     def check(self, config) -> list[str]:
-        if config.loss_type not in CLIPPING_LOSSES:
-            raise ValueError(
-                f"`loss_type` must be one of {', '.join(map(repr, CLIPPING_LOSSES))} with method 'm2po', which sets "
-                f"their clip, got {config.loss_type!r}."
-            )
-        if config.importance_sampling_level != "token":
-            raise ValueError(
-                "`importance_sampling_level` must be 'token' with method 'm2po', which clips by token, got "
-                f"{config.importance_sampling_level!r}."
-            )
+        self.require(config, "loss_type", *CLIPPING_LOSSES, why=", which sets their clip")
+        self.require(config, "importance_sampling_level", "token", why=", which clips by token")
         return []
 
     @torch.no_grad()
     def clip_bounds(self, tokens: TokenBatch) -> tuple[Bounds, Logs]:
-        squares = tokens.scope(self.scope).gather(harmful_squares(tokens))
+        own = harmful_squares(tokens)
+        squares = tokens.scope(self.scope).gather(own)
         low, high = ratio_bounds(largest_log_ratio(squares, self.budget), self.min_low, self.min_high)
         bounds = {"clip_low": low, "clip_high": high}
         unclipped = high == torch.inf
         logs = {key: bound.masked_fill(unclipped, torch.nan) for key, bound in bounds.items()}
-        mean = squares.mean()
         logs |= {
-            "second_moment": mean.masked_fill(~mean.isfinite(), torch.nan),
+            "second_moment": own.masked_fill(~own.isfinite().all(), torch.nan),
             "clip_fraction": replace(tokens, **bounds).clipped,
             "unclipped_forwards": unclipped,
         }

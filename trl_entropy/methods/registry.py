@@ -142,7 +142,8 @@ def check_declaration(method: type[Method]) -> None:
 
 def check_config(method: type[Method], config: Any) -> None:
     """Raises `TypeError` if `config` is not a dataclass, `ValueError` for a field without prefix, default or help."""
-    if not (isinstance(config, type) and is_dataclass(config)) or getattr(config, "__dataclass_params__").frozen:  # noqa: B009 (types do not know it)
+    settings = getattr(config, "__dataclass_params__", None)
+    if not (isinstance(config, type) and is_dataclass(config)) or getattr(settings, "frozen", True):
         raise TypeError(f"`config` of {title(method)} must be a dataclass that is not frozen, got {config!r}.")
     for item in fields(config):
         field, prefix = f"Field `{item.name}` of {title(config)}", f"{method.name}_"

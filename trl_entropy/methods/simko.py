@@ -21,7 +21,7 @@ from ..tokens import TokenBatch
 from .base import Logs, Method
 
 
-LARGEST_RATIO = 1e8  # a loss without a clip may have a ratio of infinity
+LARGEST_WEIGHT = 1e8  # of a loss without a clip it may be infinite
 
 
 @dataclass
@@ -60,11 +60,12 @@ class Simko(Method):
         A < 0:  A <- λ A  at forks where the sampled token is the likeliest
 
     The old policy's r_k cancel, so the K tokens are those of the current policy, and nothing about them is kept from
-    the rollouts. The first line is a term of value 0: -A w r [(1/K) Σ_k ∇ℓ_k - ∇ℓ] at tokens that are not clipped.
+    the rollouts. The first line is a term of value 0: -A w g [(1/K) Σ_k ∇ℓ_k - ∇ℓ], where -A g ∇ℓ is the token's
+    gradient in TRL's loss: g = r in losses that clip, and 0 where they do.
 
     Departs from the released code: a sequence is right if its advantage is positive, which is the same for rewards of
     0 and 1; the mask of right sequences holds for all their tokens; the quantile is over valid tokens only; and ratios
-    of less than 1e-8 keep their share. In losses that do not clip, the share is one of the ratio.
+    of less than 1e-8 keep their share. Tokens that a mask takes out of TRL's loss are no forks.
     """
 
     name = "simko"
@@ -91,11 +92,7 @@ class Simko(Method):
         self.needs = ("top_logps",) if self.acts else ()
 
     def check(self, config) -> list[str]:
-        if config.importance_sampling_level != "token":
-            raise ValueError(
-                "`importance_sampling_level` must be 'token' with method 'simko', which mixes gradients of tokens, "
-                f"got {config.importance_sampling_level!r}."
-            )
+        self.require(config, "importance_sampling_level", "token", why=", which mixes gradients of tokens")
         idle = "Method 'simko' does nothing, since `simko_mix` is 0 and `simko_penalty` is 1."
         return [] if self.acts else [idle]
 
@@ -106,12 +103,12 @@ class Simko(Method):
     def token_advantages(self, tokens: TokenBatch) -> tuple[Tensor, Logs]:
         if not self.acts:
             return tokens.advantages, {}
-        forks = fork_mask(tokens.entropy, tokens.mask, self.quantile)
+        forks = fork_mask(tokens.entropy, tokens.mask, self.quantile) & tokens.in_loss
         top1 = forks & (tokens.advantages < 0) & (tokens.logps >= tokens.top_logps[..., 0])
         logs = {
             "fork_fraction": forks,
             "top1_fraction": top1,
-            "candidate_mass": tokens.top_logps.exp().sum(-1),
+            "candidate_mass": tokens.top_logps.exp().sum(-1).masked_fill(~tokens.in_loss, torch.nan),
         }
         return torch.where(top1, self.penalty * tokens.advantages, tokens.advantages), logs
 
@@ -119,9 +116,8 @@ class Simko(Method):
         if not self.mix:
             return None, {}
         forks = fork_mask(tokens.entropy.detach(), tokens.mask, self.quantile)
-        mixed = forks & (tokens.advantages > 0) & tokens.in_loss & ~tokens.clipped
-        size = torch.where(mixed, self.mix * tokens.advantages * tokens.ratio.clamp(max=LARGEST_RATIO), 0.0)
-        if tokens.engine_ratio is not None:  # the loss multiplies its own terms by it
-            size = size * tokens.engine_ratio
+        mixed = forks & (tokens.advantages > 0) & tokens.has_gradient
+        weight = tokens.gradient_weight.clamp(max=LARGEST_WEIGHT)
+        size = torch.where(mixed, self.mix * tokens.advantages * weight, 0.0)
         likeliest = without_value(tokens.top_logps, mixed.unsqueeze(-1)).mean(-1)
         return -size * (likeliest - without_value(tokens.logps, mixed)), {}

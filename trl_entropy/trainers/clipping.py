@@ -52,4 +52,4 @@ def set_bounds(trainer: Any, tokens: TokenBatch) -> tuple[TokenBatch, Logs]:
     if low is not configured[0] or high is not configured[1]:
         trainer.epsilon_low, trainer.epsilon_high = 1 - low, high - 1
         tokens = replace(tokens, **clip_bounds(trainer))  # with the rounding of TRL's own comparison
-    return tokens, {f"{method.name}/{key}": value for key, value in logs.items()}
+    return tokens, method.prefixed(logs)

@@ -16,7 +16,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from trl import DistillationTrainer
 from trl.trainer import distillation_trainer
-from trl.trainer.utils import get_config_model_id
 
 from ..collectives import Collectives, collectives_of
 from ..head import check_head
@@ -28,12 +27,12 @@ from ..kappa.wiring import with_kappa
 from ..methods.tip import Tip, TipTokens
 from ..runs.mixin import RunMixin
 from ..runs.token_log import SettingsCallback
-from .checks import check_built, check_given, check_model
+from .checks import check_built, check_given
 from .data_checks import PROMPT
 from .distillation_config import EntropyDistillationConfig
 from .metrics import reduce_metrics
 from .quadrants import selection_metrics, write_scatter
-from .signature import like
+from .signature import args_of, like
 from .window import join_metrics
 
 
@@ -158,18 +157,13 @@ class EntropyDistillationTrainer(RunMixin, DistillationTrainer):
         *positional,
         **keywords,
     ):
-        check_model(model)
-        if args is None:
-            model_name = model if isinstance(model, str) else get_config_model_id(model.config)
-            args = EntropyDistillationConfig(f"{model_name.split('/')[-1]}-Distillation")
-        if not isinstance(args, EntropyDistillationConfig):
-            raise TypeError(f"`args` must be an `EntropyDistillationConfig`, got `{type(args).__name__}`.")
-        self._tip = Tip(args)
-        self._kernel: SelectingKernel | None = None  # of the last loss, until it is logged
         given = (
             inspect.signature(DistillationTrainer).bind(model, teacher_model, args, *positional, **keywords).arguments
         )
         check_given(given, PROMPT, ("model", "teacher_model"))
+        args = given["args"] = args_of(given, EntropyDistillationConfig, "Distillation")
+        self._tip = Tip(args)
+        self._kernel: SelectingKernel | None = None  # of the last loss, until it is logged
         super().__init__(**with_kappa(DistillationTrainer, **given))
         check_built(self)
         self._tag_names = [*self._tag_names, *([Tip.name] if self._tip.selects else [])]

@@ -155,7 +155,7 @@ class Generation:
         """The rewards of a method. The old policy's entropies replace a dataset column `old_entropy`."""
         old_entropy = self.entropy(self.length) if self.records or self.scores else None
         rewards, logs = method.reward(**{**columns, "old_entropy": old_entropy})
-        self.logs |= {f"{method.name}/{key}": value for key, value in logs.items()}
+        self.logs |= method.prefixed(logs)
         return rewards
 
     # Facts about the rollouts

@@ -14,7 +14,6 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 from trl import GRPOTrainer
-from trl.trainer.utils import get_config_model_id
 
 from ..collectives import collectives_of
 from ..head import add_entropy_head, check_head
@@ -27,7 +26,6 @@ from ..runs.token_log import SettingsCallback, TokenLog
 from .checks import (
     check_built,
     check_given,
-    check_model,
     check_none_changes_prompts,
     check_rewards,
     refuse_unsloth,
@@ -43,7 +41,7 @@ from .pass_rates import PassRates, pass_keys
 from .prefill import tokenize_prefilled
 from .rewards import Rewards
 from .rollouts import make_rollouts
-from .signature import like
+from .signature import args_of, like
 from .update import Update
 from .window import join_metrics
 
@@ -110,21 +108,16 @@ class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
         **keywords,
     ):
         refuse_unsloth(type(self))
-        check_model(model)
+        given = inspect.signature(GRPOTrainer).bind(model, reward_funcs, args, *positional, **keywords).arguments
+        writes_prompts = given.get("environment_factory") is not None
+        check_given(given, None if writes_prompts else PROMPT)
         check_rewards(reward_funcs)
-        if args is None:
-            model_name = model if isinstance(model, str) else get_config_model_id(model.config)
-            args = EntropyGRPOConfig(f"{model_name.split('/')[-1]}-GRPO")
-        if not isinstance(args, EntropyGRPOConfig):
-            raise TypeError(f"`args` must be an `EntropyGRPOConfig`, got `{type(args).__name__}`.")
+        args = given["args"] = args_of(given, EntropyGRPOConfig, "GRPO")
         self.methods: list[Method] = build_methods(args)
         self._changes_prompts = any(method.overrides("prompts") for method in self.methods)
         self._generation: Generation | None = None  # while rollouts are made
         self._update: Update | None = None  # while a loss is computed
         self._auxiliary: dict[str, list[dict[str, Any]]] = {}  # extra rollouts by method, in parts of the last batch
-        given = inspect.signature(GRPOTrainer).bind(model, reward_funcs, args, *positional, **keywords).arguments
-        writes_prompts = given.get("environment_factory") is not None
-        check_given(given, None if writes_prompts else PROMPT)
         if writes_prompts:
             check_none_changes_prompts(self.methods)
         super().__init__(**with_kappa(GRPOTrainer, **given))

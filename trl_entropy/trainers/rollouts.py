@@ -106,7 +106,7 @@ def apply_group_hooks(trainer: Any, generation: Generation, output: dict[str, An
         if method.overrides("group_advantages"):
             advantages, logs = method.group_advantages(rollouts)
             kept = method.group_mask(rollouts)
-            trainer._log_values({f"{method.name}/{key}": value for key, value in logs.items()}, rollouts.mask)
+            trainer._log_values(method.prefixed(logs), rollouts.mask)
             rollouts = replace(rollouts, advantages=advantages, mask=kept)
     if rollouts is not first:
         output["advantages"] = rollouts.advantages.contiguous()

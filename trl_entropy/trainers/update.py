@@ -58,7 +58,7 @@ class Update:
             trainer._update = None
         for method, tokens in self.turns:
             term, logs = method.loss(tokens)
-            self._log(method, logs)
+            self.logs |= method.prefixed(logs)
             if term is not None:
                 loss = loss + self.reduce(term, tokens.mask)
         if trainer.model.training:
@@ -80,7 +80,7 @@ class Update:
         self.logs |= logs
         for method in trainer.methods:
             advantages, logs = method.token_advantages(tokens)
-            self._log(method, logs)
+            self.logs |= method.prefixed(logs)
             tokens = replace(tokens, advantages=advantages.detach())
             self.turns.append((method, tokens))
         self.acted = tokens
@@ -115,7 +115,7 @@ class Update:
         with bounds_restored(trainer):
             tokens, _ = set_bounds(trainer, read_tokens(trainer, part, logps, entropy, advantages, {}))
         term, logs = method.auxiliary_loss(tokens)
-        self._log(method, logs)
+        self.logs |= method.prefixed(logs)
         return term
 
     def _record(self) -> None:
@@ -128,9 +128,6 @@ class Update:
         for key, value in found.items():
             trainer._metrics["train" if trainer.model.training else "eval"][key].append(value)
         trainer._token_log.keep({**self.batch, "advantages": self.advantages}, self.acted)
-
-    def _log(self, method: Method, logs: dict[str, Tensor]) -> None:
-        self.logs |= {f"{method.name}/{key}": value for key, value in logs.items()}
 
 
 def read_tokens(
