@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..curves.logged import entropy_of
 from ..tables import text_table
 
 
@@ -56,7 +57,7 @@ def plot(results: dict, path: Path) -> None:
     for label, history in results["history"].items():
         steps = [point["step"] for point in history]
         rewards = [point["reward"] for point in history]
-        entropy.plot(steps, [point["entropy"] for point in history], color=colors[label])
+        entropy.plot(steps, [entropy_of(point) for point in history], color=colors[label])
         reward.plot(steps, rewards, color=colors[label], alpha=0.3)
         reward.plot(steps, running_mean(rewards), color=colors[label])
     _draw_passes(found, results["rows"], colors)
@@ -69,7 +70,7 @@ def plot_distillation(results: dict, path: Path) -> None:
     colors = _colors(results)
     for label, history in results["history"].items():
         steps = [point["step"] for point in history]
-        entropy.plot(steps, running_mean([point["entropy"] for point in history]), color=colors[label])
+        entropy.plot(steps, running_mean([entropy_of(point) for point in history]), color=colors[label])
         values = [value for point in history if (value := divergence(point)) is not None]
         if len(values) == len(steps):
             distance.plot(steps, running_mean(values), color=colors[label])
