@@ -71,7 +71,8 @@ def _replicate_for_data_parallel(module: nn.Module) -> nn.Module:
 
 
 def __reduce_ex__(module: nn.Module, protocol: int) -> tuple:  # noqa: N807 (`copy` and `pickle` call it by this name)
-    make, arguments, state, *rest = type(module).__reduce_ex__(module, protocol)
+    own: Any = type(module)
+    make, arguments, state, *rest = own.__reduce_ex__(module, protocol)
     functions = {name: value for name, value in state.items() if is_bound(value, module)}
     others = {name: value for name, value in state.items() if name not in functions}
     return Remake(make, functions), arguments, others, *rest

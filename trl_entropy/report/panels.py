@@ -104,10 +104,12 @@ def both_splits(
     index: int, training: list[list[float]], evaluation: list[list[float]], kind: Kind = "line"
 ) -> Iterator[Series]:
     """The series of a run from its steps and values in training and in evaluation, without empty ones."""
-    if training[0]:
-        yield Series(index, *training, kind)
-    if evaluation[0]:
-        yield Series(index, *evaluation, "evaluation", "evaluation")
+    x, y = training
+    if x:
+        yield Series(index, x, y, kind)
+    x, y = evaluation
+    if x:
+        yield Series(index, x, y, "evaluation", "evaluation")
 
 
 def entropy_panel(runs: list[Run]) -> Panel:

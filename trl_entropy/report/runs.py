@@ -67,8 +67,8 @@ class Run:
 
     def entropies(self, *keys: str, split: str = "") -> list[list[float]]:
         """The values of each of `keys`, and [`entropy_of`] the line, from the lines that have all of them."""
-        found = [(line, entropy_of(line, split)) for line in self.lines if all(key in line for key in keys)]
-        found = [(line, entropy) for line, entropy in found if entropy is not None]
+        lines = [line for line in self.lines if all(key in line for key in keys)]
+        found = [(line, entropy) for line in lines if (entropy := entropy_of(line, split)) is not None]
         return [*([line[key] for line, _ in found] for key in keys), [entropy for _, entropy in found]]
 
     def with_defaults(self) -> dict[str, Any]:
