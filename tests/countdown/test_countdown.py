@@ -8,11 +8,13 @@ import random
 import re
 from dataclasses import replace
 from itertools import combinations, permutations, product
+from types import SimpleNamespace
 
 import pytest
 import torch
 from datasets import load_dataset
 
+from trl_entropy.countdown.common import Progress
 from trl_entropy.countdown.evaluation import evaluate, sample
 from trl_entropy.countdown.model import (
     END,
@@ -26,6 +28,7 @@ from trl_entropy.countdown.model import (
     train_warm_start,
     warm_start,
 )
+from trl_entropy.countdown.report import entropies
 from trl_entropy.countdown.task import (
     CHAIN,
     TASKS,
@@ -320,3 +323,19 @@ def test_evaluation_repeats_and_leaves_the_random_state():
     assert list(scores) == ["entropy", "pass@1", "pass@8", "distinct", "coverage", "length"]
     assert scores == evaluate(model, tokenizer, rows, samples=8)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_progress_shows_the_entropy_that_is_a_mean_over_tokens():
+    shown, bar = [], SimpleNamespace(set_postfix=lambda values, refresh: shown.append(values))
+    progress, state = Progress("stock", "reward"), SimpleNamespace(global_step=4, max_steps=8)
+    progress.bar = bar
+    lines = [
+        {"entropy": 1.5, "entropy/mean": 1.25, "reward": 0.5},
+        {"entropy": 1.0, "reward": 0.25},  # of a distillation
+        {"entropy": 0.0, "entropy/mean": None, "reward": 0.5},  # no token was counted
+        {"eval_reward": 0.5},
+    ]
+    for line in lines:
+        progress.on_log(None, state, None, line)
+    assert shown == [{"entropy": "1.250", "reward": "0.500"}, {"entropy": "1.000", "reward": "0.250"}]
+    assert entropies(progress.history) == [1.25, 1.0]

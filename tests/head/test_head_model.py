@@ -5,6 +5,8 @@
 import copy
 import math
 import pickle
+import threading
+import types
 
 import peft
 import pytest
@@ -16,8 +18,8 @@ from torch.distributed.fsdp import fully_shard
 from transformers import MixtralConfig, MixtralForCausalLM, Qwen2ForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
-from trl_entropy.head import EntropyCausalLMOutput, add_entropy_head, patch
-from trl_entropy.head.forwards import bind_to_module
+from trl_entropy.head import EntropyCausalLMOutput, EntropyHead, add_entropy_head, patch
+from trl_entropy.head.forwards import CAST_FORWARD, bind_cast_head, bind_to_module
 
 
 ALL = ("second_moments", "nucleus_entropy", "second_temperature", "top_logps")
@@ -266,6 +268,104 @@ def test_a_copy_computes_with_its_own_weights(batch, head, wrapped):
     torch.testing.assert_close(model(**batch).log_probs, outputs.log_probs, **EXACT)
     zeroed(model)
     assert model(**inputs).logits.abs().max() == 0
+
+
+def shallow(model):
+    """A copy with weights of its own, which `copy.copy` alone shares with the original."""
+    twin = copy.copy(model)
+    twin._modules = {name: copy.deepcopy(module) for name, module in model._modules.items()}
+    return twin
+
+
+def replica(model):
+    """As `torch.nn.DataParallel` makes one for another device: its parameters are plain tensors."""
+    twins = {module: module._replicate_for_data_parallel() for module in model.modules()}
+    for module, twin in twins.items():
+        for name, child in module._modules.items():
+            twin._modules[name] = twins[child]
+        for name, parameter in module._parameters.items():
+            setattr(twin, name, None if parameter is None else parameter.detach().clone())
+    return twins[model]
+
+
+def tensors_zeroed(model):
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, torch.Tensor):
+                value.zero_()
+    return zeroed(model)
+
+
+TENSORS = ("input_ids", "attention_mask", "labels")
+COPIES = {"copy": shallow, "replica": replica, "copy of a replica": lambda model: shallow(replica(model))}
+COPIES |= {"replica of a copy": lambda model: replica(shallow(model)), "deep": copy.deepcopy}
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize("wrapped", ["plain", "hooked before", "hooked after", "mixed precision"])
+def test_copies_and_replicas_compute_with_their_own_weights(batch, head, how, wrapped):
+    model = build_model()
+    model = hooked(model) if wrapped == "hooked before" else model
+    HEADS[head](model)
+    model = hooked(model) if wrapped == "hooked after" else model
+    if wrapped == "mixed precision":  # as accelerate wraps a forward
+        model.forward = types.MethodType(torch.autocast("cpu", torch.bfloat16)(model.forward.__func__), model)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    logits, outputs = model(**inputs).logits, model(**batch)
+    twin = COPIES[how](model)
+    torch.testing.assert_close(twin(**inputs).logits, logits, **EXACT)
+    torch.testing.assert_close(twin(**batch).log_probs, outputs.log_probs, **EXACT)
+    tensors_zeroed(twin)
+    assert twin(**inputs).logits.abs().max() == 0
+    mask = outputs.label_mask
+    torch.testing.assert_close(twin(**batch).entropy[mask], torch.full((int(mask.sum()),), math.log(24.0)))
+    torch.testing.assert_close(model(**inputs).logits, logits, **EXACT)
+    torch.testing.assert_close(model(**batch).log_probs, outputs.log_probs, **EXACT)
+
+
+def test_copies_of_a_head_that_computes_in_float32():
+    model = build_model()
+    model.lm_head.forward = type("cast", (), {"__name__": CAST_FORWARD, "__call__": lambda *_: None})()
+    bind_cast_head(model)
+    hidden = torch.randn(2, 16, dtype=torch.bfloat16)
+    expected = hidden.float() @ model.lm_head.weight.T
+    twins = (
+        copy.copy(model.lm_head),
+        model.lm_head._replicate_for_data_parallel(),
+        pickle.loads(pickle.dumps(model.lm_head)),
+    )
+    for twin in twins:
+        twin._parameters = {"weight": 2 * model.lm_head.weight, "bias": None}
+        torch.testing.assert_close(twin(hidden), 2 * expected)
+    torch.testing.assert_close(model.lm_head(hidden), expected)
+
+
+def test_replicas_side_by_side_do_not_mix_their_statistics(batch, monkeypatch):
+    """Each thread has computed before one of them takes its results."""
+    model, found, barrier = build_model(), {}, threading.Barrier(2, timeout=60)
+    add_entropy_head(model, statistics=("second_moments",))
+    halves = [{**batch, **{name: batch[name][rows] for name in TENSORS}} for rows in ([0, 1], [2])]
+    expected = [model(**half) for half in halves]
+    extend = EntropyHead.extend
+    monkeypatch.setattr(EntropyHead, "extend", lambda head, outputs: (barrier.wait(), extend(head, outputs))[1])
+
+    def work(index):
+        found[index] = replica(model)(**halves[index])
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index in range(2):
+        torch.testing.assert_close(found[index].sum_sq_probs, expected[index].sum_sq_probs, **EXACT)
+
+
+def test_a_pickle_does_not_need_this_package():
+    model = build_model()
+    add_entropy_head(model)
+    assert b"trl_entropy" not in pickle.dumps(model)
 
 
 @pytest.mark.parametrize("head", HEADS)

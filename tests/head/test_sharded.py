@@ -10,8 +10,10 @@ from support.tiny import EXACT, FLOAT32, build_model
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from trl.trainer.utils import add_fused_lm_head
 
 from trl_entropy.head import add_entropy_head
+from trl_entropy.head.forwards import bind_to_module
 from trl_entropy.methods import METHODS
 
 
@@ -46,6 +48,30 @@ def test_head_of_a_sharded_model(mesh):
         results.append((loss.detach(), outputs.sum_sq_probs, gradients))
     torch.testing.assert_close(results[1], results[0], **FLOAT32)
     assert results[0][2]["lm_head.weight"].abs().max() > 0.01
+
+
+def test_trl_head_of_a_sharded_model_that_masks_words(mesh):
+    """The bias is sharded, too."""
+    batch, results = make_loss_batch(), []
+    ids = batch["completion_ids"].clamp(max=19)
+    for sharded in (False, True):
+        model, head = build_model(), torch.nn.Linear(16, 24)
+        head.weight.data = model.lm_head.weight.data.clone()
+        head.bias.data = torch.zeros(24).masked_fill(torch.arange(24) >= 20, -torch.inf)
+        model.lm_head = head
+        add_fused_lm_head(model, 0.7, outputs=("log_probs", "entropy"))
+        bind_to_module(model)
+        expected = model(input_ids=ids).logits[:, :-1, :20].detach().div(0.7).softmax(-1)
+        if sharded:
+            fully_shard(model, mesh=mesh, reshard_after_forward=True)
+            assert isinstance(model.lm_head.bias, DTensor)
+        outputs = model(input_ids=ids, labels=ids, fused_lm_head=True, use_cache=False)
+        torch.testing.assert_close(outputs.entropy, -(expected * expected.log()).sum(-1), **FLOAT32)
+        outputs.entropy.sum().backward()
+        gradients = {name: value.grad for name, value in model.named_parameters()}
+        results.append({name: g.full_tensor() if isinstance(g, DTensor) else g for name, g in gradients.items()})
+    torch.testing.assert_close(results[1], results[0], **FLOAT32)
+    assert results[0]["lm_head.weight"].isfinite().all() and results[0]["lm_head.weight"].abs().max() > 0.01
 
 
 @pytest.fixture(scope="module")

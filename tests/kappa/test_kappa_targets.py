@@ -15,6 +15,7 @@ from trl_entropy import kappa_peft_config
 from trl_entropy.kappa.direct import directly_read
 from trl_entropy.kappa.inventory import layers_of
 from trl_entropy.kappa.selection import Selection
+from trl_entropy.kappa.sources import LiveSource
 from trl_entropy.kappa.targets import adapted, check_adapters
 
 
@@ -148,6 +149,28 @@ def test_what_peft_cannot_train_is_refused_by_name(make, settings, message):
     with pytest.raises(ValueError, match="PEFT cannot train exactly the weights that KappaTune selects: .*") as error:
         kappa_peft_config(make(), LoraConfig(r=2, **settings), include=include, num_modules=2)
     assert message in str(error.value)
+
+
+def quantized():
+    model = build_model()
+    for layer in model.model.layers:
+        weight = layer.mlp.gate_proj.weight.detach()
+        layer.mlp.gate_proj.weight = nn.Parameter((weight * 40).to(torch.int8), requires_grad=False)
+    return model
+
+
+def test_adapters_on_a_quantized_model_are_tried_out_without_its_data():
+    """The model itself stays as it is."""
+    chosen = dict(include=[r"^model\.layers\.0\.mlp\.(up|down)_proj"], num_modules=2)
+    model = quantized()
+    found = kappa_peft_config(model, LoraConfig(r=2), **chosen)
+    assert found.target_modules == {"model.layers.0.mlp.up_proj", "model.layers.0.mlp.down_proj"}
+    with pytest.raises(ValueError, match="`model.layers.0.mlp.down_proj` gets no adapter, although it is selected"):
+        kappa_peft_config(model, LoraConfig(r=2, exclude_modules=["down_proj"]), **chosen)
+    assert not any("lora" in name for name, _ in model.named_modules())
+    model.model.layers[0].mlp.spare = nn.Linear(4, 4)  # its config does not say so, and it cannot be tried out
+    assert LiveSource(model).skeleton() is None
+    assert kappa_peft_config(model, LoraConfig(r=2, exclude_modules=["down_proj"]), **chosen).target_modules
 
 
 def test_trainer_checks_the_adapters_that_it_was_given(make_trainer, monkeypatch):

@@ -307,6 +307,22 @@ def test_law_of_points_on_it(tmp_path):
     assert panel.notes == {0: "a = 0.300, b = 1.200, R² = 1.00, at entropy 0: 0.900"}
 
 
+def test_entropy_is_the_mean_over_tokens_if_a_run_has_it(tmp_path):
+    """TRL's is a mean of micro-batch means, and 0 without a valid token. Lines of older versions have only TRL's."""
+    lines = lines_of(entropy=[0.9, 0.7, 0.4, 0.0], reward=[0.1, 0.2, 0.3, 0.4])
+    for line, mean in zip(lines[1:], (0.8, 0.5, None), strict=True):
+        line["entropy/mean"] = mean
+    lines += [{"step": 4, "eval_entropy": 0.3, "eval_entropy/mean": 0.35}, {"step": 5, "eval_entropy": 0.2}]
+    runs = one_run(tmp_path / "run", lines, settings={"use_adaptive_entropy": True, "entropy_target": 0.6})
+    law = panel_of(runs, "reward against entropy").series[0]
+    assert (law.x, law.y) == ([0.9, 0.8, 0.5], [0.1, 0.2, 0.3])
+    target, training, evaluation = panel_of(runs, "token entropy").series
+    assert (target.x, target.y, target.upper) == ([1, 2, 3], [0.6] * 3, [0.6] * 3)
+    assert (training.x, training.y) == ([1, 2, 3], [0.9, 0.8, 0.5])
+    assert (evaluation.x, evaluation.y, evaluation.kind) == ([4, 5], [0.35, 0.2], "evaluation")
+    assert summarize(runs, [])[0]["entropy (nats)"] == "0.900 to 0.500"
+
+
 @pytest.mark.parametrize(("every", "pairs"), [(1, [(0.1, 1.0), (0.2, 2.0)]), (4, [(0.2, 1.0), (0.3, 2.0)])])
 def test_changes_are_paired(tmp_path, every, pairs):
     """A log line has the prediction for its step and the realized change that the line before predicted."""

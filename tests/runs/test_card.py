@@ -86,6 +86,20 @@ def test_fields_of_a_method_whose_name_begins_alike_are_not_taken():
     assert card.changed_fields(METHODS["agentic_aepo"](config), config) == []
 
 
+def test_entropy_is_the_mean_over_tokens_if_it_was_logged(card_of):
+    """The last line is of a window without a valid token, where TRL logs 0."""
+    history = [
+        {"step": 1, "entropy": 2.0, "entropy/mean": 1.75, "reward": 0.25},
+        {"step": 2, "entropy": 1.5, "entropy/mean": 1.625, "reward": 0.5},
+        {"step": 2, "eval_entropy": 1.25, "eval_entropy/mean": 1.125},
+        {"step": 3, "entropy": 0.0, "entropy/mean": None, "reward": 0.5},
+    ]
+    found = card_of(history)
+    metrics = {entry.metric_type: entry.metric_value for entry in found.data.eval_results}
+    assert metrics == {"reward": 0.5, "entropy": 1.625, "eval_entropy": 1.125}
+    assert "Token entropy went from 1.750 to 1.625 nats in 2 optimizer steps." in found.text
+
+
 def test_metadata(card_of):
     results = {"pass@1": np.mean([0.0, 1.0]), "pass@4": torch.tensor(0.75), "solved": np.int64(3), "lost": math.nan}
     facts = dict(license="mit", results=results, tags="mine", dataset_name="user/problems")

@@ -10,7 +10,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from support.registry import strong
-from support.tiny import build_trainer
+from support.tiny import build_trainer, count_reward
 from torch.distributed.tensor import DTensor
 
 from trl_entropy import EntropyGRPOConfig, EntropyGRPOTrainer
@@ -29,6 +29,11 @@ FSDP = dict(
 RUNS = {**{name: [name] for name in METHODS}, "none": []}
 
 
+def half_equal(completion_ids, **kwargs):
+    """Rewards of which the first group's are equal, as some methods act on such groups only."""
+    return [0.0 if row < 4 else value for row, value in enumerate(count_reward(completion_ids))]
+
+
 class ShardedTrainer(EntropyGRPOTrainer):
     """accelerate offers FSDP to several accelerators only, and quietly takes DDP for several CPUs instead."""
 
@@ -42,6 +47,7 @@ def train(trainer_class, output_dir, methods, resume=None, **settings):
         trainer_class,
         EntropyGRPOConfig,
         output_dir,
+        reward_funcs=half_equal,
         methods=methods,
         steps_per_generation=2,
         **{"max_steps": 3, **settings, **strong(methods)},

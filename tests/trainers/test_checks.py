@@ -111,6 +111,18 @@ def test_heads_that_cannot_be_fused(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", FUSED)
+def test_quantized_heads(tmp_path, kind):
+    """Packed weights have neither the numbers nor the shape of the head."""
+    for field in ("model", "teacher_model") if kind in WITH_TEACHER else ("model",):
+        model = build_model()
+        model.lm_head.weight = torch.nn.Parameter(torch.zeros(192, 1, dtype=torch.uint8), requires_grad=False)
+        assert message_of(kind, tmp_path, **{field: model}) == (
+            f"`{field}` must have an LM head that is not quantized, got Qwen2ForCausalLM with Linear of torch.uint8 "
+            "as its head: the loss reads its weight. Name the head among the modules that the quantization skips."
+        )
+
+
+@pytest.mark.parametrize("kind", FUSED)
 def test_trainable_tokens(tmp_path, kind):
     def lora():
         return LoraConfig(target_modules=["q_proj"], trainable_token_indices=[3, 4], r=2)

@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
+from ..curves.logged import entropy_of
 from ..runs.card_hooks import CardHooks
 from ..runs.provenance import public_value
 from .model import progress_bar
@@ -33,10 +34,11 @@ class Progress(TrainerCallback):
 
     def on_log(self, args, state, control, logs, **kwargs):
         # A value is `None` once the run has diverged.
-        if all(isinstance(logs.get(key), (int, float)) for key in ("entropy", self.shown)):
+        entropy, shown = entropy_of(logs), logs.get(self.shown)
+        if entropy is not None and isinstance(shown, (int, float)):
             point = {key: value for key, value in logs.items() if isinstance(value, (int, float))}
             self.history.append({"step": state.global_step, **point})
-            values = {key: f"{float(logs[key]):.3f}" for key in ("entropy", self.shown)}
+            values = {"entropy": f"{entropy:.3f}", self.shown: f"{float(shown):.3f}"}
             self.bar.set_postfix(values, refresh=False)
 
     def on_train_end(self, args, state, control, **kwargs):

@@ -2,12 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables and plots of both quickstarts."""
 
+import math
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..curves.logged import entropy_of
 from ..tables import text_table
 
 
@@ -49,6 +51,12 @@ def divergence(point: dict[str, float]) -> float | None:
     return None if kept is None or dropped is None else ratio * kept + (1 - ratio) * dropped
 
 
+def entropies(history: list[dict[str, float]]) -> list[float]:
+    """Mean entropy (nats) of each log, NaN if there is none."""
+    found = [entropy_of(point) for point in history]
+    return [math.nan if entropy is None else entropy for entropy in found]
+
+
 def plot(results: dict, path: Path) -> None:
     """Draws entropy and reward of each GRPO run over its steps, and pass@k of each row of the table."""
     figure, (entropy, reward, found) = _figure()
@@ -56,7 +64,7 @@ def plot(results: dict, path: Path) -> None:
     for label, history in results["history"].items():
         steps = [point["step"] for point in history]
         rewards = [point["reward"] for point in history]
-        entropy.plot(steps, [point["entropy"] for point in history], color=colors[label])
+        entropy.plot(steps, entropies(history), color=colors[label])
         reward.plot(steps, rewards, color=colors[label], alpha=0.3)
         reward.plot(steps, running_mean(rewards), color=colors[label])
     _draw_passes(found, results["rows"], colors)
@@ -69,7 +77,7 @@ def plot_distillation(results: dict, path: Path) -> None:
     colors = _colors(results)
     for label, history in results["history"].items():
         steps = [point["step"] for point in history]
-        entropy.plot(steps, running_mean([point["entropy"] for point in history]), color=colors[label])
+        entropy.plot(steps, running_mean(entropies(history)), color=colors[label])
         values = [value for point in history if (value := divergence(point)) is not None]
         if len(values) == len(steps):
             distance.plot(steps, running_mean(values), color=colors[label])

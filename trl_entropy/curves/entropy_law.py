@@ -8,6 +8,7 @@ from accelerate.logging import get_logger
 from transformers import TrainerCallback
 
 from .law import fit_entropy_law
+from .logged import entropy_of
 
 
 logger = get_logger(__name__)
@@ -64,9 +65,8 @@ class EntropyLawCallback(TrainerCallback):
 
     def _take(self, logs: dict) -> bool:
         """Adds the point of a log line of training; returns whether it has one."""
-        # TRL's own is a mean of micro-batch means, and 0 where a micro-batch has no valid token.
-        entropy, reward = logs.get("entropy/mean", logs.get("entropy")), logs.get("reward")
-        if entropy is None or reward is None or not math.isfinite(entropy) or not math.isfinite(reward):
+        entropy, reward = entropy_of(logs), logs.get("reward")
+        if entropy is None or reward is None or not math.isfinite(reward):
             return False
         self.entropies.append(entropy)
         self.rewards.append(reward)

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The forward of a model with a fused head, found on the module that is called.
 
-TRL's head keeps the model's own forward as a method that is bound to the model. A deep copy shares it, so that the
-copy's plain forward computes with the weights of the original. Here the forward is a function of the module.
+TRL's head keeps the model's own forward as a method that is bound to the model. A copy shares it, so that the copy's
+plain forward computes with the weights of the original. Here the forward is a function of the module.
 """
 
 import functools
@@ -16,12 +16,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
+from .copies import copies_rebind
+from .masked import FiniteLogProbs
+from .rebinding import rebound
+
 
 # The code of the forward that TRL gives a model, and the name by which it knows the model's own
 FUSED_FORWARD = next(
     code for code in add_fused_lm_head.__code__.co_consts if getattr(code, "co_name", None) == "_fused_forward"
 )
 ORIGINAL = "original_forward"
+# Global name under which TRL's fused forward looks up its kernel
+KERNEL = "_ChunkedLogProbFunction"
 # Name of the function by which TRL has a head compute in float32
 CAST_FORWARD = "cast_forward_to_fp32"
 
@@ -47,7 +53,8 @@ def own_forward(model: PreTrainedModel) -> Callable:
 def set_forward(model: PreTrainedModel, fused: Callable) -> None:
     """Have `model` call `fused` for `fused_lm_head=True`, and its own forward otherwise.
 
-    Copies made by `copy.deepcopy` do the same with their own weights. What `pickle` makes has no fused head.
+    Copies made by `copy`, and replicas of `torch.nn.DataParallel`, do the same with their own weights. What `pickle`
+    makes has no fused head.
     """
     own = own_forward(model)
 
@@ -60,15 +67,19 @@ def set_forward(model: PreTrainedModel, fused: Callable) -> None:
 
     setattr(forward, "own_forward", own)  # noqa: B010 (mypy knows no attributes of functions)
     model.forward = types.MethodType(forward, model)
+    copies_rebind(model)
 
 
 def bind_to_module(model: nn.Module | None) -> None:
-    """Have deep copies of a model to which TRL has given its head compute with their own weights."""
+    """Have copies of a model to which TRL has given its head compute with their own weights.
+
+    TRL's head then also takes a vocabulary that a bias masks.
+    """
     if model is None:
         return
     model = model.get_base_model() if is_peft_model(model) else model
     if getattr(getattr(model.forward, "__func__", None), "__code__", None) == FUSED_FORWARD:
-        set_forward(model, model.forward.__func__)
+        set_forward(model, rebound(model.forward.__func__, {KERNEL: FiniteLogProbs}))
     bind_cast_head(model)
 
 
@@ -77,6 +88,7 @@ def bind_cast_head(model: PreTrainedModel) -> None:
     head = model.get_output_embeddings()
     if getattr(vars(head).get("forward"), "__name__", None) == CAST_FORWARD:
         head.forward = functools.partial(float32_projection, head)
+        copies_rebind(head)
 
 
 def float32_projection(head: nn.Linear, hidden: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ labeled positions are scored.
 """
 
 import math
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from transformers import PreTrainedModel
 from transformers.utils import is_peft_available
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
-from .forwards import bind_cast_head, set_forward
+from .forwards import KERNEL, bind_cast_head, set_forward
 from .function import DYNAMIC_DEVICES, TokenStatistics, token_statistics
 from .rebinding import rebound
 from .spec import HeadSpec
@@ -33,8 +34,8 @@ HEAD_STATISTICS = ("second_moments", "nucleus_entropy", "second_temperature", "t
 NUCLEUS_RULES = ("exclude", "include")
 # Fields of the outputs that TRL's outputs lack.
 EXTRA_OUTPUTS = ("sum_sq_probs", "sum_sq_probs_log_probs", "nucleus_entropy", "second_log_probs", "top_log_probs")
-# Global names that TRL's fused forward looks up, which we replace
-KERNEL, SCORES_LABELLED_ONLY = "_ChunkedLogProbFunction", "_use_triton"
+# Global name that TRL's fused forward looks up, which we replace
+SCORES_LABELLED_ONLY = "_use_triton"
 
 
 @dataclass
@@ -101,7 +102,7 @@ class EntropyHead:
     top_k: int = 1
 
     def __post_init__(self):
-        self._computed: TokenStatistics | None = None
+        self._computed: dict[int, TokenStatistics] = {}  # by thread: replicas of one model run side by side
         self._recorded: Recorded | None = None
         self.check()
 
@@ -168,12 +169,16 @@ class EntropyHead:
             live_rows=self.live_rows,
             vocab_tile=chunk_size,
         )
-        self._computed = token_statistics(hidden, weight, bias, targets, spec)
-        return self._computed.log_probs, self._computed.entropy, None, None, None
+        computed = self._computed[threading.get_ident()] = token_statistics(hidden, weight, bias, targets, spec)
+        return computed.log_probs, computed.entropy, None, None, None
+
+    @torch.compiler.disable
+    def _take(self) -> TokenStatistics:
+        return self._computed.pop(threading.get_ident())
 
     def extend(self, outputs: FusedCausalLMOutput) -> EntropyCausalLMOutput:
         """TRL's outputs with the statistics of the same forward at their tokens' positions."""
-        computed, self._computed = self._computed, None
+        computed = self._take()
         mask = outputs.label_mask
         compact = len(computed.log_probs) != mask.numel()
         extra = {}
@@ -217,8 +222,8 @@ def add_entropy_head(
         statistics, live_rows, top_p, nucleus_rule, second_temperature, top_k: as in [`EntropyHead`].
 
     Returns:
-        The head's settings, which may change between forwards. A deep copy of the model shares them, and computes
-        with its own weights.
+        The head's settings, which may change between forwards. Copies of the model share them, and compute with their
+        own weights.
 
     Raises:
         `ValueError`: a setting is out of range, or a PEFT adapter is on the LM head. The adapter would be ignored and

@@ -53,12 +53,20 @@ class LiveSource:
         return layers_of(self.model)
 
     def skeleton(self) -> "PreTrainedModel | None":
-        """A copy of the model without data; `None` if it is quantized, because PEFT then looks at the data."""
-        from torch import empty_like, nn
+        """A copy of the model without data; `None` if it is quantized and its config alone does not give its modules.
+
+        That of a quantized model is not quantized, because PEFT would look at the data.
+        """
+        from torch import device, empty_like, nn
 
         weights = list(self.model.parameters())
         if any(type(weight) is not nn.Parameter or not weight.is_floating_point() for weight in weights):
-            return None
+            config = copy.deepcopy(self.model.config)
+            vars(config).pop("quantization_config", None)
+            with device("meta"):
+                whole = type(self.model)(config)
+            names, own = (set(dict(model.named_modules())) for model in (whole, self.model))
+            return whole if names == own else None
         empty = {id(weight): nn.Parameter(empty_like(weight, device="meta")) for weight in weights}
         return copy.deepcopy(self.model, empty)
 

@@ -97,12 +97,19 @@ def metric_panel(runs: list[Run], title: str, key: str, kind: Kind = "line") -> 
 def metric_series(runs: list[Run], key: str, kind: Kind = "line") -> Iterator[Series]:
     """A metric of each run in training and in evaluation."""
     for index, run in enumerate(runs):
-        x, y = run.series("step", key)
-        if x:
-            yield Series(index, x, y, kind)
-        x, y = run.series("step", f"eval_{key}")
-        if x:
-            yield Series(index, x, y, "evaluation", "evaluation")
+        yield from both_splits(index, run.series("step", key), run.series("step", f"eval_{key}"), kind)
+
+
+def both_splits(
+    index: int, training: list[list[float]], evaluation: list[list[float]], kind: Kind = "line"
+) -> Iterator[Series]:
+    """The series of a run from its steps and values in training and in evaluation, without empty ones."""
+    x, y = training
+    if x:
+        yield Series(index, x, y, kind)
+    x, y = evaluation
+    if x:
+        yield Series(index, x, y, "evaluation", "evaluation")
 
 
 def entropy_panel(runs: list[Run]) -> Panel:
@@ -112,7 +119,8 @@ def entropy_panel(runs: list[Run]) -> Panel:
         target = run.target()
         if target is not None:
             series.append(Series(index, target[0], target[1], "band", "target", target[2]))
-    series += metric_series(runs, "entropy")
+    for index, run in enumerate(runs):
+        series += both_splits(index, run.entropies("step"), run.entropies("step", split="eval_"))
     about = "Mean over completion tokens."
     if any(item.kind == "band" for item in series):
         about += " Shaded (dotted if it is a single value): the target of a run."
@@ -158,7 +166,7 @@ def law_panel(runs: list[Run]) -> Panel:
     """Reward against entropy, with the law R = -a exp(H) + b fitted to each run."""
     series, notes = [], {}
     for index, run in enumerate(runs):
-        entropies, rewards = run.series("entropy", "reward")
+        rewards, entropies = run.entropies("reward")
         if len(entropies) < 3:
             continue
         series.append(Series(index, entropies, rewards, "points"))

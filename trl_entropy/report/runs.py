@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from ..curves.logged import MICRO_BATCH_MEAN, TOKEN_MEAN, entropy_of
 from ..runs.files import SETTINGS_FILE
 from .known import Known, known_from
 
@@ -64,6 +65,12 @@ class Run:
         lines = [line for line in self.lines if all(key in line for key in keys)]
         return [[line[key] for line in lines] for key in keys]
 
+    def entropies(self, *keys: str, split: str = "") -> list[list[float]]:
+        """The values of each of `keys`, and [`entropy_of`] the line, from the lines that have all of them."""
+        lines = [line for line in self.lines if all(key in line for key in keys)]
+        found = [(line, entropy) for line in lines if (entropy := entropy_of(line, split)) is not None]
+        return [*([line[key] for line, _ in found] for key in keys), [entropy for _, entropy in found]]
+
     def with_defaults(self) -> dict[str, Any]:
         """The changed settings, and the defaults of all others but those of methods that it does not use."""
         idle = tuple(f"{name}_" for name in self.known.methods if name not in self.methods)
@@ -87,7 +94,7 @@ class Run:
         steps, lows, highs = [], [], []
         for line in self.lines:
             ranges = [METHODS[name].entropy_range(settings, line) for name in aiming]
-            if adaptive and "entropy" in line:
+            if adaptive and entropy_of(line) is not None:
                 ranges.append((settings["entropy_target"],) * 2)
             known = [ends for ends in ranges if ends is not None]
             if known:
@@ -179,15 +186,20 @@ def read_state(path: Path) -> tuple[int, list[dict[str, float]]]:
     history = state.get("log_history") if isinstance(state, dict) else None
     if not isinstance(history, list) or not all(isinstance(line, dict) for line in history):
         raise ValueError(f"{path} must have a list of log lines as `log_history`, got {type(history).__name__}.")
-    lines = [
-        {key: value for key, value in line.items() if type(value) in (int, float) and math.isfinite(value)}
-        for line in history
-    ]
-    lines = [line for line in lines if "step" in line]
+    lines = [line for line in map(finite_values, history) if "step" in line]
     if not any(line.keys() & {"entropy", "loss", "eval_loss"} for line in lines):
         raise ValueError(f"{path} must have logged something, but has no line with `entropy` or `loss`.")
     step = state.get("global_step")
     return step if isinstance(step, int) else int(lines[-1]["step"]), lines
+
+
+def finite_values(line: dict[str, Any]) -> dict[str, float]:
+    """The finite numbers of a log line. TRL's entropy is left out if ours says that no token was counted."""
+    found = {key: value for key, value in line.items() if type(value) in (int, float) and math.isfinite(value)}
+    for split in ("", "eval_"):
+        if split + TOKEN_MEAN in line.keys() - found.keys():
+            found.pop(split + MICRO_BATCH_MEAN, None)
+    return found
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def summarize(runs: list[Run], panels: list[Panel]) -> list[dict[str, str]]:
     rows = []
     for index, run in enumerate(runs):
         row = {"run": run.label, "methods": named_methods(run), "steps": str(run.steps)}
-        if entropies := run.series("entropy")[0]:
+        if entropies := run.entropies()[0]:
             row["entropy (nats)"] = "{:.3f} to {:.3f}".format(*ends(entropies))
         for name, key in LAST.items():
             values = run.series(key)[0]

@@ -16,6 +16,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .._version import __version__
+from ..curves.logged import entropy_of
 from ..methods import Method
 from ..paper import Paper
 from ..settings import default_of, fields_of
@@ -36,8 +37,14 @@ TRL_BIBTEX = """@software{vonwerra2020trl,
 
 
 def points_of(history: list[dict[str, Any]], key: str) -> list[tuple[int, float]]:
-    """(step, value) of each finite value of `key` in the logs; a run that diverged logs `None` too."""
-    logged = [(line["step"], line[key]) for line in history if isinstance(line.get(key), (int, float))]
+    """(step, value) of each finite value of `key` in the logs; a run that diverged logs `None` too.
+
+    The values of `entropy` and `eval_entropy` are those of [`entropy_of`].
+    """
+    split, name, rest = key.partition("entropy")
+    is_entropy = name and not rest and split in ("", "eval_")
+    values = [(line["step"], entropy_of(line, split) if is_entropy else line.get(key)) for line in history]
+    logged = [(step, value) for step, value in values if isinstance(value, (int, float))]
     return [point for point in logged if math.isfinite(point[1])]
 
 

@@ -20,7 +20,7 @@ from trl.trainer import distillation_trainer
 from ..collectives import Collectives, collectives_of
 from ..head import check_head
 from ..head.agreement import is_sharded
-from ..head.divergence import Head, divergences, entropy_first_is_cheaper, student_entropy
+from ..head.divergence import Divergences, Head, divergences, entropy_first_is_cheaper, student_entropy
 from ..head.function import DYNAMIC_DEVICES
 from ..head.rebinding import rebound, swapped
 from ..kappa.wiring import with_kappa
@@ -38,6 +38,16 @@ from .window import join_metrics
 
 # Names in TRL's module that are ours while a loss is computed
 LOSS, KERNEL = "_chunked_divergence_loss", "ChunkedDivergenceFunction"
+
+
+class WholeKernel:
+    """TRL's kernel for evaluation. The same, except that it takes a vocabulary that a bias masks."""
+
+    @staticmethod
+    def apply(*arguments: Any) -> tuple[Tensor, Tensor]:
+        """The arguments of TRL's kernel -> (N,) divergence and (N,) entropy in nats."""
+        found: Divergences = divergences(Head(*arguments), live_rows=False)
+        return found.loss, found.entropy
 
 
 class SelectingKernel:
@@ -202,7 +212,8 @@ class EntropyDistillationTrainer(RunMixin, DistillationTrainer):
 
     def _compute_loss(self, unwrapped_student, inputs, num_items_in_batch):
         if not self.model.training:
-            return super()._compute_loss(unwrapped_student, inputs, num_items_in_batch)
+            with swapped(distillation_trainer, KERNEL, WholeKernel):
+                return super()._compute_loss(unwrapped_student, inputs, num_items_in_batch)
         stock_loss = getattr(distillation_trainer, LOSS)
 
         def loss_on_kept_tokens(student_hidden, teacher_hidden, student_head, teacher_head, mask, *args, **kwargs):

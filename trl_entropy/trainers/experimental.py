@@ -20,6 +20,7 @@ from trl.experimental.sdpo import SDPOTrainer
 
 from ..collectives import collectives_of
 from ..functional import row_top_mask
+from ..head.masked import finite, is_masked
 from ..methods.tip import Tip, TipTokens
 from ..runs.resuming import ResumesWhole
 from ..runs.states import SavesStates
@@ -59,6 +60,7 @@ class ChoosesTokens(ResumesWhole, SavesStates):
         check_built(self, fused=False, ends=self.ends)
         self._world = collectives_of(self.accelerator)
         self._place = (-1, 0)  # optimizer step, and number in it, of the last forward in training
+        self._masked: dict[str, bool] = {}  # by model, once it has given logits
         if self._tip.selects:
             self._tag_names = [*self._tag_names, Tip.name]
             self.model.add_model_tags(self._tag_names)
@@ -74,6 +76,15 @@ class ChoosesTokens(ResumesWhole, SavesStates):
     @property
     def _choosing(self) -> bool:
         return self._tip.selects and self.model.training
+
+    def _finite(self, model: str, logits: Tensor) -> Tensor:
+        """(..., V) logits, finite if the first ones of `model` show that it masks its vocabulary.
+
+        TRL's losses are NaN on other logits of tokens of probability 0. A copy is made only if there are some.
+        """
+        if model not in self._masked and logits.numel():
+            self._masked[model] = is_masked(logits)
+        return finite(logits) if self._masked.get(model) else logits
 
     def _choose(self, student_logits: Tensor, teacher_logits: Tensor, mask: Tensor, temperature: float) -> Tensor:
         """(B, T, V), (B, T, V), (B, T) -> (B, T) bool, the tokens to keep. Logs the selection.
@@ -136,7 +147,11 @@ class EntropyGKDTrainer(ChoosesTokens, GKDTrainer):
             keep = self._choose(student_logits, teacher_logits, labels != IGNORED, temperature)
             student_logits, teacher_logits, labels = student_logits[keep], teacher_logits[keep], labels[keep]
         return super().generalized_jsd_loss(
-            student_logits, teacher_logits, labels=labels, temperature=temperature, **keywords
+            self._finite("student", student_logits),
+            self._finite("teacher", teacher_logits),
+            labels=labels,
+            temperature=temperature,
+            **keywords,
         )
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
@@ -159,6 +174,11 @@ class EntropyGKDTrainer(ChoosesTokens, GKDTrainer):
 
 class ChoosesTokensOfItself(ChoosesTokens):
     """Mixin for self-distillation, whose loss is a mean over each sequence."""
+
+    def _compute_teacher_student_logits(self, *args, **kwargs):
+        found = super()._compute_teacher_student_logits(*args, **kwargs)
+        logits = {key: self._finite(key, getattr(found, key)) for key in ("student_logits", "teacher_logits")}
+        return replace(found, **logits)
 
     def _compute_self_distillation_loss(self, model, inputs, distillation_logits):
         if not self._choosing:

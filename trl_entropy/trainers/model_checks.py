@@ -17,7 +17,7 @@ def check_fusible(model: Any, field: str = "model") -> None:
     """Checks that a loss can be computed from the last hidden state and the weight of the LM head.
 
     Raises:
-        `ValueError`: the model has an encoder, has no LM head, or PEFT wraps its head.
+        `ValueError`: the model has an encoder, has no LM head, its head is quantized, or PEFT wraps it.
     """
     name = type(model.get_base_model() if is_peft_model(model) else model).__name__
     if getattr(model.config, "is_encoder_decoder", False):
@@ -36,6 +36,12 @@ def check_fusible(model: Any, field: str = "model") -> None:
             )
     if not (hasattr(head, "weight") and hasattr(head, "bias")):
         raise ValueError(f"`{field}` must have a linear LM head, got {name} with {type(head).__name__} as its head.")
+    if not head.weight.is_floating_point():  # packed, so that not even its shape is that of the head
+        raise ValueError(
+            f"`{field}` must have an LM head that is not quantized, got {name} with {type(head).__name__} of "
+            f"{head.weight.dtype} as its head: the loss reads its weight. Name the head among the modules that the "
+            "quantization skips."
+        )
 
 
 def check_eos(processing_class: Any, field: str = "processing_class") -> None:
