@@ -8,6 +8,7 @@ Loading torch, TRL and all methods takes longer than what most scripts do. So on
 
 import os
 import runpy
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -34,12 +35,19 @@ def run_rank(script: str, rank: int, folder: str) -> int:
 
 
 def main(script: str, count: int, folder: str) -> int:
-    """0, or the first other exit status; the rest is then killed, which would wait for the failed one for ever."""
+    """0, or 1 if a rank failed. The others, which would wait for it for ever, are then killed."""
     registry.covered()
     forks = {}
+
+    def stop():
+        for fork in forks:
+            os.kill(fork, signal.SIGKILL)
+
+    signal.signal(signal.SIGTERM, lambda *_: (stop(), os._exit(1)))
     for rank in range(count):
         fork = os.fork()
         if fork == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             status = run_rank(script, rank, folder)
             sys.stdout.flush()
             sys.stderr.flush()
@@ -49,8 +57,7 @@ def main(script: str, count: int, folder: str) -> int:
         fork, status = os.wait()
         del forks[fork]
         if status:
-            for other in forks:
-                os.kill(other, 9)
+            stop()
             return 1
     return 0
 

@@ -3,11 +3,9 @@
 """Starts a script in several processes of one group on this machine, and waits for all of them."""
 
 import os
-import signal
 import socket
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 
@@ -30,13 +28,11 @@ def run_processes(script: str, count: int, folder: Path, timeout: int = 240) -> 
             env={**os.environ, **shared},
             stdout=log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
         )
     try:
         status = process.wait(timeout)
         logs = sorted(folder.glob("log*.txt"))
         assert status == 0, "\n".join(f"{path.name}: {path.read_text()[-3000:]}" for path in logs)
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        process.terminate()  # which it passes on to its forks
     return folder

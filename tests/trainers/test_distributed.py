@@ -2,8 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Several processes equal one: `world` statistics do not depend on how the batch is split."""
 
+import os
+
 import pytest
 import torch
+from filelock import FileLock
 from support import registry
 from support.distilling import distillation_results
 from support.many_processes import REWARDS, grouped, results
@@ -15,9 +18,15 @@ from trl_entropy.methods import METHODS
 
 @pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)], ids="{} processes".format)
 def many(request, tmp_path_factory):
-    """The folder with the results of each of two or four processes, and their number."""
-    count, folder = request.param, tmp_path_factory.mktemp("many")
-    return run_processes("many_processes.py", count, folder, timeout=120 * count), count
+    """The folder with the results of each of two or four processes, and their number. Workers of pytest share it."""
+    count, root = request.param, tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / f"many{count}"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "done").exists():
+            folder.mkdir(exist_ok=True)
+            run_processes("many_processes.py", count, folder, timeout=120 * count)
+            (folder / "done").touch()
+    return folder, count
 
 
 def of_each(many, file):
