@@ -57,14 +57,18 @@ class Task:
         load: model and tokenizer of a folder.
         dataset: training prompts, given the folder of the model to start from.
         evaluation: the function that scores a model at several temperatures, given the same folder and the tokenizer.
+        cache: default folder of the model to start from.
+        start: makes that model in the folder of the cache unless it is there, and returns its folder.
     """
 
     plan: Path
     recipe: str | Path
     reward: Callable
-    load: Callable[[Path], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
-    dataset: Callable[[Path], Dataset]
-    evaluation: Callable[[Path, PreTrainedTokenizerBase], Evaluation]
+    load: Callable[[str | Path], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
+    dataset: Callable[[str | Path], Dataset]
+    evaluation: Callable[[str | Path, PreTrainedTokenizerBase], Evaluation]
+    cache: Path
+    start: Callable[[Path], Path]
 
 
 COUNTDOWN = Task(
@@ -74,6 +78,8 @@ COUNTDOWN = Task(
     load=load_warm_start,
     dataset=lambda folder: countdown_dataset(),
     evaluation=lambda folder, tokenizer: ExactCountdown(tokenizer),
+    cache=quickstart.CACHES["chain"],
+    start=lambda cache: warm_start(cache),
 )
 
 
@@ -159,16 +165,14 @@ class Recorder(TrainerCallback):
             self.history.append({"step": self.first + state.global_step, **kept})
 
 
-def train_arm(settings: dict[str, Any], seed: int, task: Task, model_path: Path, folder: Path) -> dict[str, Any]:
+def train_arm(settings: dict[str, Any], seed: int, task: Task, model_path: str | Path, folder: Path) -> dict[str, Any]:
     """One run: its settings, evaluations, logs, and CPU seconds of training and of evaluation."""
     result = {"settings": settings, "points": [], "history": [], "seconds": {"training": 0.0, "evaluation": 0.0}}
     start = model_path
     for number, (first, own) in enumerate(phases(settings)):
         model, tokenizer = task.load(start)
-        place = {"model_name_or_path": str(start), "dataset_name": str(model_path.parent / "data")}
-        config = quickstart.config_for(
-            {**own, **place, "seed": seed + SECOND_PHASE * number}, own["methods"], folder / "trainer"
-        )
+        own |= {"model_name_or_path": str(start), "seed": seed + SECOND_PHASE * number}
+        config = quickstart.config_for(own, own["methods"], folder / "trainer")
         recorder = Recorder(task.evaluation(model_path, tokenizer), settings, first)
         trainer = EntropyGRPOTrainer(
             model=model,
@@ -197,7 +201,7 @@ def is_current(path: Path, settings: dict[str, Any]) -> bool:
     return path.exists() and fingerprint(json.loads(path.read_text())["settings"]) == fingerprint(settings)
 
 
-def run_all(options: argparse.Namespace, plan: Plan, task: Task, model_path: Path) -> None:
+def run_all(options: argparse.Namespace, plan: Plan, task: Task, model_path: str | Path) -> None:
     """Makes this worker's share of the runs that have no current file."""
     stages = plan.stages if options.stages is None else [plan.stages[number - 1] for number in options.stages]
     runs = dict.fromkeys((arm, seed) for arms, seeds in stages for seed in seeds for arm in arms)
@@ -235,13 +239,13 @@ def collect(output: Path, plan: Plan) -> Trajectories:
     return found
 
 
-def main(task: Task = COUNTDOWN, start: Callable[[argparse.Namespace], Path] | None = None) -> None:
-    """The command line of a task.
+def name_of(model: str | None) -> list[str]:
+    """The last word of a model's name or folder, for the folder of its runs; nothing without a model."""
+    return [Path(model).resolve().name] if model else []
 
-    Args:
-        task: the task.
-        start: makes the model to start from, given the options, and returns its folder.
-    """
+
+def main(task: Task = COUNTDOWN) -> None:
+    """The command line of a task."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plan", type=Path, default=task.plan, help="YAML file of the runs (%(default)s)")
     parser.add_argument("--stages", type=int, nargs="+", help="stages of the plan to run, from 1; all by default")
@@ -250,10 +254,11 @@ def main(task: Task = COUNTDOWN, start: Callable[[argparse.Namespace], Path] | N
     parser.add_argument("--workers", type=int, default=1, help="processes between which the runs are split")
     parser.add_argument("--report", action="store_true", help="only make tables and plots of the finished runs")
     parser.add_argument("--scores", type=Path, metavar="FILE", help="only report on a file of scores")
-    parser.add_argument("--output", type=Path, help="folder of the runs (runs/, then the name of the plan)")
-    parser.add_argument("--cache", type=Path, default=Path(".cache/countdown"), help="folder of the starting model")
+    parser.add_argument("--output", type=Path, help="folder of the runs (runs/PLAN or runs/PLAN-MODEL)")
+    parser.add_argument("--cache", type=Path, default=task.cache, help="folder of the task's model (%(default)s)")
+    parser.add_argument("--model", help="model to start from instead: a folder, or a name on the Hub")
     options = parser.parse_args()
-    options.output = options.output or Path("runs", options.plan.stem)
+    options.output = options.output or Path("runs", "-".join([options.plan.stem, *name_of(options.model)]))
     options.output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     silence_libraries()
@@ -266,7 +271,7 @@ def main(task: Task = COUNTDOWN, start: Callable[[argparse.Namespace], Path] | N
         found = read_scores(options.scores, {arm: fingerprint(settings) for arm, settings in plan.arms.items()})
         return report(found, plan.arms, plan.levels, options.output)
     if not options.report:
-        run_all(options, plan, task, start(options) if start else warm_start(options.cache))
+        run_all(options, plan, task, options.model or task.start(options.cache))
     found = collect(options.output, plan)
     write_scores(found, options.output / committed.name)
     report(found, plan.arms, plan.levels, options.output)

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`recipes/benchmarks/trajectories.py`: arithmetic on hand-made curves, resuming, reports, exact pass@k."""
 
+import dataclasses
 import importlib
 import json
 import math
@@ -167,6 +168,48 @@ def test_a_plan_lists_arms_stages_and_phases(modules, plan_file):
         script.expand(["stock", "kl"], plan.arms)
 
 
+@pytest.fixture
+def tiny(modules, plan_file, tmp_path, monkeypatch):
+    """Trains an arm with a tiny model and four held-out prompts, and returns its result."""
+    script, exact = modules["trajectories"], modules["exact_countdown"]
+    few = exact.prompts(held_out=True)[:4]
+    monkeypatch.setattr(exact, "prompts", lambda held_out: few)
+    start = countdown_model.WarmStart(hidden_size=16, layers=1, heads=2)
+    countdown_model.build_model(start).save_pretrained(tmp_path / "model")
+    countdown_model.build_tokenizer().save_pretrained(tmp_path / "model")
+    small = {"per_device_train_batch_size": 8, "num_generations": 4, "max_steps": 8, "learning_rate": 1e-2}
+
+    def reward(completions, **kwargs):  # no completion of an untrained model is right
+        return [float(len(set(text.split())) % 2) for text in completions]
+
+    def train(**changes):
+        settings = {**script.read_plan(plan_file, script.quickstart.RECIPE).arms["stock"], **small, **changes}
+        settings |= {"then": {**settings, **changes["then"]}} if "then" in changes else {}
+        task = dataclasses.replace(script.COUNTDOWN, reward=reward)
+        return script.train_arm(settings, 0, task, tmp_path / "model", tmp_path / "out")
+
+    return train
+
+
+def test_a_run_is_evaluated_on_the_way(tiny):
+    often = tiny(evaluate_every=4)
+    assert [(point["step"], point["temperature"]) for point in often["points"]] == [
+        (0, 1.0), (0, 1.2), (4, 1.0), (4, 1.2), (8, 1.0), (8, 1.2)
+    ]  # fmt: skip
+    assert [point["step"] for point in often["history"]] == [4, 8] and often["seconds"]["evaluation"] > 0
+    # Evaluations do not change the run.
+    rarely = tiny(evaluate_every=100)
+    assert [point["step"] for point in rarely["points"]] == [0, 0, 8, 8]
+    assert rarely["points"][2:] == often["points"][4:] and often["points"][0] != {**often["points"][4], "step": 0}
+
+
+def test_a_second_phase_starts_from_the_first_ones_model(tiny):
+    found = tiny(evaluate_every=2, after=4, then={"learning_rate": 0.0})["points"][::2]
+    assert [point["step"] for point in found] == [0, 2, 4, 6, 8]
+    start, first, switch, *rest = [{key: value for key, value in point.items() if key != "step"} for point in found]
+    assert start != first != switch and rest == [switch, switch]
+
+
 def rows(script, settings, shift=0.0):
     """A trajectory from (0.2, 0.8) down to (0.4, 0.6 + `shift`)."""
     points = [
@@ -202,7 +245,8 @@ def launch(modules, plan_file, tmp_path, monkeypatch):
     return run
 
 
-def test_runs_are_made_once_in_the_order_of_the_plan(launch, modules, tmp_path):
+def test_runs_are_made_once_in_the_order_of_the_plan(launch, modules, tmp_path, monkeypatch):
+    monkeypatch.setattr(modules["trajectories"], "report", lambda *arguments: None)
     runs = [("kl_cov", 0), ("stock", 0), ("kl_cov", 1), ("stock", 1), ("kl_cov", 0), ("pass_at_k", 0)]
     assert launch() == runs  # the fifth is the other strength
     assert launch() == []
@@ -216,7 +260,8 @@ def test_runs_are_made_once_in_the_order_of_the_plan(launch, modules, tmp_path):
     assert launch() == [("stock", 1)]
 
 
-def test_workers_stages_and_arms_split_the_runs(launch):
+def test_workers_stages_and_arms_split_the_runs(launch, modules, monkeypatch):
+    monkeypatch.setattr(modules["trajectories"], "report", lambda *arguments: None)
     assert launch("--stages", "2", "--only", "two") == [("pass_at_k", 0)]
     assert launch("--worker=0", "--workers=2", "--stages", "1") == [("kl_cov", 0), ("kl_cov", 1)]
     assert launch("--worker=1", "--workers=2", "--stages", "1") == [("stock", 0), ("stock", 1)]
