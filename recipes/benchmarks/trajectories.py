@@ -27,8 +27,8 @@ from typing import Any
 
 import torch
 import yaml
+from countdown_scores import CountdownScores
 from datasets import Dataset
-from exact_countdown import ExactCountdown
 from methods_report import fingerprint, run_file
 from trajectories_report import DIGITS, TEMPERATURE, Trajectories, read_scores, report, write_scores
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
@@ -77,7 +77,7 @@ COUNTDOWN = Task(
     reward=countdown_reward,
     load=load_warm_start,
     dataset=lambda folder: countdown_dataset(),
-    evaluation=lambda folder, tokenizer: ExactCountdown(tokenizer),
+    evaluation=lambda folder, tokenizer: CountdownScores(tokenizer),
     cache=quickstart.CACHES["chain"],
     start=lambda cache: warm_start(cache),
 )

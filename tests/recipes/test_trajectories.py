@@ -27,7 +27,7 @@ def modules():
     sys.path.insert(0, str(BENCHMARKS))
     found = {
         name: importlib.import_module(name)
-        for name in ("frontier", "exact_countdown", "trajectories_report", "trajectories")
+        for name in ("frontier", "countdown_scores", "trajectories_report", "trajectories")
     }
     sys.path.remove(str(BENCHMARKS))
     return found
@@ -77,14 +77,14 @@ def test_differences_at_equal_pass_at_1(modules):
 
 
 def test_right_completions_have_their_exact_probabilities(modules, monkeypatch):
-    exact = modules["exact_countdown"]
+    scores = modules["countdown_scores"]
     rows = [Prompt((1, 2, 3, 4), 10), Prompt((2, 4, 6, 9), 17)]
-    monkeypatch.setattr(exact, "prompts", lambda held_out: rows)
+    monkeypatch.setattr(scores, "prompts", lambda held_out: rows)
     tokenizer = countdown_model.build_tokenizer()
     model = countdown_model.build_model(countdown_model.WarmStart(hidden_size=16, layers=1, heads=2)).eval()
-    evaluation = exact.ExactCountdown(tokenizer, batch_size=7)
+    evaluation = scores.CountdownScores(tokenizer, batch_size=7)
     with torch.no_grad():
-        plain, hot = evaluation.answer_probabilities(model, (1.0, 1.5))
+        plain, hot = evaluation.computed(model, (1.0, 1.5))
     assert len(plain) == sum(len(solutions(*row)) for row in rows)
     # One completion, token by token.
     tokens = tokenizer(f"{rows[0].text} {chain(solutions(*rows[0])[3])} <eos>", return_tensors="pt").input_ids
@@ -97,33 +97,51 @@ def test_right_completions_have_their_exact_probabilities(modules, monkeypatch):
         assert math.log(probabilities[3]) == pytest.approx(logp, rel=1e-5)
 
 
+def test_estimate_of_the_rest_is_unbiased(modules):
+    no_success = modules["countdown_scores"].no_success
+    # Over all counts o of m samples, each right with chance r = 0.2, the mean is (1 - p_in)^k (1 - r)^k.
+    for m, k in ((5, 2), (5, 5), (8, 4)):
+        counts = torch.arange(m + 1)
+        weights = torch.tensor([math.comb(m, o) * 0.2**o * 0.8 ** (m - o) for o in range(m + 1)], dtype=torch.float64)
+        found = no_success(torch.full((m + 1,), 0.3, dtype=torch.float64), torch.full((m + 1,), m), counts, k)
+        assert (weights * found).sum().item() == pytest.approx(0.7**k * 0.8**k)
+    # Too few samples, and none.
+    few = no_success(torch.tensor([0.5, 0.5]), torch.tensor([2, 0]), torch.tensor([1, 0]), 3)
+    assert few.tolist() == pytest.approx([0.5**3 * 0.5**3, 0.5**3])
+
+
 def test_scores_of_known_probabilities(modules, monkeypatch):
-    exact = modules["exact_countdown"]
-    monkeypatch.setattr(exact, "prompts", lambda held_out: [Prompt((1, 2, 3, 4), 10), Prompt((2, 4, 6, 9), 17)])
-    evaluation = exact.ExactCountdown(countdown_model.build_tokenizer())
+    scores = modules["countdown_scores"]
+    monkeypatch.setattr(scores, "prompts", lambda held_out: [Prompt((1, 2, 3, 4), 10), Prompt((2, 4, 6, 9), 17)])
+    evaluation = scores.CountdownScores(countdown_model.build_tokenizer())
     evaluation.owner = torch.tensor([0, 0, 1])
-    found = evaluation.scores(torch.tensor([0.1, 0.3, 0.5], dtype=torch.float64))
-    assert found["pass@1"] == pytest.approx((0.4 + 0.5) / 2)
+    computed, inside = torch.tensor([0.1, 0.3, 0.5], dtype=torch.float64), torch.tensor([2, 10, 16])
+    found = evaluation.scores(computed, inside, torch.tensor([0, 0, 0]))
+    assert found["pass@1"] == pytest.approx((0.4 + 0.5) / 2) and found["outside"] == 0
     assert found["pass@4"] == pytest.approx((1 - 0.6**4 + 1 - 0.5**4) / 2)
     every = [1 - (1 - p) ** 16 for p in (0.1, 0.3, 0.5)]
     assert found["distinct"] == pytest.approx(sum(every) / 2)
     assert found["coverage"] == pytest.approx(((every[0] + every[1]) / 2 + every[2]) / 2)
+    # The first prompt has 20 other samples. 5 are right: a quarter of the 0.6 that is not computed. The first answer
+    # has 30 other samples, all 5 are its own.
+    found = evaluation.scores(computed, inside, torch.tensor([5, 0, 0]))
+    assert found["pass@1"] == pytest.approx((0.4 + 0.6 / 4 + 0.5) / 2) and found["outside"] == 5 / 64
+    assert found["pass@16"] == pytest.approx((1 - 0 * 0.6**16 + 1 - 0.5**16) / 2)
+    first = 1 - 0.9**16 * math.comb(25, 16) / math.comb(30, 16)
+    assert found["distinct"] == pytest.approx((first + every[1] + every[2]) / 2)
 
 
-def test_outside_counts_right_answers_after_another_thought(modules, monkeypatch):
-    exact = modules["exact_countdown"]
+def test_right_answers_after_another_thought_are_counted_apart(modules, monkeypatch):
+    scores = modules["countdown_scores"]
     row = Prompt((1, 2, 3, 4), 10)
-    monkeypatch.setattr(exact, "prompts", lambda held_out: [row])
+    monkeypatch.setattr(scores, "prompts", lambda held_out: [row])
     answer, other = solutions(*row)[:2]
-    drawn = [
-        chain(answer),
-        chain(other).replace(f"</think> {other}", f"</think> {answer}"),
-        "</think> 1",
-        chain(other),
-    ]
-    monkeypatch.setattr(exact, "sample", lambda *arguments: (drawn, torch.tensor([0.1, 0.3])))
-    found = exact.ExactCountdown(countdown_model.build_tokenizer()).sampled(None, 1.0)
-    assert found == {"entropy": pytest.approx(0.2), "outside": 0.25}
+    another = chain(other).replace(f"</think> {other}", f"</think> {answer}")
+    drawn = [chain(answer), another, "</think> 1", chain(other)]
+    monkeypatch.setattr(scores, "sample", lambda *arguments: (drawn, torch.tensor([0.1, 0.3])))
+    inside, outside, entropy = scores.CountdownScores(countdown_model.build_tokenizer()).sampled(None, 1.0)
+    assert inside[:2].tolist() == [8, 8] and inside.sum() == 16 and entropy == pytest.approx(0.2)
+    assert outside[0] == outside.sum() == 8
 
 
 PLAN = {
@@ -171,9 +189,9 @@ def test_a_plan_lists_arms_stages_and_phases(modules, plan_file):
 @pytest.fixture
 def tiny(modules, plan_file, tmp_path, monkeypatch):
     """Trains an arm with a tiny model and four held-out prompts, and returns its result."""
-    script, exact = modules["trajectories"], modules["exact_countdown"]
-    few = exact.prompts(held_out=True)[:4]
-    monkeypatch.setattr(exact, "prompts", lambda held_out: few)
+    script, scores = modules["trajectories"], modules["countdown_scores"]
+    few = scores.prompts(held_out=True)[:4]
+    monkeypatch.setattr(scores, "prompts", lambda held_out: few)
     start = countdown_model.WarmStart(hidden_size=16, layers=1, heads=2)
     countdown_model.build_model(start).save_pretrained(tmp_path / "model")
     countdown_model.build_tokenizer().save_pretrained(tmp_path / "model")
