@@ -264,7 +264,8 @@ def main(task: Task = COUNTDOWN) -> None:
     silence_libraries()
     plan = read_plan(options.plan, task.recipe)
     committed = options.plan.with_suffix(".json")
-    if options.scores is None and options.report and not any(options.output.glob("runs/*/*.json")):
+    made = any(options.output.glob("runs/*/*.json"))
+    if options.scores is None and options.report and not made and committed.exists():
         options.scores = committed
     if options.scores is not None:
         print(f"From {options.scores}:")

@@ -67,10 +67,10 @@ def sums(held_out: bool) -> list[Sum]:
     return sorted(chosen, key=lambda row: (row.code, row))[:HELD_OUT] if held_out else chosen
 
 
-def prompt(row: Sum, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text before the answer."""
+def prompts(rows: list[Sum], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The texts before the answers."""
     opening = OPENING if "<|im_start|>" in tokenizer.get_vocab() else ""
-    return f"{opening}{row.first} + {row.second} ="
+    return [f"{opening}{row.first} + {row.second} =" for row in rows]
 
 
 def addition_reward(completions: list[str], answer: list[str], **kwargs) -> list[float]:
@@ -83,9 +83,7 @@ def addition_reward(completions: list[str], answer: list[str], **kwargs) -> list
 def training_data(model_path: str | Path) -> Dataset:
     """The prompts to train on."""
     rows, tokenizer = sums(held_out=False), AutoTokenizer.from_pretrained(model_path)
-    return Dataset.from_dict(
-        {"prompt": [prompt(row, tokenizer) for row in rows], "answer": [row.answer for row in rows]}
-    )
+    return Dataset.from_dict({"prompt": prompts(rows, tokenizer), "answer": [row.answer for row in rows]})
 
 
 class Split(NamedTuple):
@@ -115,9 +113,8 @@ class ExactAddition:
         if missing:
             raise ValueError(f"tokenizer: no {COMPLETION_LENGTH} tokens of it write {rows[min(missing)].answer!r}")
         self.owner = torch.tensor([index for index, _ in found])
-        self.sequences = [
-            (torch.tensor(tokenizer(prompt(rows[index], tokenizer)).input_ids), split) for index, split in found
-        ]
+        starts = [torch.tensor(tokenizer(text).input_ids) for text in prompts(rows, tokenizer)]
+        self.sequences = [(starts[index], split) for index, split in found]
 
     def splits(self, text: str, before: tuple[int, ...] = ()) -> Iterator[Split]:
         """All ways to write `text` in tokens, of which the last may go on with something that is no digit."""

@@ -97,7 +97,7 @@ def test_held_out_pairs_are_not_trained_on_in_either_order(addition):
     train, held_out = addition.sums(held_out=False), addition.sums(held_out=True)
     assert len(held_out) == len(set(held_out)) == 128 and len(train) + 128 < 8100
     assert not {tuple(sorted(row)) for row in train} & {tuple(sorted(row)) for row in held_out}
-    assert addition.Sum(27, 82).answer == " 109" and addition.prompt(train[0], Letters()) == "10 + 10 ="
+    assert addition.Sum(27, 82).answer == " 109" and addition.prompts(train[:1], Letters()) == ["10 + 10 ="]
 
 
 def test_plan_has_valid_settings(addition, tmp_path):

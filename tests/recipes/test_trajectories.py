@@ -286,6 +286,7 @@ def test_workers_stages_and_arms_split_the_runs(launch, modules, monkeypatch):
 
 
 def test_report_is_made_again_from_stored_scores(launch, tmp_path, capsys):
+    assert launch("--report") == [] and capsys.readouterr().out == "There is no run of stock to compare with.\n"
     launch()
     out = tmp_path / "out"
     text, scores = (out / "trajectories.md").read_text(), (out / "plan.json").read_text()
