@@ -20,7 +20,8 @@ from trl_entropy.methods.tip import Tip
 
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "benchmarks")
+EXPERIMENTS = ("benchmarks", "real_model")  # scripts with plans of their own
+RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name not in EXPERIMENTS)
 ACCELERATE = [path for path in RECIPES if path.parent.name == "accelerate"]
 DISTILLATION = [path for path in RECIPES if "teacher_model_name_or_path:" in path.read_text()]
 SFT = ROOT / "recipes" / "kappa_sft.yaml"
