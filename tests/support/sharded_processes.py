@@ -1,7 +1,8 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""One of two processes, started by test_sharded.py: runs of each method under DDP, and the same under FSDP2."""
+"""One of two processes, started by test_sharded.py: runs of the chosen methods under DDP, and the same under FSDP2."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
-from support.registry import strong
+from support.registry import rewarded, strong
 from support.tiny import build_trainer
 from torch.distributed.tensor import DTensor
 
@@ -62,8 +63,11 @@ if __name__ == "__main__":
     found = {}
     # accelerate remembers in the environment that FSDP was asked for once: so DDP goes first.
     for kind, trainer_class, settings in (("ddp", EntropyGRPOTrainer, {}), ("fsdp", ShardedTrainer, FSDP)):
-        for name, methods in RUNS.items():
-            found[kind, name] = train(trainer_class, folder / "out", methods, **settings)
+        for name in json.loads((folder / "chosen.json").read_text()):
+            reward = rewarded(RUNS[name])
+            found[kind, name] = train(trainer_class, folder / "out", RUNS[name], **settings, **reward)
+            if reward:
+                found[kind, f"none, as {name}"] = train(trainer_class, folder / "out", [], **settings, **reward)
     saves = dict(max_steps=4, save_strategy="steps", save_steps=2)
     for part, resume in (("whole", None), ("resumed", str(folder / "whole" / "checkpoint-2"))):
         found[part] = train(ShardedTrainer, folder / part, ["siren", "epo"], resume, **FSDP, **saves)
