@@ -19,10 +19,19 @@ from trl_entropy.methods import build_methods, rl_zvp
 from trl_entropy.methods.rl_zvp import entropy_advantages, uniform_signs
 
 
+def reward_of_solved_prompts(completion_ids, **kwargs):
+    """Every second group of four is all right. In the others every second completion is."""
+    return [float(row % 8 < 4 or row % 2) for row in range(len(completion_ids))]
+
+
 METHOD_SETTINGS = {
     "rl_zvp": MethodSettings(
         strong=dict(rl_zvp_coef=0.5),
-        group_runs={"pass@k, then RL-ZVP": dict(methods=["pass_at_k", "rl_zvp"], pass_at_k_size=2)},
+        group_runs={
+            "pass@k, then RL-ZVP, all right": dict(methods=["pass_at_k", "rl_zvp"], pass_at_k_size=2, rewards=[1.0]),
+            "RL-ZVP, all wrong": dict(methods=["rl_zvp"], rl_zvp_coef=0.5, rewards=[0.0]),
+        },
+        reward=reward_of_solved_prompts,
     )
 }
 

@@ -11,6 +11,7 @@ Nothing here runs on import, so that such a module may import this one.
 
 import importlib
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -46,6 +47,7 @@ class MethodSettings:
         chooses: whether it chooses tokens to act on; one that weighs all tokens, or gives a gradient to clipped ones,
             does not.
         losses: the values of `loss_type` that it accepts.
+        reward: the reward function of its own runs, if the usual one does not give it anything to act on.
         not_tested: why the tests of all methods cannot run it.
     """
 
@@ -61,6 +63,7 @@ class MethodSettings:
     refuses: tuple[str, ...] = ()
     chooses: bool = True
     losses: tuple[str, ...] = LOSS_TYPES
+    reward: Callable[..., list[float]] | None = None
     not_tested: str = ""
 
 
@@ -90,6 +93,12 @@ def required(names: list[str]) -> dict[str, Any]:
 def strong(names: list[str]) -> dict[str, Any]:
     """Settings with which each of the methods acts on a few dozen tokens."""
     return required(names) | {key: value for name in names for key, value in settings_of(name).strong.items()}
+
+
+def rewarded(names: list[str]) -> dict[str, Any]:
+    """The reward function of a run of one method by itself, if it names one."""
+    reward = settings_of(names[0]).reward if len(names) == 1 else None
+    return {} if reward is None else {"reward_funcs": reward}
 
 
 def accepted(names: list[str], settings: dict[str, Any]) -> dict[str, Any]:
