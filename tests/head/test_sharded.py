@@ -58,7 +58,7 @@ def found(request, tmp_path_factory):
     items = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
     chosen = {item.callspec.params["methods"][0] for item in items} | {"none"}
     (folder / "chosen.json").write_text(json.dumps([name for name in RUNS if name in chosen]))
-    run_processes("sharded_processes.py", 2, folder, timeout=500)
+    run_processes("sharded_processes.py", 2, folder, timeout=1500)
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
 
 
