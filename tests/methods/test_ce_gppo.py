@@ -18,7 +18,9 @@ from trl_entropy.tokens import CLIPPING_LOSSES
 
 
 METHOD_SETTINGS = {
-    "ce_gppo": MethodSettings(variants=(dict(ce_gppo_low=0.0, ce_gppo_high=2.0),), batches=(128, 1024), chooses=False)
+    "ce_gppo": MethodSettings(
+        variants=(dict(ce_gppo_low=0.0, ce_gppo_high=2.0),), batches=(128, 1024), chooses=False, losses=CLIPPING_LOSSES
+    )
 }
 
 
