@@ -19,7 +19,7 @@ test-all: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 compatibility: $(VENV)/.installed
-	$(BIN)/python -m tests.support.compatibility
+	$(BIN)/python -m tests.support.compatibility $(if $(ONLY),--only $(ONLY))
 
 tables: $(VENV)/.installed
 	$(BIN)/python -m tests.support.tables

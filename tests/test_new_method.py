@@ -25,7 +25,7 @@ ADDED = {
     "tests/methods/test_damp.py",
     "recipes/damp.yaml",
 }
-PAGES = {"README.md", "docs/methods.md", "docs/compatibility.md"}  # that `make tables` writes
+PAGES = {"README.md", "docs/methods.md", "docs/which_method.md", "docs/compatibility.md"}  # that `make tables` writes
 MODULE = '''"""Damp: multiplies positive advantages by a share."""
 
 from dataclasses import dataclass, field
@@ -109,6 +109,8 @@ EXPECTED = {
     "test_committed_scores_are_those_of_the_document",
     "test_table_of_methods_is_that_of_the_registry[README.md]",
     "test_table_of_methods_is_that_of_the_registry[docs/methods.md]",
+    "test_table_of_methods_is_that_of_the_registry[docs/which_method.md]",
+    "test_each_method_is_a_choice",
     "test_each_method_says_what_it_was_checked_against",
     "test_stored_descriptions_are_those_of_the_methods",
     "test_weights_of_damp",
@@ -177,6 +179,7 @@ def test_a_new_method_of_four_files(tmp_path):
     assert EXPECTED <= {case.get("name") for case in cases if not case.findall("skipped")}
     assert "README.md does not list 'damp' yet: run `make tables`." in result.stdout
     assert "The stored descriptions lack 'damp' yet: run `make tables`." in result.stdout
+    assert "docs/which_method.md does not say when to choose 'damp'." in result.stdout
     assert changed(before, files_of(root)) == ADDED
 
     # The pages follow by one command.
@@ -185,6 +188,7 @@ def test_a_new_method_of_four_files(tmp_path):
     rows = {
         "README.md": "| `damp` | [Damped Advantages](https://huggingface.co/papers/2601.00001) |",
         "docs/methods.md": "| `damp` | advantages, in every forward | nothing, as no paper has it |",
+        "docs/which_method.md": "| `damp` | acts |  | nothing | not measured | not measured here |",
         "docs/compatibility.md": "| `damp` | not tested |",
     }
     assert rows.keys() == PAGES

@@ -3,6 +3,7 @@
 """Time and peak memory of the fused LM head, against TRL's own and against full logits.
 
     python recipes/benchmarks/head.py                      # a CPU, within a minute
+    python recipes/benchmarks/head.py --clock cpu          # CPU time, on a machine that other processes share
     python recipes/benchmarks/head.py --preset gpu         # 8192 tokens, 151,936 words, bf16, hidden 1536 and 3584
 
 All variants run in every round, so that a slow phase of the machine affects all of them. The table shows medians over
@@ -87,9 +88,20 @@ def our_head(spec: HeadSpec) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor,
     return lambda hidden, weight, targets: token_statistics(hidden, weight, None, targets, spec)
 
 
+def with_likeliest(count: int) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]:
+    """Our head, with a gradient through the log-probabilities of the `count` likeliest tokens too."""
+
+    def forward(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+        out = token_statistics(hidden, weight, None, targets, HeadSpec(top_k=count))
+        return (out.log_probs + out.top_log_probs.mean(-1),)
+
+    return forward
+
+
 def variants() -> list[Variant]:
     heads = [Variant("TRL's head", trl_head)]
     heads += [Variant(f"ours, {share:.0%} live", our_head(HeadSpec()), live=share) for share in LIVE_SHARES]
+    heads += [Variant(f"ours, gradient through top {count} too", with_likeliest(count)) for count in (3, 8)]
     heads += [Variant(f"ours + {name}", our_head(spec), backward=False) for name, spec in STATISTICS.items()]
     return [*heads, Variant("full logits", full_logits)]
 
@@ -119,26 +131,26 @@ def example(args: argparse.Namespace, width: int) -> tuple[Tensor, ...]:
     return hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), words[:, 0], order
 
 
-def run(variant: Variant, data: tuple[Tensor, ...], grads: Tensor) -> tuple[float, float]:
+def run(variant: Variant, data: tuple[Tensor, ...], grads: Tensor, clock: str = "wall") -> tuple[float, float]:
     """Seconds of one forward, and of one backward of the log-probabilities (0 if not measured)."""
     hidden, weight, targets, order = data
     hidden.grad = weight.grad = None
     live = torch.zeros_like(grads)
     chosen = order[: round(variant.live * len(order))]
     live[chosen] = grads[chosen]
-    started = now(hidden)
+    started = now(hidden, clock)
     log_probs = variant.forward(hidden, weight, targets)[0]
-    middle = now(hidden)
+    middle = now(hidden, clock)
     if variant.backward:
         log_probs.backward(live.to(log_probs.dtype))
-    ended = now(hidden)
+    ended = now(hidden, clock)
     return middle - started, ended - middle if variant.backward else 0.0
 
 
-def now(tensor: Tensor) -> float:
+def now(tensor: Tensor, clock: str) -> float:
     if tensor.device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter()
+    return time.perf_counter() if clock == "wall" else time.process_time()
 
 
 def peak_bytes(variant: Variant, data: tuple[Tensor, ...], grads: Tensor) -> int:
@@ -162,7 +174,7 @@ def measure(args: argparse.Namespace, width: int) -> list[str]:
     times = {head.name: [] for head in heads}
     for _ in range(args.rounds):
         for head in heads:
-            times[head.name].append(run(head, data, grads))
+            times[head.name].append(run(head, data, grads, args.clock))
     return table(heads, times, peaks)
 
 
@@ -193,6 +205,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--device")
     parser.add_argument("--rounds", type=int)
+    parser.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: time of this process, all threads"
+    )
     parser.add_argument("--open-share", type=float, default=0.2)
     parser.add_argument("--bulk", type=float, default=0.02)
     presets = {
@@ -203,6 +218,8 @@ def arguments() -> argparse.Namespace:
     for name, value in presets[args.preset].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+    if args.clock == "cpu" and args.device != "cpu":
+        parser.error(f"`--clock cpu` must come with `--device cpu`, got {args.device!r}")
     return args
 
 
@@ -214,6 +231,7 @@ def main() -> None:
         print(
             f"\n{args.tokens} tokens, hidden {width}, vocabulary {args.vocab}, {args.dtype}, {args.device}, "
             f"{torch.get_num_threads()} threads, torch {torch.__version__}, median of {args.rounds} rounds, "
+            f"{args.clock} time, "
             f"{args.open_share:.0%} open tokens with {args.bulk:.0%} bulk ({time.perf_counter() - started:.0f} s)\n"
         )
         print("\n".join(lines))

@@ -251,9 +251,10 @@ def test_recipe_of_each_method_runs_scaled_down(run, tiny, name):
         use_cpu="true",
         bf16="false",
         report_to="none",
-        per_device_train_batch_size=2,
+        per_device_train_batch_size=4,
         gradient_accumulation_steps=1,
-        num_generations=2,
+        num_generations=4,
+        num_iterations=1,  # a generation batch for each step, so that both lines have what is logged once for each
         steps_per_generation=2 if METHODS[name].acts_on_ratio else 1,
         max_completion_length=8,
         learning_rate=1e-2,

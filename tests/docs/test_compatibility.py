@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from support.compatibility import LOSSES, OUTCOMES, SECTIONS, TABLE, Recorder, render
+from support.compatibility import LOSSES, OUTCOMES, SECTIONS, TABLE, Recorder, merged, render
 from support.tiny import LOSS_TYPES
 
 from trl_entropy.methods import METHODS
@@ -89,6 +89,18 @@ def test_outcomes_are_recorded():
     ):
         recorder.pytest_runtest_logreport(found)
     assert recorder.outcomes == {"one": {"some loss": "passed", "own": "failed"}, "two": {"own": "failed"}}
+
+
+def test_some_rows_are_run_and_the_others_kept():
+    recorder = Recorder(only=["two"])
+    items = [item("one", methods=["one"], kind="some"), item("two", methods=["two"], kind="some")]
+    recorder.pytest_collection_modifyitems(items)
+    assert [kept.nodeid for kept in items] == ["two"]
+    recorder.pytest_runtest_logreport(report("two", outcome="failed"))
+    stored = {"one": {"LoRA": "passed"}, "two": {"LoRA": "passed", "some loss": "passed"}}
+    found = merged(stored, recorder.outcomes, recorder.only)
+    assert found == {"one": {"LoRA": "passed"}, "two": {"some loss": "failed"}}  # nothing of an older run stays
+    assert merged(stored, recorder.outcomes, None) == {"two": {"some loss": "failed"}}
 
 
 def test_words_of_the_table():

@@ -7,11 +7,14 @@ import json
 import re
 import sys
 import warnings
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import yaml
 from support import tables
 
+from trl_entropy import EntropyGRPOConfig
 from trl_entropy.commands.listing import listed
 from trl_entropy.commands.methods import STORED
 from trl_entropy.methods import METHODS
@@ -37,6 +40,42 @@ def test_table_of_methods_is_that_of_the_registry(page):
     for name in tables.check(page, (ROOT / page).read_text(), tables.own_methods()):
         assert name not in stored, f"{page} does not list {name!r}: run `make tables`."
         warnings.warn(f"{page} does not list {name!r} yet: run `make tables`.", stacklevel=1)
+
+
+CHOICES = ROOT / "docs" / "which_method.md"
+
+
+def test_each_method_is_a_choice():
+    """Each method is named in a row or sentence beside the table of all, or a warning says that it is not."""
+    before, _, after = tables.split(CHOICES.read_text())
+    for name in tables.own_methods():
+        if f"`{name}`" not in before + after:
+            warnings.warn(f"docs/which_method.md does not say when to choose {name!r}.", stacklevel=1)
+
+
+def test_choices_exist():
+    """What the rows name by `code` is a method or a setting, with a value that the config takes."""
+    settings = {field.name for field in fields(EntropyGRPOConfig)}
+    before, _, after = tables.split(CHOICES.read_text())
+    named = re.findall(r"`([^`]+)`", before.removesuffix(tables.BEGIN) + after)
+    assert len(named) > 60
+    logged = {"entropy", "frac_reward_zero_std", "pass@1", "pass@k", "pass@2", "erc/dropped_fraction"}
+    for text in named:
+        if text in logged or text.startswith(("methods: [", "trl-entropy methods")):
+            continue
+        name, _, value = text.partition(": ")
+        assert name in METHODS or name in settings, text
+        if value:
+            given = dict(use_adaptive_entropy=True) if name == "entropy_controller" else {}
+            EntropyGRPOConfig("out", use_cpu=True, bf16=False, **given, **{name: yaml.safe_load(value)})
+
+
+def test_choices_of_two_can_be_listed_together():
+    """Pairs that the page recommends are accepted, in the order that it gives."""
+    pairs = re.findall(r"`methods: \[(.*?)\]`", CHOICES.read_text())
+    assert len(pairs) >= 3
+    for pair in pairs:
+        EntropyGRPOConfig("out", methods=pair.split(", "), use_cpu=True, bf16=False)
 
 
 def test_tables_list_what_a_method_says_of_itself():

@@ -2,9 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sharded parameters: under FSDP2 loss, gradients and weights are those of the whole model."""
 
+import json
+
 import pytest
 import torch
 from support.processes import run_processes
+from support.sharded_processes import RUNS
 from support.tensors import make_loss_batch
 from support.tiny import EXACT, FLOAT32, build_model
 from torch.distributed.device_mesh import init_device_mesh
@@ -75,8 +78,13 @@ def test_trl_head_of_a_sharded_model_that_masks_words(mesh):
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    folder = run_processes("sharded_processes.py", 2, tmp_path_factory.mktemp("sharded"), timeout=500)
+def found(request, tmp_path_factory):
+    """What both processes found, for the methods of the tests that are run and for none."""
+    folder = tmp_path_factory.mktemp("sharded")
+    items = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+    chosen = {item.callspec.params["methods"][0] for item in items} | {"none"}
+    (folder / "chosen.json").write_text(json.dumps([name for name in RUNS if name in chosen]))
+    run_processes("sharded_processes.py", 2, folder, timeout=1500)
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
 
 
@@ -96,7 +104,7 @@ def test_ddp(found, methods):
     torch.testing.assert_close(ranks[0]["weights"], ranks[1]["weights"], **EXACT)
     assert ranks[0]["kind"] == "DistributedType.MULTI_CPU" and len(ranks[0]["rows"]) == 3
     assert all(value.isfinite().all() for value in ranks[0]["weights"].values())
-    plain = found[0]["ddp", "none"]["weights"]
+    plain = found[0].get(("ddp", f"none, as {methods[0]}"), found[0]["ddp", "none"])["weights"]
     assert any(not torch.equal(value, plain[name]) for name, value in ranks[0]["weights"].items())
 
 

@@ -18,7 +18,12 @@ from trl_entropy.tokens import CLIPPING_LOSSES
 
 
 METHOD_SETTINGS = {
-    "ce_gppo": MethodSettings(variants=(dict(ce_gppo_low=0.0, ce_gppo_high=2.0),), batches=(128, 1024), reaches="loss")
+    "ce_gppo": MethodSettings(
+        variants=(dict(ce_gppo_low=0.0, ce_gppo_high=2.0),),
+        batches=(128, 1024),
+        reaches="loss",
+        losses=CLIPPING_LOSSES,
+    )
 }
 
 
@@ -178,6 +183,53 @@ def test_tokens_that_the_80_20_mask_leaves_out_stay_out(make_trainer):
     assert (terms - policy_terms("bnpo", logps, batch["old_per_token_logps"], batch["advantages"][:, None], mask)
             )[kept].abs().max() > 0  # fmt: skip
     expected = reduce_terms("bnpo", terms * kept, mask)
+    expected.backward()
+    torch.testing.assert_close(loss, expected.detach(), **FLOAT32)
+    torch.testing.assert_close(gradients, {n: p.grad for n, p in model.named_parameters()}, **FLOAT32)
+
+
+def test_on_the_bounds_of_m2po(make_trainer):
+    """Bounds of a forward, which M2PO reads off its tokens."""
+    batch = cases.off_policy_batch(build_model())
+    trainer = make_trainer(
+        model=build_model(), methods=["m2po", "ce_gppo"], loss_type="bnpo", m2po_budget=0.02, m2po_min_low=0.05,
+        m2po_min_high=0.1, ce_gppo_low=0.4, ce_gppo_high=1.7,
+    )  # fmt: skip
+    loss, gradients = loss_and_gradients(trainer, batch)
+    low, high = (trainer._metrics["train"][f"m2po/clip_{side}"][0] for side in ("low", "high"))
+    assert 0.5 < low < 0.95 and 1.1 <= high < 1.5 and not {low, high} & {0.8, 1.2}
+
+    model = build_model()
+    logps, _ = dense_logps_and_entropy(model, batch)
+    advantages = batch["advantages"][:, None].expand(logps.shape)
+    terms = three_cases(logps, batch["old_per_token_logps"], advantages, low, high, (0.4, 1.7))
+    expected = reduce_terms("bnpo", terms, batch["completion_mask"].bool())
+    expected.backward()
+    torch.testing.assert_close(loss, expected.detach(), **FLOAT32)
+    torch.testing.assert_close(gradients, {n: p.grad for n, p in model.named_parameters()}, **FLOAT32)
+
+
+@pytest.mark.parametrize("first", ["erc", "clip_cov"])
+def test_tokens_that_another_method_drops_get_no_term(make_trainer, monkeypatch, first):
+    """ERC before CE-GPPO is the authors' own pair."""
+    batch = cases.off_policy_batch(build_model())
+    batch["old_entropies"] = torch.rand(4, 6, generator=torch.Generator().manual_seed(9)) * 3
+    settings = dict(erc_low=0.6, erc_high=1.6, clip_cov_ratio=0.5, clip_cov_low=0.01, clip_cov_high=9.0)
+    trainer = make_trainer(
+        model=build_model(), methods=[first, "ce_gppo"], loss_type="bnpo",
+        **{key: value for key, value in settings.items() if key.startswith(first)},
+    )  # fmt: skip
+    update = cases.record_update(monkeypatch)
+    loss, gradients = loss_and_gradients(trainer, batch)
+    mask = batch["completion_mask"].bool()
+    kept = update["taken"].acted.advantages != 0
+    assert 0 < kept[mask].sum() < mask.sum()
+
+    model = build_model()
+    logps, _ = dense_logps_and_entropy(model, batch)
+    advantages = batch["advantages"][:, None] * kept
+    terms = three_cases(logps, batch["old_per_token_logps"], advantages)
+    expected = reduce_terms("bnpo", terms, mask)
     expected.backward()
     torch.testing.assert_close(loss, expected.detach(), **FLOAT32)
     torch.testing.assert_close(gradients, {n: p.grad for n, p in model.named_parameters()}, **FLOAT32)

@@ -85,7 +85,7 @@ def test_worked_example_of_the_term(alpha, loss, gradient):
     assert logs["alpha"].tolist() == [[pytest.approx(alpha)] * 6]
     assert logs["likely_fraction"][0].tolist() == [True, False, False, True, False, False]
     if alpha:
-        assert (term / logs["alpha"][0, 0]).item() == pytest.approx(-1.1325376253, abs=1e-6)
+        assert term.item() / alpha == pytest.approx(-1.1325376253, abs=1e-9)
     ratio = (tokens.logps - tokens.old_logps).exp()
     total = -torch.minimum(ratio * tokens.advantages, ratio.clamp(0.8, 1.2) * tokens.advantages).mean() + term
     assert total.item() == pytest.approx(loss, abs=1e-9)
@@ -102,7 +102,12 @@ def test_worked_example_of_the_controller():
     alphas = [0.4, 0.204, 0.056, -0.0135, -0.0737, -0.0745, 1, 1, 0.0047]
     sums = [0.4, 0.6, 0.65, 0.63, 0.55, 0.47, 0.47, 0.47, 0.47]
     method = cases.build("entropic")
-    found = [method.loss(with_entropy(value, step))[1] for step, value in enumerate([*entropies, 0.1])]
+    found, exact = [], []
+    for step, value in enumerate([*entropies, 0.1]):
+        found.append(method.loss(with_entropy(value, step))[1])
+        exact.append((method.controller.coefficient(value), method.controller.integral))
+    assert [alpha for alpha, _ in exact[:-1]] == pytest.approx(alphas, abs=1e-9)
+    assert [integral for _, integral in exact[1:]] == pytest.approx(sums, abs=1e-9)
     assert [logs["alpha"][0, 0].item() for logs in found[:-1]] == pytest.approx(alphas, abs=1e-6)
     assert [logs["integral"].item() for logs in found[1:]] == pytest.approx(sums, abs=1e-6)  # after each step
     assert method.controller.integral == pytest.approx(0.47, abs=1e-9)
@@ -285,7 +290,7 @@ def test_properties(make_trainer):
         (dict(entropic_kp=-1.0), "`entropic_kp` must be a finite number >= 0, got -1.0."),
         (dict(entropic_ki=math.inf), "`entropic_ki` must be a finite number >= 0, got inf."),
         (dict(entropic_kp=0.0, entropic_ki=0.0), "`entropic_ki` must be above 0 if `entropic_kp` is 0, got 0.0."),
-        (dict(entropic_threshold=1.0), "`entropic_threshold` must be a probability in (0, 0.9999], got 1.0."),
+        (dict(entropic_threshold=0.99991), "`entropic_threshold` must be a probability in (0, 0.9999], got 0.99991."),
         (dict(entropy_coef=0.01),
          "`entropy_coef` must be 0 with method 'entropic', which steers entropy itself, got 0.01."),
         (dict(use_adaptive_entropy=True),

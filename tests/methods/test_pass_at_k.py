@@ -12,7 +12,7 @@ from support import groups as shared
 from support.fuzzing import ADVANTAGES, covers, draw_flags, draw_shape, draw_tensor, spoiled
 from support.groups import NAN, group_advantages, group_rollouts, mean_of
 from support.registry import MethodSettings
-from support.tiny import FLOAT64, LOSS_TYPES
+from support.tiny import FLOAT64, LOSS_TYPES, build_dataset
 
 from trl_entropy import EntropyGRPOConfig
 from trl_entropy.methods import pass_at_k
@@ -237,6 +237,18 @@ def test_until_counts_optimizer_steps(make_trainer):
     trainer.train()
     lines = [line for line in trainer.state.log_history if "loss" in line]
     assert ["pass_at_k/rate" in line for line in lines] == [True, True, False, False]
+
+
+def test_evaluation_with_fewer_completions_than_k(make_trainer):
+    """No error, and no advantage."""
+    for form in ("pass", "max"):
+        trainer = make_trainer(
+            methods=["pass_at_k"], pass_at_k_size=3, pass_at_k_form=form, num_generations_eval=2,
+            per_device_eval_batch_size=4, eval_dataset=build_dataset(4),
+        )  # fmt: skip
+        metrics = trainer.evaluate()
+        assert math.isfinite(metrics["eval_loss"])
+        assert metrics["eval_pass_at_k/silent_fraction"] == 1 and metrics["eval_pass_at_k/advantage_abs"] == 0
 
 
 def test_groups():

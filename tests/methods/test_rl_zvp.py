@@ -12,23 +12,26 @@ from support.fuzzing import ADVANTAGES, ENTROPIES, covers, draw_flags, draw_shap
 from support.groups import NAN, mean_of
 from support.registry import MethodSettings
 from support.tensors import config_of, random_rollouts
-from support.tiny import EXACT, LOSS_TYPES, count_reward
+from support.tiny import EXACT, LOSS_TYPES
 
 from trl_entropy import EntropyGRPOConfig
 from trl_entropy.methods import build_methods, rl_zvp
 from trl_entropy.methods.rl_zvp import entropy_advantages, uniform_signs
 
 
-def one_solved(completion_ids, **columns):
-    """Right for the four completions of the first prompt, different within the groups of the others."""
-    return [1.0 if index < 4 else reward for index, reward in enumerate(count_reward(completion_ids))]
+def reward_of_solved_prompts(completion_ids, **kwargs):
+    """Every second group of four is all right. In the others every second completion is."""
+    return [float(row % 8 < 4 or row % 2) for row in range(len(completion_ids))]
 
 
 METHOD_SETTINGS = {
     "rl_zvp": MethodSettings(
-        reward=one_solved,
         strong=dict(rl_zvp_coef=0.5),
-        group_runs={"pass@k, then RL-ZVP": dict(methods=["pass_at_k", "rl_zvp"], pass_at_k_size=2)},
+        group_runs={
+            "pass@k, then RL-ZVP, all right": dict(methods=["pass_at_k", "rl_zvp"], pass_at_k_size=2, rewards=[1.0]),
+            "RL-ZVP, all wrong": dict(methods=["rl_zvp"], rl_zvp_coef=0.5, rewards=[0.0]),
+        },
+        reward=reward_of_solved_prompts,
     )
 }
 

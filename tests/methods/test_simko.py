@@ -14,6 +14,7 @@ from support.tensors import make_tokens, random_tokens
 from support.tiny import EXACT, FLOAT32, FLOAT64, LOSS_TYPES, build_dataset, build_model, loss_and_gradients
 
 from trl_entropy import EntropyGRPOConfig
+from trl_entropy.functional import row_quantiles
 from trl_entropy.methods import simko
 from trl_entropy.methods.simko import fork_mask
 from trl_entropy.tokens import CLIPPING_LOSSES
@@ -155,6 +156,11 @@ def test_worked_example():
     torch.testing.assert_close(
         tokens.ratio, torch.tensor([[1.096748305, 1.084345579, 0.7454340081]], dtype=torch.float64), **FLOAT64
     )
+    torch.testing.assert_close(
+        tokens.entropy, torch.tensor([[1.206489208, 1.599502485, 0.1527092566]], dtype=torch.float64), **FLOAT64
+    )
+    assert row_quantiles(tokens.entropy, tokens.mask, 0.5).item() == pytest.approx(1.206489208, abs=1e-9)
+    assert logits.topk(3).indices.tolist() == [[0, 1, 2]] * 3
     method = cases.build("simko", simko_mix=0.3, simko_quantile=0.5)
     _, logs = method.token_advantages(tokens)
     assert logs["fork_fraction"].tolist() == [[False, True, False]]  # token 0 sits on the threshold
@@ -224,6 +230,36 @@ def test_tokens_that_a_mask_takes_out_of_the_loss_are_no_forks():
         assert torch.equal(logs[name], plain_logs[name] & kept) and logs[name].any()
     assert logs["candidate_mass"][~kept].isnan().all()
     torch.testing.assert_close(logs["candidate_mass"][kept], plain_logs["candidate_mass"][kept], **EXACT)
+
+
+def test_1_tokens_that_the_80_20_mask_leaves_out_get_no_share(make_trainer):
+    batch = cases.off_policy_batch(build_model())
+    trainer = make_trainer(
+        methods=["simko"], loss_type="bnpo", top_entropy_quantile=0.3, simko_mix=0.4, simko_quantile=0.3,
+        simko_penalty=1.0,
+    )  # fmt: skip
+    loss, gradients = loss_and_gradients(trainer, batch)
+    model = build_model()
+    logps, entropy = dense_logps_and_entropy(model, batch)
+    mask, advantages = batch["completion_mask"].bool(), batch["advantages"][:, None].expand(logps.shape)
+    kept = mask & (entropy >= entropy[mask].quantile(0.7))
+    ratio = (logps - batch["old_per_token_logps"]).exp().detach()
+    mixed = forks_by_hand(entropy, mask, 0.3) & (advantages > 0) & (ratio <= 1.2)
+    assert (mixed & kept).any() and (mixed & ~kept).any()
+    top = dense_log_policy(model, batch).topk(3).values
+    terms = policy_terms("bnpo", logps, batch["old_per_token_logps"], advantages, mask)
+    terms = terms - 0.4 * mixed * advantages * ratio * (top.mean(-1) - logps - (top.mean(-1) - logps).detach())
+    expected = reduce_terms("bnpo", terms * kept, mask)
+    expected.backward()
+    torch.testing.assert_close(loss, expected.detach(), **FLOAT32)
+    torch.testing.assert_close(gradients, {n: p.grad for n, p in model.named_parameters()}, **FLOAT32)
+
+
+def test_1_tokens_that_another_method_drops_get_no_share():
+    logits, tokens = example()
+    tokens = replace(tokens, advantages=tokens.advantages * torch.tensor([[1.0, 0.0, 1.0]]))
+    term, _ = cases.build("simko", simko_mix=0.3, simko_quantile=0.5).loss(tokens)
+    assert torch.autograd.grad(term.sum(), logits)[0].abs().max() == 0
 
 
 def test_2_negative_advantages_grow_only_at_forks_whose_token_is_the_likeliest():

@@ -2,12 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs the tests marked `compatibility`, and writes their outcomes to docs/compatibility.md.
 
-`python -m tests.support.compatibility` from the root of the repository, or `make compatibility`.
+`python -m tests.support.compatibility` from the root of the repository, or `make compatibility`. With
+`--only NAME ...` only the rows of these methods are run, and the others keep their outcomes.
 """
 
+import argparse
 import json
 import sys
 from collections import defaultdict
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -47,14 +50,23 @@ def cells_of(item: pytest.Item) -> list[tuple[str, str]]:
 
 
 class Recorder:
-    """A pytest plugin: runs only tests that are about a pair, and keeps their outcomes."""
+    """A pytest plugin: runs only tests that are about a pair, and keeps their outcomes.
 
-    def __init__(self):
+    Args:
+        only: the methods to run; all if `None`.
+    """
+
+    def __init__(self, only: Collection[str] | None = None):
+        self.only = only
         self.cells: dict[str, list[tuple[str, str]]] = {}
         self.outcomes: dict[str, dict[str, str]] = defaultdict(dict)
 
     def pytest_collection_modifyitems(self, items):
-        self.cells = {item.nodeid: cells_of(item) for item in items}
+        cells = {item.nodeid: cells_of(item) for item in items}
+        self.cells = {
+            nodeid: [cell for cell in found if self.only is None or cell[0] in self.only]
+            for nodeid, found in cells.items()
+        }
         items[:] = [item for item in items if self.cells[item.nodeid]]
 
     def pytest_runtest_logreport(self, report):
@@ -78,14 +90,27 @@ def render(outcomes: dict[str, dict[str, str]], methods: list[str]) -> str:
     return "\n".join(parts)
 
 
-def main() -> int:
+def merged(
+    stored: dict[str, dict[str, str]], found: dict[str, dict[str, str]], only: Collection[str] | None
+) -> dict[str, dict[str, str]]:
+    """The outcomes of a run, and with `only` the stored ones of all other methods."""
+    kept = {} if only is None else {name: row for name, row in stored.items() if name not in only}
+    return {**kept, **found}
+
+
+def main(arguments: list[str] | None = None) -> int:
     from trl_entropy.methods import METHODS
 
-    recorder = Recorder()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=list(METHODS), help="methods to run")
+    only = parser.parse_args(arguments).only
+    recorder = Recorder(only)
     status = pytest.main(["-p", "no:xdist", "-m", "compatibility", str(ROOT / "tests")], plugins=[recorder])
+    stored = json.loads(OUTCOMES.read_text()) if only else {}
+    outcomes = {name: row for name, row in merged(stored, recorder.outcomes, only).items() if name in METHODS}
     OUTCOMES.parent.mkdir(exist_ok=True)
-    OUTCOMES.write_text(json.dumps(recorder.outcomes, indent=1, sort_keys=True) + "\n")
-    TABLE.write_text(render(recorder.outcomes, list(METHODS)))
+    OUTCOMES.write_text(json.dumps(outcomes, indent=1, sort_keys=True) + "\n")
+    TABLE.write_text(render(outcomes, list(METHODS)))
     return int(status)
 
 

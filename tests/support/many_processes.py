@@ -10,6 +10,7 @@ import torch
 from support import registry
 from support.cases import off_policy_batch
 from support.distilling import build_distiller, distillation_results
+from support.reference import dense_logps_and_entropy
 from support.tiny import build_model, build_trainer, loss_and_gradients
 
 from trl_entropy import (
@@ -23,15 +24,29 @@ from trl_entropy.trainers.generation import Generation
 from trl_entropy.trainers.rollouts import apply_group_hooks
 
 
+CONTROLLERS = {
+    "pi": dict(entropy_controller="pi"),
+    "band": dict(
+        entropy_controller="band",
+        entropy_controller_low=3.0,
+        entropy_controller_high=3.1,
+        entropy_controller_lr=0.1,
+        entropy_controller_box=[0.0, 1.0],
+    ),
+}
 REWARDS = torch.linspace(0, 1, 8).square().unsqueeze(1)  # of all processes, one function
 
 
 def batches():
     """A batch off policy, one on policy, and one whose second half has no valid token. Ragged by construction."""
     off_policy = off_policy_batch(build_model(), rows=8)
+    noise = torch.randn(8, 6, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        off_policy["old_entropies"] = dense_logps_and_entropy(build_model(), off_policy)[1] * (1 + 0.1 * noise)
     off_policy["rewards"] = torch.tensor([0.0, 1, 0, 1, 1, 1, 0, 1])
     off_policy["old_second_logps"] = off_policy["old_per_token_logps"] + 0.2
-    on_policy = {key: value for key, value in off_policy.items() if key != "old_per_token_logps"}
+    old = ("old_per_token_logps", "old_entropies")
+    on_policy = {key: value for key, value in off_policy.items() if key not in old}
     half_empty = {key: value.clone() for key, value in off_policy.items()}
     half_empty["completion_mask"][4:] = 0
     half_empty["num_items_in_batch"] = half_empty["completion_mask"].sum()
@@ -49,6 +64,11 @@ def part(batch, rank, processes):
     return {k: v if v.dim() == 0 else v[rank * rows : (rank + 1) * rows] for k, v in batch.items()}
 
 
+def rewards_of(rewards):
+    """(8, 1): `REWARDS`, unless others are given."""
+    return REWARDS if rewards is None else torch.tensor(rewards).expand(8).unsqueeze(1)
+
+
 def given_reward(value, **columns):
     return value
 
@@ -64,8 +84,11 @@ def logged_by(trainer, names):
     return {key: value[-1] for key, value in trainer._metrics["train"].items() if key.split("/")[0] in names}
 
 
-def grouped(output_dir, rank, processes, **settings):
-    """The results of methods for a generation batch of one group of eight, shared by the processes."""
+def grouped(output_dir, rank, processes, rewards=None, **settings):
+    """The results of methods for a generation batch of one group of eight, shared by the processes.
+
+    `rewards`, one for all completions or one for each, take the place of `REWARDS`.
+    """
     trainer = build_trainer(
         EntropyGRPOTrainer,
         EntropyGRPOConfig,
@@ -82,7 +105,8 @@ def grouped(output_dir, rank, processes, **settings):
     trainer._generation = generation = Generation(trainer)
     generation.prompt_ids, generation.completion_ids = [[2]] * count, ids
     generation.scores = scores_of(output)
-    rows = [{"prompt": "w1", "value": value} for value in REWARDS[rank * count :][:count, 0].tolist()]
+    values = rewards_of(rewards)[rank * count :][:count, 0].tolist()
+    rows = [{"prompt": "w1", "value": value} for value in values]
     for method in trainer.methods:
         rows = method.prompts(rows, (0, 0), True)
     trainer._calculate_rewards(rows, ["w1"] * count, [""] * count, ids)
@@ -93,6 +117,24 @@ def grouped(output_dir, rank, processes, **settings):
         "metrics": logged_by(trainer, settings["methods"]),
         "rewards": generation.rewards,
     }
+
+
+def controlled(output_dir, rank, processes, controller):
+    """The coefficient that a controller of TRL's entropy bonus sets after a step, and its state."""
+    trainer = build_trainer(
+        EntropyGRPOTrainer,
+        EntropyGRPOConfig,
+        output_dir,
+        per_device_train_batch_size=8 // processes,
+        use_adaptive_entropy=True,
+        entropy_target=3.0,
+        **CONTROLLERS[controller],
+    )
+    found = {}
+    for name, batch in batches().items():
+        loss_and_gradients(trainer, part(batch, rank, processes))
+        found[name] = {"entropy_coef": trainer.entropy_coef, **trainer._stateful["entropy_bonus"].state_dict()}
+    return found
 
 
 def results(output_dir, rank, processes, methods):
@@ -136,6 +178,8 @@ if __name__ == "__main__":
         assert trainer.accelerator.num_processes == count
     for name, run in registry.group_runs().items():
         found[name] = grouped(folder / "out", rank, count, **run)
+    for name in CONTROLLERS:
+        found[name] = controlled(folder / "out", rank, count, name)
     torch.save(found, folder / f"rank{rank}.pt")
     # And a run of its own, in which truncated completions are masked and a second rollout is drawn.
     trainer = build_trainer(

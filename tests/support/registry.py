@@ -41,7 +41,6 @@ class MethodSettings:
         world: fields with which a run of many processes equals a run of one; `strong` if left out.
         world_loss: fields besides `world` for a single loss, without rollouts of its own.
         group_runs: settings of trainers, `methods` included, by name: each is given one group that processes share.
-        reward: a reward function with which it acts in a run, if it does not with rewards that all differ.
         ignores_rewards: whether its loss term acts even if all rewards are equal.
         batches: completions per update and per generation batch in the authors' runs, which the recipe repeats.
         refuses: settings of the trainer that the method refuses, by name.
@@ -49,6 +48,7 @@ class MethodSettings:
             mask takes out of TRL's loss, also if its clip cuts their gradient. `batch`: all valid tokens, for a term
             that is no policy loss.
         losses: the values of `loss_type` that it accepts.
+        reward: the reward function of its own runs, if the usual one does not give it anything to act on.
         not_tested: why the tests of all methods cannot run it.
     """
 
@@ -59,12 +59,12 @@ class MethodSettings:
     world: dict[str, Any] | None = None
     world_loss: dict[str, Any] = field(default_factory=dict)
     group_runs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    reward: Callable[..., list[float]] | None = None
     ignores_rewards: bool = False
     batches: tuple[int, int] | None = None
     refuses: tuple[str, ...] = ()
     reaches: Literal["gradient", "loss", "batch"] = "gradient"
     losses: tuple[str, ...] = LOSS_TYPES
+    reward: Callable[..., list[float]] | None = None
     not_tested: str = ""
 
 
@@ -94,6 +94,12 @@ def required(names: list[str]) -> dict[str, Any]:
 def strong(names: list[str]) -> dict[str, Any]:
     """Settings with which each of the methods acts on a few dozen tokens."""
     return required(names) | {key: value for name in names for key, value in settings_of(name).strong.items()}
+
+
+def rewarded(names: list[str]) -> dict[str, Any]:
+    """The reward function of a run of one method by itself, if it names one."""
+    reward = settings_of(names[0]).reward if len(names) == 1 else None
+    return {} if reward is None else {"reward_funcs": reward}
 
 
 def accepted(names: list[str], settings: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""One of two processes, started by test_sharded.py: runs of each method under DDP, and the same under FSDP2."""
+"""One of two processes, started by test_sharded.py: runs of the chosen methods under DDP, and the same under FSDP2."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -9,8 +10,8 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
-from support.registry import strong
-from support.tiny import build_trainer, count_reward
+from support.registry import rewarded, strong
+from support.tiny import build_trainer
 from torch.distributed.tensor import DTensor
 
 from trl_entropy import EntropyGRPOConfig, EntropyGRPOTrainer
@@ -29,11 +30,6 @@ FSDP = dict(
 RUNS = {**{name: [name] for name in METHODS}, "none": []}
 
 
-def half_equal(completion_ids, **kwargs):
-    """Rewards of which the first group's are equal, as some methods act on such groups only."""
-    return [0.0 if row < 4 else value for row, value in enumerate(count_reward(completion_ids))]
-
-
 class ShardedTrainer(EntropyGRPOTrainer):
     """accelerate offers FSDP to several accelerators only, and quietly takes DDP for several CPUs instead."""
 
@@ -47,7 +43,6 @@ def train(trainer_class, output_dir, methods, resume=None, **settings):
         trainer_class,
         EntropyGRPOConfig,
         output_dir,
-        reward_funcs=half_equal,
         methods=methods,
         steps_per_generation=2,
         **{"max_steps": 3, **settings, **strong(methods)},
@@ -68,8 +63,11 @@ if __name__ == "__main__":
     found = {}
     # accelerate remembers in the environment that FSDP was asked for once: so DDP goes first.
     for kind, trainer_class, settings in (("ddp", EntropyGRPOTrainer, {}), ("fsdp", ShardedTrainer, FSDP)):
-        for name, methods in RUNS.items():
-            found[kind, name] = train(trainer_class, folder / "out", methods, **settings)
+        for name in json.loads((folder / "chosen.json").read_text()):
+            reward = rewarded(RUNS[name])
+            found[kind, name] = train(trainer_class, folder / "out", RUNS[name], **settings, **reward)
+            if reward:
+                found[kind, f"none, as {name}"] = train(trainer_class, folder / "out", [], **settings, **reward)
     saves = dict(max_steps=4, save_strategy="steps", save_steps=2)
     for part, resume in (("whole", None), ("resumed", str(folder / "whole" / "checkpoint-2"))):
         found[part] = train(ShardedTrainer, folder / part, ["siren", "epo"], resume, **FSDP, **saves)

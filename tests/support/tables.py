@@ -5,15 +5,19 @@
 `python -m tests.support.tables` from the root of the repository, or `make tables`.
 """
 
+import inspect
 import json
 import re
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from trl_entropy.commands.listing import OTHERS, contents, stages, store
 from trl_entropy.commands.methods import STORED
-from trl_entropy.methods import METHODS, Method
+from trl_entropy.methods import METHODS, Method, MethodsConfig
 
 from . import compatibility
 
@@ -25,6 +29,52 @@ BEGIN, END = "<!-- `make tables` writes this table -->\n", "<!-- end of the tabl
 
 def paper_link(method: type[Method]) -> str:
     return f"[{method.paper.title.split(':')[0]}]({method.paper.url})"
+
+
+# By what a method `needs`: what it costs.
+COSTS = {
+    "rollout_entropy": "one forward without gradient per generation batch, free if TRL scores its rollouts",
+    "second_moments": "a statistic of the fused head",
+    "nucleus_entropy": "a statistic of the fused head",
+    "second_temperature": "a statistic of the fused head",
+    "top_logps": "a statistic of the fused head",
+    "auxiliary_rollouts": "completions of its own, and one more forward per micro-batch",
+}
+
+
+@cache
+def measured() -> dict[str, Any]:
+    """The scores of all methods on one task, and their step times."""
+    return json.loads((ROOT / "recipes" / "benchmarks" / "methods.json").read_text())
+
+
+def costs(method: type[Method]) -> str:
+    """What a method computes beyond a step of GRPO, with the settings of its recipe."""
+    recipe = yaml.safe_load((ROOT / "recipes" / f"{method.name}.yaml").read_text())
+    fields = {key: value for key, value in recipe.items() if key.startswith(f"{method.name}_")}
+    needs = list(method(MethodsConfig(methods=[method.name], **fields)).needs)
+    if method.overrides("reward") and "token_entropies" in inspect.signature(method.reward).parameters:
+        needs.append("rollout_entropy")
+    return "; ".join(dict.fromkeys(COSTS[need] for need in needs if need in COSTS)) or "nothing"
+
+
+def only_one(method: type[Method]) -> str:
+    """What at most one method of a run may do."""
+    kinds = {
+        "defines the group's advantages": method.replaces_advantages,
+        "sets the clip bounds": method.overrides("clip_bounds"),
+    }
+    return "; ".join(kind for kind, holds in kinds.items() if holds)
+
+
+def step_time(method: type[Method]) -> str:
+    ratio = measured()["timing"].get(method.name)
+    return "not measured" if ratio is None else f"{ratio:.2f}"
+
+
+def compared(method: type[Method]) -> str:
+    runs = {name.split("/")[0] for name in measured()["runs"]}
+    return "[yes](comparison.md)" if method.name in runs else "not measured here"
 
 
 # By page: the columns of its table, each with what it says of a method.
@@ -39,6 +89,14 @@ TABLES = {
         "method": lambda method: f"`{method.name}`",
         "acts on": lambda method: "; ".join(stages(method)),
         "checked against": lambda method: method.checked_against,
+    },
+    "docs/which_method.md": {
+        "method": lambda method: f"`{method.name}`",
+        "one update per generation batch": lambda method: "does nothing" if method.acts_on_ratio else "acts",
+        "only one method may": only_one,
+        "computes in addition": costs,
+        "step time": step_time,
+        "compared on the toy task": compared,
     },
 }
 

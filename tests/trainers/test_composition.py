@@ -10,11 +10,23 @@ import pytest
 import torch
 from support import cases
 from support.reference import dense_logps_and_entropy, policy_terms, reduce_terms
-from support.registry import covered, required, set_states, settings_of, strong, together_params
-from support.tensors import random_tokens
+from support.registry import (
+    covered,
+    error_of,
+    required,
+    rewarded,
+    set_states,
+    settings_of,
+    stage,
+    strong,
+    together_params,
+    world,
+)
+from support.tensors import config_of, random_rollouts, random_tokens
 from support.tiny import FLOAT32, LOSS_TYPES, build_dataset, build_model, loss_and_gradients
 
-from trl_entropy.methods import METHODS
+from trl_entropy import EntropyGRPOConfig
+from trl_entropy.methods import METHODS, build_methods
 
 
 ALL = ["steer", "clip_cov", "clip_b", "kl_cov"]
@@ -196,6 +208,120 @@ def test_prompts_do_not_depend_on_how_rows_are_spread(name):
     together = method.prompts([dict(row) for row in rows], (7, 3), True)
     apart = [method.prompts([dict(row)], (7, 3), True) for row in rows]
     assert [row for part in apart for row in part] == together and together != rows
+
+
+OFF_POLICY_ONLY = [
+    pytest.param(name, loss_type, id=f"{name}-{loss_type}", marks=() if loss_type == "dapo" else pytest.mark.slow)
+    for name in covered()
+    if METHODS[name].acts_on_ratio
+    for loss_type in settings_of(name).losses
+]
+
+
+@pytest.mark.parametrize("name, loss_type", OFF_POLICY_ONLY)
+@pytest.mark.filterwarnings("ignore")
+def test_methods_that_act_on_the_ratio_are_trls_loss_on_policy(make_trainer, name, loss_type):
+    assert OFF_POLICY_ONLY
+    cases.check_neutral(make_trainer, name, loss_type, batches=["on_policy"], **strong([name]))
+
+
+@pytest.mark.parametrize("name", covered())
+def test_inert_on_policy_is_said_once(tmp_path, caplog, name):
+    """A method that acts on the ratio warns if there is one update per generation batch, and no other method does."""
+    settings = dict(methods=[name], use_cpu=True, bf16=False, **strong([name]))
+    for steps in (1, 2):
+        caplog.clear()
+        EntropyGRPOConfig(str(tmp_path), steps_per_generation=steps, **settings)
+        warned = sum(f"Method {name!r} acts on the ratio between" in text for text in caplog.messages)
+        assert warned == (METHODS[name].acts_on_ratio and steps == 1)
+
+
+REPLACING = [name for name in METHODS if METHODS[name].replaces_advantages]
+
+
+@pytest.mark.parametrize("first", REPLACING)
+def test_only_one_method_defines_the_advantages_of_a_group(first):
+    assert len(REPLACING) > 5
+    for second in REPLACING:
+        if second != first:
+            message = f"`methods` must not list both '{first}' and '{second}': both define the group's advantage."
+            with pytest.raises(ValueError, match=message):
+                build_methods(config_of(methods=[first, second], **strong([first, second])))
+
+
+@pytest.mark.parametrize("name", covered())
+@pytest.mark.filterwarnings("ignore")
+def test_kl_to_the_reference_stays_that_of_trl(make_trainer, name):
+    """Tokens whose advantage a method sets to 0 too: with `beta` the loss gains TRL's term, and nothing else."""
+    batch = cases.off_policy_batch(build_model())
+    noise = torch.randn(4, 6, generator=torch.Generator().manual_seed(8))
+    batch["ref_per_token_logps"] = batch["old_per_token_logps"] + 0.3 * noise
+    batch["old_entropies"] = torch.rand(4, 6, generator=torch.Generator().manual_seed(9)) * 3
+    batch["rewards"] = torch.tensor([0.0, 1, 0, 1])
+    batch["old_second_logps"] = batch["old_per_token_logps"] + 0.2
+    gains = []
+    for settings in (dict(stock=True), dict(methods=[name], **world([name], single_loss=True))):
+        found = []
+        for beta in (0.0, 0.4):
+            trainer = make_trainer(model=build_model(), **settings)
+            trainer.beta = beta
+            set_states(trainer.methods if "methods" in settings else [])
+            found.append(loss_and_gradients(trainer, batch))
+        gains.append(
+            (found[1][0] - found[0][0], {key: value - found[0][1][key] for key, value in found[1][1].items()})
+        )
+    assert gains[0][0] > 0.01
+    torch.testing.assert_close(gains[1], gains[0], **FLOAT32)
+
+
+def facts_of(value):
+    """What an object remembers, as text."""
+    if isinstance(value, dict):
+        return {key: facts_of(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [facts_of(one) for one in value]
+    return facts_of(vars(value)) if hasattr(value, "__dict__") and not callable(value) else repr(value)
+
+
+@pytest.mark.parametrize("name", covered())
+@pytest.mark.filterwarnings("ignore")
+def test_evaluation_moves_no_method(name):
+    """Not even what it counts for its warnings."""
+    method = cases.build(name, **strong([name]))
+    set_states([method])
+    before = facts_of(vars(method)), method.state_dict()
+    for seed in range(3):
+        tokens = random_tokens(seed=seed, training=False, draw=(0, 7 + seed, 0))
+        tokens = replace(tokens, old_entropy=3 * tokens.entropy)
+        method.token_advantages(tokens)
+        method.loss(tokens)
+        method.clip_bounds(tokens)
+        rollouts = random_rollouts(seed=seed, training=False)
+        squares = (-rollouts.entropy).exp()
+        rollouts = replace(rollouts, sum_sq_probs=squares, sum_sq_probs_log_probs=squares * rollouts.logps)
+        for _ in range(10):
+            method.group_advantages(rollouts)
+    assert (facts_of(vars(method)), method.state_dict()) == before
+
+
+def beside(name):
+    """The method with Clip-Cov and EMPG, as far as they can be listed together."""
+    found = [name]
+    for other in ("clip_cov", "empg"):
+        longer = sorted({*found, other}, key=lambda one: (stage(one), list(METHODS).index(one)))
+        found = found if error_of(longer) else longer
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", covered())
+@pytest.mark.filterwarnings("ignore")
+def test_with_clip_cov_empg_and_the_80_20_mask(make_trainer, name):
+    names = beside(name)
+    assert "clip_cov" in names
+    rows, _ = check_training(make_trainer, names, top_entropy_quantile=0.2, **rewarded([name]), **strong(names))
+    assert all(math.isfinite(row[key]) for row in rows for key in ("loss", "grad_norm"))
+    assert {key.split("/")[0] for row in rows for key in row} >= set(names)
 
 
 @pytest.mark.parametrize("name", covered())

@@ -9,7 +9,7 @@ import torch
 from filelock import FileLock
 from support import registry
 from support.distilling import distillation_results
-from support.many_processes import REWARDS, grouped, results
+from support.many_processes import CONTROLLERS, controlled, grouped, results, rewards_of
 from support.processes import run_processes
 from support.tiny import EXACT, build_model
 
@@ -34,6 +34,11 @@ def of_each(many, file):
     return [torch.load(folder / f"{file}{rank}.pt", weights_only=False) for rank in range(count)]
 
 
+# Shares of tokens on which a method acts off policy.
+ACTING = (
+    "erc/dropped_fraction", "m2po/clip_fraction", "ce_gppo/low_fraction", "ce_gppo/high_fraction",
+    "simko/top1_fraction", "entropic/likely_fraction", "entropy_advantage/capped_fraction",
+)  # fmt: skip
 SETS = dict(enumerate(registry.forward_sets()))
 
 
@@ -62,6 +67,8 @@ def test_many_processes_equal_one(many, tmp_path, number, name):
     assert (
         one["metrics"].get("clip_cov/kept_fraction", 0) < 1 and one["metrics"].get("kl_cov/selected_fraction", 1) > 0
     )
+    if name == "off_policy":  # and these act, so that the comparison is one of their work
+        assert all(0 < one["metrics"][key] < 1 for key in ACTING if key.split("/")[0] in methods)
 
 
 @pytest.mark.parametrize("number", SETS)
@@ -72,10 +79,39 @@ def test_generation_batch_of_many_processes_equals_one(many, tmp_path, number):
     assert (one == 0).any(1).any() and (one != 0).any()
 
 
+def record_changes(monkeypatch, names):
+    """By method: whether its hook for generation batches changed the advantages, from the next call on."""
+    changed = {}
+
+    def spied(name, hook):
+        def group_advantages(method, rollouts):
+            found, logs = hook(method, rollouts)
+            changed[name] = not torch.equal(found, rollouts.advantages)
+            return found, logs
+
+        return group_advantages
+
+    for name in names:
+        if registry.acts(name, ("group_advantages",)):
+            monkeypatch.setattr(METHODS[name], "group_advantages", spied(name, METHODS[name].group_advantages))
+    return changed
+
+
+@pytest.mark.parametrize("controller", CONTROLLERS)
+def test_controllers_of_the_entropy_bonus_see_all_processes(many, tmp_path, controller):
+    one = controlled(tmp_path, 0, 1, controller)
+    for found in (found[controller] for found in of_each(many, "rank")):
+        for name, values in one.items():
+            assert found[name] == pytest.approx(values, rel=1e-6), name
+    assert len({values["entropy_coef"] for values in one.values()}) == 3  # each batch moved it
+
+
 @pytest.mark.parametrize("name", registry.group_runs())
-def test_groups_that_processes_share(many, tmp_path, name):
+def test_groups_that_processes_share(many, tmp_path, monkeypatch, name):
     run = registry.group_runs()[name]
+    changed = record_changes(monkeypatch, run["methods"])
     one = grouped(tmp_path, 0, 1, **run)
+    assert all(changed.values()), changed
     for found in (found[name] for found in of_each(many, "rank")):
         torch.testing.assert_close(found["advantages"], one["advantages"], rtol=1e-6, atol=1e-7)
         assert found["logged"] == pytest.approx(one["logged"], rel=1e-5)
@@ -87,7 +123,7 @@ def test_groups_that_processes_share(many, tmp_path, name):
     assert len(one["metrics"]) > 2 or len(run["methods"]) == 1
     assert one["advantages"].abs().max() > 0.1 and one["advantages"].isfinite().all()
     shaped = any(METHODS[method].shapes_reward for method in run["methods"])
-    assert torch.equal(one["rewards"][:, :1], REWARDS) != shaped
+    assert torch.equal(one["rewards"][:, :1], rewards_of(run.get("rewards"))) != shaped
     if not shaped or "pear" in run["methods"]:
         assert (one["rewards"].min() < 0) == shaped
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from support.registry import covered, method_sets, settings_of, strong, together_sets, untested
+from support.registry import covered, method_sets, rewarded, settings_of, strong, together_sets, untested
 from support.tiny import EXACT, LOSS_TYPES, build_model
 
 from trl_entropy.methods import METHODS
@@ -43,8 +43,7 @@ def check_acts(make_trainer, plain_runs):
     """`check_acts(methods, **settings)`: the run differs from the run without methods."""
 
     def check(methods, **settings):
-        reward = settings_of(methods[0]).reward if len(methods) == 1 else None
-        settings |= {} if reward is None else {"reward_funcs": reward}
+        settings = {**rewarded(methods), **settings}
         key = repr(settings)
         if key not in plain_runs:
             plain_runs[key] = run(make_trainer, [], **settings)[1]
