@@ -72,6 +72,9 @@ from support.sharded_processes import RUNS
 from trl_entropy.methods.damp import damp_weights
 
 
+METHOD_SETTINGS = {"damp": registry.MethodSettings(reaches="batch")}
+
+
 def test_damp_is_listed_with_the_others():
     lists = (registry.together_sets()[0], registry.forward_sets()[0], registry.world_run(), RUNS)
     assert all("damp" in names for names in lists)
