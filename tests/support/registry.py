@@ -45,8 +45,8 @@ class MethodSettings:
         batches: completions per update and per generation batch in the authors' runs, which the recipe repeats.
         refuses: settings of the trainer that the method refuses, by name.
         reaches: the tokens that it may act on. `gradient`: those with a gradient in TRL's loss. `loss`: those that no
-            mask takes out of TRL's loss, also if its clip cuts their gradient. `batch`: all valid tokens, by weights of
-            all advantages, or by a term that is no policy loss.
+            mask takes out of TRL's loss, also if its clip cuts their gradient. `batch`: all valid tokens, by weights
+            of all advantages, or by a term that is no policy loss.
         losses: the values of `loss_type` that it accepts.
         reward: the reward function of its own runs, if the usual one does not give it anything to act on.
         not_tested: why the tests of all methods cannot run it.

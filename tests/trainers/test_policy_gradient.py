@@ -136,20 +136,20 @@ def test_a_method_acts_on_tokens_of_the_loss_only(make_trainer, monkeypatch, nam
         return stock_gradient(stock, {**batch, "advantages": advantages}, tokens.logps, tokens.entropy)
 
     in_loss = gradient(taken.advantages, **NO_CLIP, delta=None) != 0
-    in_batch = tokens.mask if tokens.engine_ratio is None else tokens.mask & (tokens.engine_ratio != 0)
+    weighted = tokens.mask if tokens.engine_ratio is None else tokens.mask & (tokens.engine_ratio != 0)
     clip = CLIPS.get(name, {})
     without_delta = {"delta": None} if name == "agentic_aepo" else {}
     with_gradient = gradient(taken.advantages, **clip, **without_delta) != 0
     reaches = settings_of(name).reaches
     chosen = changed | (of_term != 0)
-    assert not (chosen & ~{"gradient": with_gradient, "loss": in_loss, "batch": in_batch}[reaches]).any()
+    assert not (chosen & ~{"gradient": with_gradient, "loss": in_loss, "batch": tokens.mask}[reaches]).any()
     assert (gradient(tokens.advantages, **clip)[~in_loss] == 0).all()
-    assert (of_term[~(in_batch if reaches == "batch" else in_loss)] == 0).all()
+    assert (of_term[~(weighted if reaches == "batch" else in_loss)] == 0).all()
     if name == "ce_gppo":
         beyond_delta = (tokens.ratio > (trainer.args.delta or math.inf)) & (tokens.advantages < 0)
         assert torch.equal(chosen, in_loss & ~with_gradient & ~beyond_delta)
     if name == "entropic":
-        assert torch.equal(chosen, in_batch & (tokens.logps.detach().exp() > trainer.methods[0].threshold))
+        assert torch.equal(chosen, weighted & (tokens.logps.detach().exp() > trainer.methods[0].threshold))
     in_forward = on_policy and "top_entropy_quantile" not in settings  # where entropies are high, few tokens drain it
     works_here = {
         **{"clip_b": in_forward, "clip_v": in_forward, "clip_cov": True, "steer": True, "kl_cov": not on_policy},
