@@ -33,8 +33,9 @@ def run_processes(script: str, count: int, folder: Path, timeout: int = 240) -> 
         for rank, log in enumerate(logs)
     ]
     try:
-        for process, log in zip(processes, logs, strict=True):
-            assert process.wait(timeout) == 0, log.read_text()[-3000:]
+        for process in processes:
+            # All logs: the process that is found first may only have lost its connection to the one that failed.
+            assert process.wait(timeout) == 0, "\n\n".join(f"{log.name}: {log.read_text()[-3000:]}" for log in logs)
     finally:
         for process in processes:
             process.kill()

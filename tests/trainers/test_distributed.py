@@ -17,7 +17,7 @@ from trl_entropy.methods import METHODS
 def many(request, tmp_path_factory):
     """The folder with the results of each of two or four processes, and their number."""
     count, folder = request.param, tmp_path_factory.mktemp("many")
-    return run_processes("many_processes.py", count, folder, timeout=120 * count), count
+    return run_processes("many_processes.py", count, folder, timeout=400 * count), count
 
 
 def of_each(many, file):

@@ -127,7 +127,7 @@ def test_what_a_method_chooses_has_a_gradient(make_trainer, monkeypatch, name, m
     if name == "agentic_aepo":
         stock.epsilon_high = math.inf
     gradient = stock_gradient(stock, batch, taken.acted.logps, taken.acted.entropy)
-    assert not (chosen & (gradient == 0)).any()
+    assert not (chosen & (gradient == 0)).any(), f"{name} acts on tokens without a gradient: `chooses=False` allows it"
     in_forward = on_policy and "top_entropy_quantile" not in settings  # where entropies are high, few tokens drain it
     works_here = {"clip_b": in_forward, "clip_v": in_forward, "clip_cov": True, "steer": True, "kl_cov": not on_policy}
     assert chosen.any() or not works_here.get(name, False)
