@@ -67,12 +67,13 @@ class Damp(Method):
 TEST = """import torch
 from support import registry
 from support.fuzzing import ADVANTAGES, SHARES, covers, draw_shape, draw_tensor
+from support.registry import MethodSettings
 from support.sharded_processes import RUNS
 
 from trl_entropy.methods.damp import damp_weights
 
 
-METHOD_SETTINGS = {"damp": registry.MethodSettings(reaches="batch")}
+METHOD_SETTINGS = {"damp": MethodSettings(reaches="batch")}
 
 
 def test_damp_is_listed_with_the_others():

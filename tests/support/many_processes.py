@@ -95,6 +95,7 @@ def grouped(output_dir, rank, processes, rewards=None, **settings):
         output_dir,
         per_device_train_batch_size=8 // processes,
         num_generations=8,
+        pad_to_multiple_of=6,  # all parts are as wide as the batch
         reward_funcs=given_reward,
         **settings,
     )

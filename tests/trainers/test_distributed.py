@@ -24,7 +24,7 @@ def many(request, tmp_path_factory):
     with FileLock(f"{folder}.lock"):
         if not (folder / "done").exists():
             folder.mkdir(exist_ok=True)
-            run_processes("many_processes.py", count, folder, timeout=120 * count)
+            run_processes("many_processes.py", count, folder, timeout=400 * count)
             (folder / "done").touch()
     return folder, count
 
