@@ -192,6 +192,7 @@ def tiny(modules, plan_file, tmp_path, monkeypatch):
     script, scores = modules["trajectories"], modules["countdown_scores"]
     few = scores.prompts(held_out=True)[:4]
     monkeypatch.setattr(scores, "prompts", lambda held_out: few)
+    monkeypatch.setattr(scores, "SAMPLES", 4)
     start = countdown_model.WarmStart(hidden_size=16, layers=1, heads=2)
     countdown_model.build_model(start).save_pretrained(tmp_path / "model")
     countdown_model.build_tokenizer().save_pretrained(tmp_path / "model")
