@@ -117,3 +117,12 @@ def test_a_token_of_probability_0_has_no_discriminator():
     logps = torch.tensor([[-torch.inf, -1.0]], dtype=torch.float64)
     found = discriminator(logps, torch.full((1, 2), 0.5, dtype=torch.float64))
     torch.testing.assert_close(found, torch.tensor([[0.0, -0.5 * math.exp(-1)]], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("expected, values", [(0.3, {0, 1}), (1.7, {1, 2}), (20.5, {20, 21})])
+def test_ratio_count_with_a_draw_is_exact_on_average(expected, values):
+    counts = [ratio_count(expected / 400, 400, ("test", step)) for step in range(10_000)]
+    assert set(counts) == values and sum(counts) / 10_000 == pytest.approx(expected, abs=0.02)
+    assert [ratio_count(expected / 400, 400, ("test", step)) for step in range(50)] == counts[:50]
+    assert ratio_count(expected / 400, 400) == max(1, int(expected))
+    assert ratio_count(1.0, 7, ("test", 0)) == 7

@@ -3,6 +3,7 @@
 """Reductions over tokens, in plain torch. B sequences, T completion tokens."""
 
 import math
+import random
 from typing import Any
 
 import torch
@@ -35,14 +36,16 @@ def masked_max(values: Tensor, mask: Tensor, world: Collectives = SINGLE_PROCESS
     return world.gather(values.masked_fill(~mask, -torch.inf).amax().reshape(1)).amax()
 
 
-def top_count_mask(values: Tensor, mask: Tensor, ratio: float, world: Collectives = SINGLE_PROCESS) -> Tensor:
+def top_count_mask(
+    values: Tensor, mask: Tensor, ratio: float, world: Collectives = SINGLE_PROCESS, draw: tuple | None = None
+) -> Tensor:
     """(B, T) -> (B, T) bool: the `max(1, floor(ratio * N))` largest of the N valid values of all processes.
 
-    Of tied values the earlier token wins, in the order process, sequence, position.
+    Of tied values the earlier token wins, in the order process, sequence, position. `draw` as in `ratio_count`.
     """
     local = values[mask]
     gathered = world.gather(local)
-    count = ratio_count(ratio, gathered.numel())
+    count = ratio_count(ratio, gathered.numel(), draw)
     order = gathered.argsort(descending=True, stable=True)
     chosen = torch.zeros_like(gathered, dtype=torch.bool)
     chosen[order[:count]] = True
@@ -54,9 +57,16 @@ def scatter_valid(flags: Tensor, mask: Tensor) -> Tensor:
     return torch.zeros_like(mask).masked_scatter(mask, flags)
 
 
-def ratio_count(ratio: float, count: int) -> int:
-    """`floor(ratio * count)`, at least 1 and at most `count`. The nudge keeps 0.29 of 100 at 29, not 28."""
-    return min(count, max(1, int(ratio * count * (1 + 1e-12))))
+def ratio_count(ratio: float, count: int, draw: tuple | None = None) -> int:
+    """`floor(ratio * count)`, at least 1 and at most `count`. The nudge keeps 0.29 of 100 at 29, not 28.
+
+    With `draw`, which seeds a uniform U in [0, 1), it is `floor(ratio * count + U)`, at most `count`: `ratio * count`
+    on average, and 0 is possible. A controller that lowers the ratio then has no dead zone.
+    """
+    exact = ratio * count * (1 + 1e-12)
+    if draw is None:
+        return min(count, max(1, int(exact)))
+    return min(count, int(exact + random.Random(repr(draw)).random()))
 
 
 def quantiles(values: Tensor, probabilities: tuple[float, ...]) -> list[Tensor]:

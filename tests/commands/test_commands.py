@@ -48,12 +48,27 @@ def test_methods_lists_every_method_with_every_field(capsys, monkeypatch):
         assert f"acts on: {'; '.join(stages(method))}" in blocks[name] and stages(method)
         assert ("checked against: " in blocks[name]) is (name in METHODS)
         assert name not in METHODS or f"checked against: {method.checked_against}" in blocks[name]
+        driving = "" if name not in METHODS else METHODS[name].no_knob if METHODS[name].knob is None else "drives "
+        assert driving in blocks[name] and ("entropy_keep: " in blocks[name]) is (name in METHODS)
         for field in known:
             if field.name.startswith(f"{name}_"):
                 assert f" {field.name}: " in blocks[name] and f" = {default_of(field)!r} " in blocks[name]
                 assert words(field.metadata["help"]) in blocks[name]
                 found.append(field.name)
     assert sorted(found) == sorted(field.name for field in known)
+
+
+def test_knob_of_a_method(capsys):
+    assert cli.main(["methods", "clip_cov", "clip_b", "kl_cov", "aepo", "steer"]) == 0
+    printed = words(capsys.readouterr().out)
+    for text in (
+        "drives `clip_cov_ratio` from 0.0001 to 1 (log scale), beginning at 0.05",
+        "drives `clip_b_mu` from 8 down to 0 (linear scale), beginning at 2.5",
+        "beginning at 0.02, a brake: it slows the fall of entropy, but cannot raise it",
+        "drives `aepo_target_entropy`, which becomes its target entropy",
+        "cannot drive it: its strength moves entropy by less than the seed does",
+    ):
+        assert text in printed
 
 
 def test_one_method(capsys):

@@ -24,6 +24,7 @@ from trl_entropy.commands.arguments import StrictParser
 from trl_entropy.commands.methods import describe, known_methods
 from trl_entropy.methods import REGISTRY, Method, MethodsConfig, Paper, idle_fields
 from trl_entropy.methods.clip_cov import ClipCov
+from trl_entropy.methods.registry import check_config
 from trl_entropy.report.panels import metric_groups
 from trl_entropy.report.runs import read_runs
 from trl_entropy.report.summary import differing_settings, named_methods
@@ -110,6 +111,15 @@ def test_settings_of_a_method_that_is_off(mine):
     assert idle_fields(MethodsConfig(methods=["clip_cov"], mine_weight=0.25)) == ["mine_weight"]
     assert idle_fields(MethodsConfig(methods=["mine"], mine_weight=0.25, steer_lambda_min=0.8)) == ["steer_lambda_min"]
     assert idle_fields(MethodsConfig()) == []
+
+
+def test_knob_must_name_a_field_of_the_method():
+    class Other(METHODS["epo"]):
+        name = "other"
+
+    with pytest.raises(ValueError, match="`knob` of .*Other` must name a field of .*EpoConfig`, got 'clip_b_mu'."):
+        Other.knob = METHODS["clip_b"].knob
+        check_config(Other, METHODS["epo"].config)
 
 
 def test_listed_like_ours(mine):

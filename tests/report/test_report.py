@@ -210,6 +210,12 @@ def test_table_of_the_terminal(report):
         ),
         ({"methods": ["epo"]}, {"epo/history_entropy": [2.0, 1.0]}, [0.0, 0.0], [4.0, 2.0]),
         ({"methods": ["aepo"]}, {"aepo/target_entropy": [0.7, 0.7]}, [0.7, 0.7], [0.7, 0.7]),
+        (
+            {"methods": ["epo"], "entropy_keep": 0.5},
+            {"epo/history_entropy": [2.0, 1.0], "entropy_keep/target": [0.8, 0.7]},
+            [0.8, 0.7],
+            [0.8, 0.7],
+        ),
         ({"use_adaptive_entropy": True, "entropy_target": 0.4}, {}, [0.4, 0.4], [0.4, 0.4]),
         ({"use_adaptive_entropy": True}, {}, [0.2, 0.2], [0.2, 0.2]),  # TRL's default
     ],

@@ -88,6 +88,7 @@ TABLES = {
     "docs/methods.md": {
         "method": lambda method: f"`{method.name}`",
         "acts on": lambda method: "; ".join(stages(method)),
+        "`entropy_keep` drives": lambda method: "-" if method.knob is None else f"`{method.knob.field}`",
         "checked against": lambda method: method.checked_against,
     },
     "docs/which_method.md": {

@@ -207,6 +207,7 @@ def wrong_values(kind):
         bool: ["yes", 1.0, 2],
         str: [3, []],
         dict: ["x", 3, ["a"]],
+        list[float]: ["x", 3, [3]],
     }.items():
         if part in parts:
             return found + values

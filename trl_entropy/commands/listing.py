@@ -60,6 +60,11 @@ def accepted(hint: Any) -> str:
     return f"list of {accepted(members[0])}" if members else getattr(hint, "__name__", str(hint))
 
 
+def driving(method: Any) -> str:
+    """What `entropy_keep` drives of a method, or why it cannot."""
+    return f"cannot drive it: {method.no_knob}" if method.knob is None else f"drives {method.knob.describe()}"
+
+
 def record(method: Any) -> dict[str, Any]:
     """The description of one method: summary, paper, where it acts, and its fields."""
     config = KappaConfig if method is KappaTune else method.config
@@ -70,6 +75,7 @@ def record(method: Any) -> dict[str, Any]:
         "paper": f"{method.paper.title}, {method.paper.url}",
         "acts on": "; ".join(stages(method)),
         **({} if source is None else {"checked against": source}),
+        **({} if method in OTHERS else {"entropy_keep": driving(method)}),
         "fields": {
             field.name: {
                 "default": f"{accepted(hints[field.name])} = {default_of(field)!r}",

@@ -54,7 +54,8 @@ def known_to_reports() -> Known:
 
 def digest() -> str:
     """A hash of the sources that descriptions come from."""
-    others = ("kappa/config.py", "trainers/grpo_config.py", "trainers/entropy_bonus.py")
+    trainers = (f"trainers/{name}.py" for name in ("grpo_config", "entropy_bonus", "thermostat_config"))
+    others = ("knob.py", "kappa/config.py", *trainers)
     paths = [*sorted((SOURCES / "methods").glob("*.py")), *(SOURCES / name for name in others)]
     parts = [*(path.read_bytes() for path in paths), version("trl").encode()]
     return hashlib.sha256(b"".join(parts)).hexdigest()
@@ -81,7 +82,8 @@ def describe(name: str, method: dict[str, Any], width: int = WIDEST) -> str:
         )
 
     lines = [name, wrap(method["summary"], 2)]
-    lines += [wrap(f"{key}: {method[key]}", 2) for key in ("paper", "acts on", "checked against") if key in method]
+    facts = ("paper", "acts on", "checked against", "entropy_keep")
+    lines += [wrap(f"{key}: {method[key]}", 2) for key in facts if key in method]
     for field, about in method["fields"].items():
         lines += [wrap(f"{field}: {about['default']}", 2), wrap(about["help"], 6)]
     return "\n".join(lines)

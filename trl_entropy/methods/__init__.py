@@ -4,6 +4,7 @@
 
 from dataclasses import dataclass, field, fields
 
+from ..knob import Knob
 from ..paper import Paper
 from ..settings import did_you_mean
 from .aepo import Aepo, AepoConfig
@@ -34,7 +35,7 @@ from .steer import Steer, SteerConfig
 from .unlikeliness import Unlikeliness, UnlikelinessConfig
 
 
-__all__ = ["METHODS", "Method", "MethodsConfig", "Paper", "build_methods", "idle_fields", "register"]
+__all__ = ["METHODS", "Knob", "Method", "MethodsConfig", "Paper", "build_methods", "idle_fields", "register"]
 
 METHODS: dict[str, type[Method]] = {
     method.name: method

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..functional import StepMean
+from ..knob import Knob
 from ..paper import Paper
 from ..settings import checked, non_negative, one_of, ratio
 from ..tokens import TokenBatch
@@ -118,6 +119,7 @@ class Aepo(Method):
     summary = "steers entropy to a target by the temperature of what it reinforces"
     checked_against = "formulas from the released code and from a summary of the paper"
     config = AepoConfig
+    knob = Knob("aepo_target_entropy", "target", low=1e-4, high=100.0, start=1.0, scale="target")
     paper = Paper(
         "2510.08141",
         "Arbitrary Entropy Policy Optimization: Entropy Is Controllable in Reinforcement Fine-tuning",

@@ -66,6 +66,7 @@ class AgenticAepo(Method):
     summary = "scales advantages by entropy, keeps the gradient of clipped A > 0 tokens"
     checked_against = "formulas from paper notes and code"
     config = AgenticAepoConfig
+    no_knob = "its settings hardly move entropy"
     paper = Paper(
         "2510.14545",
         "Agentic Entropy-Balanced Policy Optimization",

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ..knob import Knob
 from ..paper import Paper
 from ..settings import checked
 from ..tokens import Rollouts, TokenBatch
@@ -46,6 +47,9 @@ class Method:
         completes_policy_loss: `loss` is a difference to TRL's policy loss, so it needs the advantages that TRL gets:
             the method belongs after all methods that change them in `token_advantages`.
         assumes_unit_advantages: the method's thresholds assume advantages divided by their standard deviation.
+        knob: the setting that `entropy_keep` may drive, if one moves entropy in one direction.
+        no_knob: why there is none, as the end of a sentence.
+        driven: of an instance: the thermostat sets the attribute that `knob` names.
     """
 
     name: ClassVar[str]
@@ -61,6 +65,9 @@ class Method:
     acts_on_ratio: ClassVar[bool] = False
     completes_policy_loss: ClassVar[bool] = False
     assumes_unit_advantages: ClassVar[bool] = False
+    knob: ClassVar[Knob | None] = None
+    no_knob: ClassVar[str] = "it declares no setting that moves entropy in one direction"
+    driven: bool = False
 
     def __init__(self, config: Any):
         """Reads and checks the method's fields. Raises `ValueError` that names field, value and what is accepted."""
@@ -148,6 +155,10 @@ class Method:
         Their old log-probabilities are taken at the ordinary temperature.
         """
         return tokens.logps.sum() * 0, {}
+
+    def count_draw(self, *draw: int) -> tuple | None:
+        """The `draw` of `ratio_count` for a ratio of tokens: `None` unless the ratio is driven."""
+        return ("count", self.name, *draw) if self.driven else None
 
     @classmethod
     def entropy_range(cls, settings: dict[str, Any], logged: dict[str, float]) -> tuple[float, float] | None:

@@ -108,6 +108,7 @@ class Canon(Method):
     summary = "compares completions of low and high entropy (or length) with each other"
     checked_against = "formulas from paper notes and code"
     config = CanonConfig
+    no_knob = "its weight acts in opposite directions above and below 1"
     paper = Paper(
         "2509.23962",
         "Conditional Advantage Estimation for Reinforcement Learning in Large Reasoning Models",

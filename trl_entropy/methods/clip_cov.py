@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..collectives import SINGLE_PROCESS, Collectives
 from ..functional import centered_product, ratio_count, scatter_valid
+from ..knob import Knob
 from ..paper import Paper
 from ..settings import checked, one_of, ratio
 from ..tokens import TokenBatch
@@ -60,17 +61,22 @@ class ClipCovConfig:
 
 
 def clip_cov_mask(
-    eligible: Tensor, mask: Tensor, ratio: float, seed: tuple[int, ...], world: Collectives = SINGLE_PROCESS
+    eligible: Tensor,
+    mask: Tensor,
+    ratio: float,
+    seed: tuple[int, ...],
+    world: Collectives = SINGLE_PROCESS,
+    draw: tuple | None = None,
 ) -> Tensor:
     """(B, T) bool, (B, T) bool -> (B, T) bool: True for tokens that keep their gradient.
 
     Draws `min(|E|, max(1, floor(ratio * N)))` of the |E| eligible among the N valid tokens, uniformly and without
-    replacement. The draw depends only on `seed`, so a resumed run repeats it.
+    replacement. The draw depends only on `seed`, so a resumed run repeats it. `draw` as in `ratio_count`.
     """
     local = eligible[mask]
     flags = world.gather(local)
     candidates = flags.nonzero().flatten()
-    count = min(candidates.numel(), ratio_count(ratio, flags.numel()))
+    count = min(candidates.numel(), ratio_count(ratio, flags.numel(), draw))
     picks = random.Random(repr(seed)).sample(range(candidates.numel()), count)
     drawn = torch.zeros_like(flags)
     drawn[candidates[torch.tensor(picks, dtype=torch.long, device=flags.device)]] = True
@@ -93,6 +99,7 @@ class ClipCov(Method):
     config = ClipCovConfig
     paper = ENTROPY_MECHANISM
     assumes_unit_advantages = True
+    knob = Knob("clip_cov_ratio", "ratio", low=1e-4, high=1.0, start=0.05, limited_by="clip_cov_low")
 
     def __init__(self, config):
         self.ratio = ratio(config, "clip_cov_ratio")
@@ -108,6 +115,6 @@ class ClipCov(Method):
         covariance = centered_product(tokens.logps, tokens.advantages, tokens.mask, world)
         eligible = (covariance > self.low) & (covariance < self.high) & tokens.has_gradient
         seed = tokens.draw if self.scope == "world" else (*tokens.draw, tokens.world.rank)
-        kept = clip_cov_mask(eligible, tokens.mask, self.ratio, seed, world)
+        kept = clip_cov_mask(eligible, tokens.mask, self.ratio, seed, world, self.count_draw(*seed))
         logs = {"kept_fraction": kept, "eligible_fraction": eligible, "covariance_mean": covariance}
         return tokens.advantages * kept, logs

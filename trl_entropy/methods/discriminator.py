@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..collectives import SINGLE_PROCESS, Collectives
 from ..functional import discriminator, masked_mean_and_std, mean_discriminator, top_count_mask
+from ..knob import Knob
 from ..paper import Paper
 from ..settings import flag, non_negative, ratio
 from ..tokens import Rollouts, TokenBatch
@@ -78,14 +79,16 @@ def clip_v_mask(
     mu: float,
     max_ratio: float,
     world: Collectives = SINGLE_PROCESS,
+    draw: tuple | None = None,
 ) -> Tensor:
     """(B, T) D = N - S and advantages -> (B, T) bool: keep if A >= 0 or D <= μ σ_D, σ_D about the mean of D.
 
     Of the N valid tokens at most `max(1, floor(max_ratio * N))` are skipped, those of largest D.
+    `draw` as in `ratio_count`.
     """
     _, std = masked_mean_and_std(drains, mask, world)
     out = mask & (advantages < 0) & (drains > mu * std)
-    worst = top_count_mask(drains.masked_fill(~out, -torch.inf), mask, max_ratio, world)
+    worst = top_count_mask(drains.masked_fill(~out, -torch.inf), mask, max_ratio, world, draw)
     return mask & ~(out & worst)
 
 
@@ -156,6 +159,7 @@ class ClipB(DiscriminatorClip):
     summary = "skips negative-advantage tokens whose update would lower entropy"
     checked_against = "the released code's rule"
     config = ClipBConfig
+    knob = Knob("clip_b_mu", "mu", low=0.0, high=8.0, start=2.5, scale="linear", per_unit=2.0, rises=False)
 
     def scores(self, batch: TokenBatch | Rollouts) -> Tensor:
         return discriminator(batch.logps, batch.entropy)
@@ -175,6 +179,7 @@ class ClipV(DiscriminatorClip):
     summary = "like clip_b, by the exact first-order entropy change and with a cap"
     checked_against = "the released code's rule"
     config = ClipVConfig
+    knob = Knob("clip_v_max_ratio", "max_ratio", low=1e-4, high=0.5, start=0.02, limited_by="clip_v_mu")
     statistics = ("second_moments",)
 
     def __init__(self, config):
@@ -187,4 +192,5 @@ class ClipV(DiscriminatorClip):
 
     def kept(self, scores: Tensor, batch: TokenBatch | Rollouts) -> Tensor:
         learned = self.learned_advantages(batch)
-        return clip_v_mask(scores, learned, batch.mask, self.mu, self.max_ratio, batch.world)
+        draw = self.count_draw(*(batch.draw if isinstance(batch, TokenBatch) else (batch.batch,)))
+        return clip_v_mask(scores, learned, batch.mask, self.mu, self.max_ratio, batch.world, draw)

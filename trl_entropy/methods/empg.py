@@ -112,6 +112,7 @@ class Empg(Method):
     summary = "scales the advantage of an agent's steps by its certainty"
     checked_against = "formulas from paper notes and code"
     config = EmpgConfig
+    no_knob = "its settings hardly move entropy"
     paper = Paper(
         "2509.09265",
         "Harnessing Uncertainty: Entropy-Modulated Policy Gradients for Long-Horizon LLM Agents",

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..collectives import SINGLE_PROCESS
 from ..functional import StepMean, accumulator_dtype
+from ..knob import Knob
 from ..paper import Paper
 from ..settings import checked, non_negative
 from ..tokens import TokenBatch
@@ -96,6 +97,7 @@ class Entropic(Method):
     summary = "steers entropy to a target through the weight of likely tokens"
     checked_against = "the released code's formulas"
     config = EntropicConfig
+    knob = Knob("entropic_target", "target", low=1e-4, high=100.0, start=0.1, scale="target")
     paper = Paper(
         "2511.15248",
         "EntroPIC: Towards Stable Long-Term Training of LLMs via Entropy Stabilization with Proportional-Integral "
@@ -136,6 +138,15 @@ class Entropic(Method):
                     f"{getattr(config, name)!r}."
                 )
         return []
+
+    @property
+    def target(self) -> float:
+        """Target entropy in nats."""
+        return self.controller.target
+
+    @target.setter
+    def target(self, value: float) -> None:
+        self.controller.target = value
 
     def loss(self, tokens: TokenBatch) -> tuple[Tensor, Logs]:
         likely = tokens.mask & (tokens.logps.detach() > math.log(self.threshold))

@@ -65,6 +65,7 @@ class EntropyAdvantage(Method):
     summary = "adds a capped entropy bonus to advantages; it lowers entropy"
     checked_against = "the paper's formulas"
     config = EntropyAdvantageConfig
+    no_knob = "it lowers entropy"
     paper = Paper(
         "2506.14758",
         "Reasoning with Exploration: An Entropy Perspective on Reinforcement Learning for LLMs",

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..functional import StepMean
+from ..knob import Knob
 from ..paper import Paper
 from ..settings import checked, non_negative
 from ..tokens import TokenBatch
@@ -80,6 +81,7 @@ class Epo(Method):
     summary = "adds the entropy of turns to the objective, smoothed by past entropy"
     checked_against = "the paper's formulas"
     config = EpoConfig
+    knob = Knob("epo_coef", "coef", low=1e-6, high=10.0, start=0.03)
     paper = Paper(
         "2509.22576",
         "EPO: Entropy-regularized Policy Optimization for LLM Agents Reinforcement Learning",

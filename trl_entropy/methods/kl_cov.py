@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..collectives import SINGLE_PROCESS, Collectives
 from ..functional import centered_product, masked_max, top_count_mask
+from ..knob import Knob
 from ..settings import flag, non_negative, one_of, ratio
 from ..tokens import TokenBatch
 from .base import Bounds, Logs, Method
@@ -54,12 +55,15 @@ class KlCovConfig:
     )
 
 
-def kl_cov_mask(covariance: Tensor, mask: Tensor, ratio: float, world: Collectives = SINGLE_PROCESS) -> Tensor:
+def kl_cov_mask(
+    covariance: Tensor, mask: Tensor, ratio: float, world: Collectives = SINGLE_PROCESS, draw: tuple | None = None
+) -> Tensor:
     """(B, T) -> (B, T) bool: the `max(1, floor(ratio * N))` tokens of largest covariance.
 
     All False if no covariance is positive, as with constant advantages: the largest would be an arbitrary tie.
+    `draw` as in `ratio_count`.
     """
-    return top_count_mask(covariance, mask, ratio, world) & (masked_max(covariance, mask, world) > 0)
+    return top_count_mask(covariance, mask, ratio, world, draw) & (masked_max(covariance, mask, world) > 0)
 
 
 def kl_cov_penalty(log_ratio: Tensor, kind: str) -> Tensor:
@@ -87,6 +91,7 @@ class KlCov(Method):
     config = KlCovConfig
     paper = ENTROPY_MECHANISM
     acts_on_ratio = True
+    knob = Knob("kl_cov_ratio", "ratio", low=1e-4, high=0.1, start=0.02, brake=True, most=1.0)
 
     def __init__(self, config):
         self.ratio = ratio(config, "kl_cov_ratio")
@@ -110,7 +115,8 @@ class KlCov(Method):
             covariance = centered_product(tokens.logps, tokens.advantages, tokens.mask, world)
             learns = tokens.in_loss if self.ppo_clip else tokens.has_gradient
             candidates = covariance.masked_fill(~learns, -torch.inf)
-            selected = kl_cov_mask(candidates, tokens.mask, self.ratio, world) & learns
+            draw = tokens.draw if self.scope == "world" else (*tokens.draw, tokens.world.rank)
+            selected = kl_cov_mask(candidates, tokens.mask, self.ratio, world, self.count_draw(*draw)) & learns
         term = kl_cov_penalty(tokens.logps - tokens.old_logps, self.penalty)
         logs = {
             "selected_fraction": selected,

@@ -106,6 +106,7 @@ class Pear(Method):
     summary = "rewards correct answers less the more entropy their thinking has"
     checked_against = "formulas from paper notes"
     config = PearConfig
+    no_knob = "it acts on rewards and on completion length"
     paper = Paper(
         "2510.08026",
         "PEAR: Phase Entropy Aware Reward for Efficient Reasoning",

@@ -77,6 +77,7 @@ class PromptAugmentation(Method):
     summary = "asks the same prompt in several formats"
     checked_against = "formulas from paper notes and code"
     config = PromptAugmentationConfig
+    no_knob = "a set of templates is not a number"
     paper = Paper(
         "2602.03190",
         "Prompt Augmentation Scales up GRPO Training on Mathematical Reasoning",

@@ -18,7 +18,8 @@ from .rebasing import family, set_bases
 
 GROUP = "trl_entropy.methods"  # of entry points
 PREFIXES = ("tip", "kappa")  # of settings that belong to no method in `methods`
-RESERVED = (*PREFIXES, "entropy", "entropy_bonus", "entropy_forecast")  # groups of metrics, parts of a state
+# Groups of metrics, and parts of a state.
+RESERVED = (*PREFIXES, "entropy", "entropy_bonus", "entropy_forecast", "entropy_keep")
 
 
 class Registry:
@@ -145,6 +146,8 @@ def check_config(method: type[Method], config: Any) -> None:
     settings = getattr(config, "__dataclass_params__", None)
     if not (isinstance(config, type) and is_dataclass(config)) or getattr(settings, "frozen", True):
         raise TypeError(f"`config` of {title(method)} must be a dataclass that is not frozen, got {config!r}.")
+    if method.knob is not None and method.knob.field not in [item.name for item in fields(config)]:
+        raise ValueError(f"`knob` of {title(method)} must name a field of {title(config)}, got {method.knob.field!r}.")
     for item in fields(config):
         field, prefix = f"Field `{item.name}` of {title(config)}", f"{method.name}_"
         if not item.name.startswith(prefix):

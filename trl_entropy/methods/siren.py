@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..functional import StepMean, row_quantiles
+from ..knob import Knob
 from ..paper import Paper
 from ..settings import checked, non_negative, one_of
 from ..tokens import TokenBatch
@@ -73,6 +74,7 @@ class Siren(Method):
     summary = "holds the top-p entropy of high-entropy tokens near its starting value"
     checked_against = "the released code's formulas"
     config = SirenConfig
+    knob = Knob("siren_coef", "coef", low=1e-5, high=100.0, start=1.0, most=1.0)
     needs = ("nucleus_entropy",)
     paper = Paper(
         "2509.25133",

@@ -112,6 +112,7 @@ class Steer(Method):
     summary = "gives tokens less weight the more they would change entropy"
     checked_against = "the paper's formula, as three secondary sources give it"
     config = SteerConfig
+    no_knob = "its strength moves entropy by less than the seed does"
     paper = Paper(
         "2510.10150",
         "Rethinking Entropy Interventions in RLVR: An Entropy Change Perspective",

@@ -61,8 +61,8 @@ class Panel:
 
 
 def metric_groups(runs: list[Run]) -> tuple[str, ...]:
-    """The groups of metrics that belong to a method: the part of their names before the slash."""
-    return (*dict.fromkeys(name for run in runs for name in run.known.methods), "tip", "kappa")
+    """The groups of metrics that belong to a method or the thermostat: the part of their names before the slash."""
+    return (*dict.fromkeys(name for run in runs for name in run.known.methods), "entropy_keep", "tip", "kappa")
 
 
 def build_panels(runs: list[Run]) -> list[Panel]:

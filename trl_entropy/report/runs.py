@@ -87,7 +87,8 @@ class Run:
         settings = self.with_defaults()
         adaptive = settings.get("use_adaptive_entropy")  # TRL's own controller
         aiming = [name for name in self.methods if name in self.known.targets]
-        if not (aiming or adaptive):
+        kept = settings.get("entropy_keep") is not None
+        if not (aiming or adaptive or kept):
             return None
         if aiming:
             from ..methods import METHODS
@@ -96,6 +97,8 @@ class Run:
             ranges = [METHODS[name].entropy_range(settings, line) for name in aiming]
             if adaptive and entropy_of(line) is not None:
                 ranges.append((settings["entropy_target"],) * 2)
+            if kept:
+                ranges = [(line["entropy_keep/target"],) * 2 if "entropy_keep/target" in line else None]
             known = [ends for ends in ranges if ends is not None]
             if known:
                 steps.append(line["step"])

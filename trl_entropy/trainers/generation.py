@@ -32,6 +32,16 @@ def trl_scores(trainer: Any) -> bool:
     return trainer.args.gradient_accumulation_steps % updates != 0 or corrects
 
 
+def wants_entropies(trainer: Any) -> bool:
+    """Whether a reward function or a method needs the old policy's entropies."""
+    return "token_entropies" in trainer._rewards.columns or "rollout_entropy" in trainer._needs
+
+
+def scores_rollouts(trainer: Any) -> bool:
+    """Whether the old policy's entropies are known before the first update of a generation batch."""
+    return trl_scores(trainer) or wants_entropies(trainer)
+
+
 class Generation:
     """One call of TRL's `_generate_and_score_completions`. B completions of this process, T tokens.
 
@@ -49,9 +59,9 @@ class Generation:
 
     def __init__(self, trainer: Any):
         self.trainer = trainer
-        columns = trainer._rewards.columns
-        self.wanted = "token_entropies" in columns or "rollout_entropy" in trainer._needs
-        self.reads = self.wanted or bool(trainer.methods) or trainer.log_completions
+        self.wanted = wants_entropies(trainer)
+        asked = bool(trainer.methods) or trainer.log_completions or trainer._thermostat is not None
+        self.reads = self.wanted or asked
         stock = trl_scores(trainer)
         self.records = trainer.args.record_entropies and self.wanted and not stock
         self.scored = stock or (self.wanted and not self.records)

@@ -42,6 +42,8 @@ from .prefill import tokenize_prefilled
 from .rewards import Rewards
 from .rollouts import make_rollouts
 from .signature import args_of, like
+from .thermostat import Thermostat, ThermostatCallback
+from .thermostat_config import for_methods
 from .update import Update
 from .window import join_metrics
 
@@ -113,7 +115,7 @@ class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
         check_given(given, None if writes_prompts else PROMPT)
         check_rewards(reward_funcs)
         args = given["args"] = args_of(given, EntropyGRPOConfig, "GRPO")
-        self.methods: list[Method] = build_methods(args)
+        self.methods: list[Method] = build_methods(for_methods(args))
         self._changes_prompts = any(method.overrides("prompts") for method in self.methods)
         self._generation: Generation | None = None  # while rollouts are made
         self._update: Update | None = None  # while a loss is computed
@@ -145,6 +147,9 @@ class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
         self._needs |= {"second_moments"} if forecasts else set()
         self._forecast = EntropyForecast() if forecasts else None
         self._bonus = EntropyBonus(args)
+        self._thermostat = Thermostat.of(self)
+        if self._thermostat is not None:
+            self.add_callback(ThermostatCallback(self._thermostat))
         self._token_log = TokenLog(
             args.log_token_entropies if self.accelerator.is_main_process else 0, args.output_dir, decode
         )
@@ -241,4 +246,5 @@ class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
     def _stateful(self) -> dict[str, Any]:
         parts: dict[str, Any] = {method.name: method for method in self.methods}
         parts |= {"entropy_bonus": self._bonus} if self._bonus.controller is not None else {}
+        parts |= {"entropy_keep": self._thermostat} if self._thermostat is not None else {}
         return parts | ({"entropy_forecast": self._forecast} if self._forecast is not None else {})

@@ -17,6 +17,7 @@ from ..settings import checked, flag, one_of
 from .checks import check_after, check_before, check_trl_version
 from .entropy_bonus import EntropyBonusConfig, bonus_warnings, check_bonus
 from .recording import NOT_A_TOKEN_PER_FORWARD
+from .thermostat_config import ThermostatConfig, check_thermostat, for_methods, thermostat_warnings
 
 
 logger = get_logger(__name__)
@@ -29,7 +30,7 @@ REGISTRY.load_entry_points(again=True)
 
 
 @dataclass
-class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, KappaConfig, GRPOConfig):
+class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, ThermostatConfig, KappaConfig, GRPOConfig):
     r"""
     [`~trl.GRPOConfig`] with entropy methods. With `methods` empty it is `GRPOConfig`.
 
@@ -72,6 +73,24 @@ class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, KappaConfig, GRPOConf
         Smallest and largest coefficient of `"band"`.
     entropy_controller_warmup (`int`, *optional*, defaults to `0`):
         Optimizer steps after which `"band"` starts to move the coefficient.
+
+    > Parameters that hold entropy at a share of its starting value
+
+    entropy_keep (`float`, *optional*):
+        Hold mean token entropy at this share of its starting value, by driving the strength of the listed method, or
+        `entropy_coef` if no method is listed.
+    entropy_keep_end (`float`, *optional*):
+        Share to hold at the last step. Defaults to `entropy_keep`.
+    entropy_keep_knob (`str`, *optional*):
+        Field to drive. Defaults to that of the one listed method that has such a field.
+    entropy_keep_range (`list[float]`, *optional*):
+        Smallest and largest value of the driven field. Defaults to the range that its method declares.
+    entropy_keep_batches (`int`, *optional*, defaults to `4`):
+        Generation batches whose mean entropy is the starting value.
+    entropy_keep_reference (`float`, *optional*):
+        The starting value in nats, instead of a measured one.
+    entropy_keep_response (`float`, *optional*, defaults to `3.0`):
+        Generation batches that the thermostat takes to respond.
 
     > Parameters that control which weights are trained
 
@@ -121,13 +140,15 @@ class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, KappaConfig, GRPOConf
         super().__post_init__()
         one_of(self, "loss_type", *LOSS_TYPES)  # TRL reports it only in the first step
         check_after(self)
-        methods = build_methods(self)
+        methods = build_methods(for_methods(self))
         self._check_head(methods)
         self._check_recording(methods)
         check_bonus(self)
+        check_thermostat(self)
         checked(self, "log_token_entropies", lambda value: type(value) is int and value >= 0, "a whole number >= 0")
         own = [warning for method in methods for warning in method.check(self)]
-        for warning in (*self._idle_warnings(), *bonus_warnings(self), *self._inert_warnings(methods), *own):
+        found = [*self._idle_warnings(), *bonus_warnings(self), *thermostat_warnings(self)]
+        for warning in (*found, *self._inert_warnings(methods), *own):
             logger.warning(warning)
 
     def _check_head(self, methods: list[Method]) -> None:

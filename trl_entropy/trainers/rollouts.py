@@ -57,6 +57,9 @@ def make_rollouts(trainer: Any, stock: Callable, rows: list[dict[str, Any]]) -> 
     if "old_per_token_logps" in output:  # otherwise the forward of the loss is the old policy's pass
         output |= {key: generation.scores[name] for key, name in OLD_STATISTICS.items() if name in generation.scores}
     training = trainer.model.training
+    if training and trainer._thermostat is not None:
+        counted = loss_mask(output).bool()
+        trainer._thermostat.after_rollouts(generation.scores.get("entropy"), counted, batches_made(trainer))
     group = trainer.num_generations if training else trainer.num_generations_eval
     for key, value in trainer._pass_rates.update(generation.given_rewards, group).items():
         trainer._metrics["train" if training else "eval"][key].append(value)

@@ -19,7 +19,7 @@ from ..tokens import TokenBatch
 from .clipping import bounds_restored, set_bounds
 from .metrics import entropy_metrics, entropy_quantiles
 from .policy_gradient import clip_bounds, policy_weights
-from .rollouts import forward_inputs, loss_mask
+from .rollouts import batches_made, forward_inputs, loss_mask
 
 
 class Update:
@@ -75,6 +75,8 @@ class Update:
             trainer.get_high_entropy_mask(entropy, loss_mask(self.batch), 1 - trainer.top_entropy_quantile)
         advantages = self.advantages if self.advantages.dim() == 2 else self.advantages.unsqueeze(1)
         tokens = read_tokens(trainer, self.batch, logps, entropy, advantages.expand_as(logps), statistics)
+        if trainer._thermostat is not None:
+            trainer._thermostat.before_methods(tokens, batches_made(trainer))
         tokens = replace(tokens, loss_weights=policy_weights(trainer, self.batch, tokens, self.entropy_mask))
         tokens, logs = set_bounds(trainer, tokens)
         self.logs |= logs
