@@ -15,6 +15,7 @@ from ..methods import METHODS
 from ..methods.tip import Tip
 from ..report.known import known_from
 from ..settings import default_of
+from ..signs import as_plain
 from .methods import STORED, digest
 
 
@@ -93,6 +94,11 @@ def store() -> None:
     content = {
         "digest": digest(),
         "methods": records(),
-        "known": {"methods": known.methods, "targets": sorted(known.targets), "defaults": known.defaults},
+        "known": {
+            "methods": known.methods,
+            "targets": sorted(known.targets),
+            "defaults": known.defaults,
+            "signs": {name: as_plain(signs) for name, signs in known.signs.items()},
+        },
     }
     STORED.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

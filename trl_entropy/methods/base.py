@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ..paper import Paper
+from ..signs import Sign
 from ..tokens import Rollouts, TokenBatch
 
 
@@ -22,7 +23,8 @@ class Method:
     Methods run in the order of `methods`: each sees the advantages as the methods before it left them. Hooks that
     compute something return their result and `Logs`, which are logged as `<method>/<key>`. A (B, T) tensor is logged
     as its mean over the valid tokens of all processes (NaN: leave this token out), or as its extreme if the key ends
-    in `_min` or `_max`; a (B,) tensor likewise over sequences; a scalar is averaged over processes.
+    in `_min` or `_max`, or as its sum if the key is `selected_tokens`; a (B,) tensor likewise over sequences; a scalar
+    is averaged over processes.
 
     Class attributes:
         name: the entry in `methods`, and the prefix of the method's fields and metrics.
@@ -45,6 +47,9 @@ class Method:
         completes_policy_loss: `loss` is a difference to TRL's policy loss, so it needs the advantages that TRL gets:
             the method belongs after all methods that change them in `token_advantages`.
         assumes_unit_advantages: the method's thresholds assume advantages divided by their standard deviation.
+        token_ratio: the field that takes a ratio of tokens of which the method takes at least one, if it has one.
+        idle: what the method logs while it does nothing, and which field to change.
+        strong: what it logs while it does too much, likewise.
     """
 
     name: ClassVar[str]
@@ -60,6 +65,9 @@ class Method:
     acts_on_ratio: ClassVar[bool] = False
     completes_policy_loss: ClassVar[bool] = False
     assumes_unit_advantages: ClassVar[bool] = False
+    token_ratio: ClassVar[str | None] = None
+    idle: ClassVar[tuple[Sign, ...]] = ()
+    strong: ClassVar[tuple[Sign, ...]] = ()
 
     def __init__(self, config: Any):
         """Reads and checks the method's fields. Raises `ValueError` that names field, value and what is accepted."""
@@ -70,6 +78,11 @@ class Method:
         Raises `ValueError` if the method cannot work at all.
         """
         return []
+
+    def ratio_rows(self, config: Any) -> int:
+        """The completions of which `token_ratio` takes tokens: a micro-batch, of all processes in scope `world`."""
+        processes = config.world_size if getattr(self, "scope", "") == "world" else 1
+        return config.per_device_train_batch_size * processes
 
     def check_rewards(self, names: list[str]) -> None:
         """Once, before training: names of the reward functions. Raises `ValueError` if a required one is missing."""

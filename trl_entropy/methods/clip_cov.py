@@ -20,6 +20,7 @@ from ..collectives import SINGLE_PROCESS, Collectives
 from ..functional import centered_product, ratio_count, scatter_valid
 from ..paper import Paper
 from ..settings import checked, one_of, ratio
+from ..signs import Sign
 from ..tokens import TokenBatch
 from .base import Logs, Method
 
@@ -93,6 +94,9 @@ class ClipCov(Method):
     config = ClipCovConfig
     paper = ENTROPY_MECHANISM
     assumes_unit_advantages = True
+    token_ratio = "clip_cov_ratio"
+    idle = (Sign({"kept_fraction": (1, 1)}, "lower `clip_cov_low`: no covariance lies between the two bounds"),)
+    strong = (Sign({"kept_fraction": (0, 0.5)}, "lower `clip_cov_ratio`"),)
 
     def __init__(self, config):
         self.ratio = ratio(config, "clip_cov_ratio")
@@ -110,4 +114,5 @@ class ClipCov(Method):
         seed = tokens.draw if self.scope == "world" else (*tokens.draw, tokens.world.rank)
         kept = clip_cov_mask(eligible, tokens.mask, self.ratio, seed, world)
         logs = {"kept_fraction": kept, "eligible_fraction": eligible, "covariance_mean": covariance}
+        logs["selected_tokens"] = tokens.mask & ~kept
         return tokens.advantages * kept, logs

@@ -20,6 +20,7 @@ from ..collectives import SINGLE_PROCESS, Collectives
 from ..functional import discriminator, masked_mean_and_std, mean_discriminator, top_count_mask
 from ..paper import Paper
 from ..settings import flag, non_negative, ratio
+from ..signs import Sign
 from ..tokens import Rollouts, TokenBatch
 from .base import Logs, Method
 
@@ -132,7 +133,12 @@ class DiscriminatorClip(Method):
         scores = self.scores(batch)
         kept = self.kept(scores, batch)
         _, std = masked_mean_and_std(scores, batch.mask, batch.world)
-        return batch.advantages * kept, {"kept_fraction": kept, "discriminator_mean": scores, "discriminator_std": std}
+        return batch.advantages * kept, {
+            "kept_fraction": kept,
+            "selected_tokens": batch.mask & ~kept,
+            "discriminator_mean": scores,
+            "discriminator_std": std,
+        }
 
     @torch.no_grad()
     def group_advantages(self, rollouts: Rollouts) -> tuple[Tensor, Logs]:
@@ -156,6 +162,8 @@ class ClipB(DiscriminatorClip):
     summary = "skips negative-advantage tokens whose update would lower entropy"
     checked_against = "the released code's rule"
     config = ClipBConfig
+    idle = (Sign({"kept_fraction": (1, 1)}, "lower `clip_b_mu`: no token lies that far from the mean"),)
+    strong = (Sign({"kept_fraction": (0, 0.5)}, "raise `clip_b_mu`"),)
 
     def scores(self, batch: TokenBatch | Rollouts) -> Tensor:
         return discriminator(batch.logps, batch.entropy)
@@ -176,6 +184,9 @@ class ClipV(DiscriminatorClip):
     checked_against = "the released code's rule"
     config = ClipVConfig
     statistics = ("second_moments",)
+    token_ratio = "clip_v_max_ratio"
+    idle = (Sign({"kept_fraction": (1, 1)}, "lower `clip_v_mu`: no token lies that far out"),)
+    strong = (Sign({"kept_fraction": (0, 0.5)}, "lower `clip_v_max_ratio`"),)
 
     def __init__(self, config):
         super().__init__(config)
@@ -188,3 +199,10 @@ class ClipV(DiscriminatorClip):
     def kept(self, scores: Tensor, batch: TokenBatch | Rollouts) -> Tensor:
         learned = self.learned_advantages(batch)
         return clip_v_mask(scores, learned, batch.mask, self.mu, self.max_ratio, batch.world)
+
+    def ratio_rows(self, config) -> int:
+        """A micro-batch of all processes, or their generation batch if `group_advantages` acts."""
+        forwards = config.steps_per_generation * config.num_iterations
+        scored = self.renormalize or config.use_vllm or config.gradient_accumulation_steps % forwards
+        rows = config.per_device_train_batch_size * config.world_size
+        return rows * config.steps_per_generation if scored else rows

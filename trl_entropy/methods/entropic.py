@@ -22,6 +22,7 @@ from ..collectives import SINGLE_PROCESS
 from ..functional import StepMean, accumulator_dtype
 from ..paper import Paper
 from ..settings import checked, non_negative
+from ..signs import Sign
 from ..tokens import TokenBatch
 from .base import Logs, Method
 
@@ -110,6 +111,11 @@ class Entropic(Method):
         "aepo": "both steer entropy to a target",
         "adaptive_clip": "both steer entropy to a target",
     }
+    idle = (Sign({"likely_fraction": (0, 0)}, "lower `entropic_threshold`: no token is that likely"),)
+    strong = (
+        Sign({"alpha": (1, 1)}, "raise `entropic_target` or lower `learning_rate`: the controller is at its bound"),
+        Sign({"alpha": (-1, -1)}, "lower `entropic_target`: the controller is at its bound"),
+    )
 
     def __init__(self, config):
         target = checked(config, "entropic_target", lambda value: 0 < value < math.inf, "an entropy in nats > 0")
@@ -155,7 +161,7 @@ class Entropic(Method):
             "skipped_fraction": float(valid > 0 and not math.isfinite(entropy)),
         }
         logs = {key: torch.tensor(value, device=likely.device) for key, value in scalars.items()}
-        return coefficient * term, {"likely_fraction": likely, **logs}
+        return coefficient * term, {"likely_fraction": likely, "selected_tokens": likely, **logs}
 
     def _measure(self, step: int, total: float, valid: float) -> None:
         """Adds a forward's sum over all processes to the mean of its step, and a finished step to E.

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..collectives import SINGLE_PROCESS, Collectives
 from ..functional import centered_product, masked_max, top_count_mask
 from ..settings import flag, non_negative, one_of, ratio
+from ..signs import Sign
 from ..tokens import TokenBatch
 from .base import Bounds, Logs, Method
 from .clip_cov import ENTROPY_MECHANISM
@@ -87,6 +88,19 @@ class KlCov(Method):
     config = KlCovConfig
     paper = ENTROPY_MECHANISM
     acts_on_ratio = True
+    token_ratio = "kl_cov_ratio"
+    idle = (
+        Sign(
+            {"penalty_mean": (0, 0)},
+            "set `num_iterations` above 1, or `steps_per_generation` above "
+            "`gradient_accumulation_steps`: the log-ratio is 0",
+        ),
+        Sign(
+            {"selected_fraction": (0, 0)},
+            "check `reward_funcs`: no covariance is positive, so advantages are constant",
+        ),
+    )
+    strong = (Sign({"selected_fraction": (0.5, 1)}, "lower `kl_cov_ratio`"),)
 
     def __init__(self, config):
         self.ratio = ratio(config, "kl_cov_ratio")
@@ -114,6 +128,7 @@ class KlCov(Method):
         term = kl_cov_penalty(tokens.logps - tokens.old_logps, self.penalty)
         logs = {
             "selected_fraction": selected,
+            "selected_tokens": selected,
             "covariance_mean": covariance,
             "penalty_mean": term.detach().masked_fill(~selected, torch.nan),
         }

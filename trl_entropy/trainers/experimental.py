@@ -19,6 +19,7 @@ from trl.experimental.sdft import SDFTTrainer
 from trl.experimental.sdpo import SDPOTrainer
 
 from ..collectives import collectives_of
+from ..diagnosis.callback import add_diagnosis
 from ..functional import row_top_mask
 from ..methods.tip import Tip, TipTokens
 from ..runs.resuming import ResumesWhole
@@ -57,6 +58,7 @@ class ChoosesTokens(ResumesWhole, SavesStates):
         self._tip = Tip(args)
         super().__init__(*positional, **keywords)
         check_built(self, fused=False, ends=self.ends)
+        add_diagnosis(self, [self._tip])
         self._world = collectives_of(self.accelerator)
         self._place = (-1, 0)  # optimizer step, and number in it, of the last forward in training
         if self._tip.selects:

@@ -8,6 +8,7 @@ import trl
 from accelerate.logging import get_logger
 from trl import GRPOConfig
 
+from ..diagnosis.config import DiagnosisConfig, check_diagnosis
 from ..head.patch import HEAD_STATISTICS
 from ..kappa.config import KappaConfig
 from ..methods import REGISTRY, Method, MethodsConfig, build_methods, idle_fields
@@ -15,6 +16,7 @@ from ..methods import register as register
 from ..runs.provenance import given_settings
 from ..settings import checked, flag, one_of
 from .checks import check_after, check_before, check_trl_version
+from .doses import dose_warnings
 from .entropy_bonus import EntropyBonusConfig, bonus_warnings, check_bonus
 from .recording import NOT_A_TOKEN_PER_FORWARD
 
@@ -29,7 +31,7 @@ REGISTRY.load_entry_points(again=True)
 
 
 @dataclass
-class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, KappaConfig, GRPOConfig):
+class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, KappaConfig, DiagnosisConfig, GRPOConfig):
     r"""
     [`~trl.GRPOConfig`] with entropy methods. With `methods` empty it is `GRPOConfig`.
 
@@ -79,6 +81,13 @@ class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, KappaConfig, GRPOConf
         `"freeze"` trains only the weights of low condition number. `"lora"` makes them the targets of `peft_config`.
         The other fields of this group are those of `trl_entropy.kappa.config.KappaConfig`.
 
+    > Parameters that control the diagnosis
+
+    diagnosis (`str`, *optional*, defaults to `"true"`):
+        Check the log for what goes wrong and warn once of each finding; `"stop"` also stops the run on collapse or
+        explosion of entropy and on divergence. A method that does nothing is reported after the first three
+        generation batches and five log lines. `"false"` checks nothing.
+
     The fields of a method start with its name. `--help` and the method's module under `trl_entropy.methods` describe
     them.
 
@@ -125,8 +134,10 @@ class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, KappaConfig, GRPOConf
         self._check_head(methods)
         self._check_recording(methods)
         check_bonus(self)
+        check_diagnosis(self)
         checked(self, "log_token_entropies", lambda value: type(value) is int and value >= 0, "a whole number >= 0")
         own = [warning for method in methods for warning in method.check(self)]
+        own += dose_warnings(self, methods)
         for warning in (*self._idle_warnings(), *bonus_warnings(self), *self._inert_warnings(methods), *own):
             logger.warning(warning)
 
