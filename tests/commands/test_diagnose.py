@@ -53,6 +53,16 @@ def test_settings_are_read_above_a_checkpoint(tmp_path, capsys):
         assert capsys.readouterr().out == "Nothing wrong found in 12 log lines.\n"
 
 
+def test_tip_that_is_off_is_not_a_method(tmp_path, capsys):
+    lines = [{"step": step, "loss": 0.1, "tip/kept_fraction": 1.0} for step in range(1, 13)]
+    path = write(tmp_path / "trainer_state.json", lines, {"tip_rule": "entropy"})
+    assert cli.main(["diagnose", str(path)]) == 0
+    assert "Method 'tip' has done nothing in 12 log lines" in capsys.readouterr().out
+    write(path, lines, {"tip_rule": "none"})
+    assert cli.main(["diagnose", str(path)]) == 0
+    assert capsys.readouterr().out == "Nothing wrong found in 12 log lines.\n"
+
+
 def test_numbers_that_are_not_finite(tmp_path, capsys):
     lines = [{"step": step, "loss": 0.1, "grad_norm": math.nan if step > 3 else 1.0} for step in range(1, 6)]
     assert cli.main(["diagnose", str(write(tmp_path / "trainer_state.json", lines))]) == 0

@@ -11,7 +11,10 @@ from .runs import Run, read_history, read_settings, read_state
 
 def findings_of(run: Run) -> list[Finding]:
     """What is wrong with a run."""
-    return diagnose(History(run.history, run.with_defaults(), run.known.signs))
+    settings = run.with_defaults()
+    off = {"tip"} if settings.get("tip_rule") == "none" else set()  # it logs quadrants even if it is off
+    signs = {name: found for name, found in run.known.signs.items() if name not in off}
+    return diagnose(History(run.history, settings, signs))
 
 
 def read_run(path: Path) -> Run:
