@@ -119,8 +119,10 @@ def read_runs(folders: list[Path], known: Known | None = None) -> list[Run]:
         from ..methods import MethodsConfig
 
         known = known_from(GRPOConfig, MethodsConfig)
-    parts = zip(labels_of(folders), folders, lines, settings, trained, strict=True)
-    return [Run(*part, known, history) for *part, history in parts]
+    return [
+        Run(*parts, known, history)
+        for history, parts in zip(trained, zip(labels_of(folders), folders, lines, settings, strict=True), strict=True)
+    ]
 
 
 def labels_of(folders: list[Path]) -> list[str]:
