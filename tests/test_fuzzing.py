@@ -69,6 +69,14 @@ def covariances(draw):
     assert torch.equal(found, other)
 
 
+@covers(functional.smallest_ratio)
+def smallest_ratios(draw):
+    count = draw(st.integers(1, 10**7))
+    found = functional.smallest_ratio(count)
+    assert found * count * (1 + 1e-12) >= 1 and found == float(f"{found:.3g}")
+    assert (found - 0.011 * found) * count < 1
+
+
 @covers(functional.top_count_mask, functional.scatter_valid, functional.ratio_count)
 def top_counts(draw):
     shape, share = draw_shape(draw), draw(SHARES)

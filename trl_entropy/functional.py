@@ -69,6 +69,12 @@ def ratio_count(ratio: float, count: int, draw: tuple | None = None) -> int:
     return min(count, int(exact + random.Random(repr(draw)).random()))
 
 
+def smallest_ratio(count: int) -> float:
+    """The smallest ratio, in three significant digits, whose share of `count` > 0 tokens is at least one token."""
+    scale = 10.0 ** (2 - math.floor(math.log10(1 / count)))
+    return min(1.0, math.ceil(scale / count) / scale)
+
+
 def quantiles(values: Tensor, probabilities: tuple[float, ...]) -> list[Tensor]:
     """Quantiles of a 1-D tensor, interpolated; NaN if it is empty. `torch.quantile` stops at 16 million values."""
     if values.numel() == 0:

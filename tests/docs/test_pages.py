@@ -88,6 +88,22 @@ def test_tables_list_what_a_method_says_of_itself():
         assert f"| {method.checked_against} |" in (ROOT / "docs" / "methods.md").read_text()
 
 
+@pytest.mark.parametrize("page", tables.OTHER_TABLES)
+def test_other_tables_are_those_of_the_code(page):
+    text = (ROOT / page).read_text()
+    assert text == tables.filled(page, text), f"{page} is stale: run `make tables`."
+
+
+def test_numbers_of_the_table_of_doses():
+    """By hand: 2e-4 of 2048 tokens is 0.41, of 131072 tokens 26.2."""
+    rows = [[cell.strip() for cell in row.strip("|\n").split("|")] for row in tables.doses().splitlines()]
+    assert rows[0] == ["ratio", "2 k", "4 k", "8 k", "16 k", "32 k", "64 k", "128 k"]
+    by_ratio = {row[0]: row[1:] for row in rows}
+    assert by_ratio["0.0002"] == ["*1* (0.41)", "*1* (0.82)", "1", "3", "6", "13", "26"]
+    assert by_ratio["0.01"] == ["20", "40", "81", "163", "327", "655", "1310"]
+    assert by_ratio["smallest that acts"][:2] == ["0.000489", "0.000245"]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "error"),
     [

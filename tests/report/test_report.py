@@ -564,3 +564,18 @@ print(sorted({{"torch", "trl", "transformers"}} & {{*sys.modules}}))
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.splitlines()[-1] == "[]" and (tmp_path / "out" / "report.html").exists()
+
+
+def test_diagnosis_is_at_the_top(tmp_path):
+    collapsed = write_run(
+        tmp_path / "<i>low", lines_of(entropy=[0.97**step for step in range(100)], reward=[0.5] * 100)
+    )
+    healthy = write_run(tmp_path / "fine")
+    text = write_report([healthy, collapsed], tmp_path / "out", None)
+    finding = "collapse, step 78: Mean token entropy has fallen from 0.97 to 0.0506 nats."
+    assert text.startswith(f"<i>low: {finding}") and text.count("collapse") == 1
+    page = (tmp_path / "out" / "report.html").read_text()
+    top, _, rest = page.partition("<h2>Runs</h2>")
+    assert f"<li>{finding}" in top and "<p>&lt;i&gt;low</p>" in top and "<p>fine</p>" not in page
+    write_report([healthy], tmp_path / "out", None)
+    assert "<h2>Diagnosis</h2>" not in (tmp_path / "out" / "report.html").read_text()

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the tables of README and docs that list all methods, and what `trl-entropy methods` shows of them.
+"""Writes the tables of README and docs, and what `trl-entropy methods` shows of the methods.
 
 `python -m tests.support.tables` from the root of the repository, or `make tables`.
 """
@@ -17,6 +17,8 @@ import yaml
 
 from trl_entropy.commands.listing import OTHERS, contents, stages, store
 from trl_entropy.commands.methods import STORED
+from trl_entropy.diagnosis.rules import RULES
+from trl_entropy.functional import ratio_count, smallest_ratio
 from trl_entropy.methods import METHODS, Method, MethodsConfig
 
 from . import compatibility
@@ -160,7 +162,54 @@ def check_stored(stored: dict[str, Any]) -> list[str]:
     return new
 
 
+def as_table(rows: list[list[str]]) -> str:
+    """Rows, the first of them the header, as a table of Markdown."""
+    rows = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def doses() -> str:
+    """Tokens that a ratio takes of a micro-batch, as the methods count them. In italics: the ratio is below one."""
+    counts = [2**power * 1024 for power in range(1, 8)]
+    rows = [["ratio", *(f"{count // 1024} k" for count in counts)]]
+    for ratio in (1e-5, 1e-4, 2e-4, 1e-3, 2e-3, 1e-2):
+        taken = [(ratio_count(ratio, count), ratio * count) for count in counts]
+        rows.append(
+            [f"{ratio:g}", *(f"*{number}* ({exact:.2g})" if exact < 1 else str(number) for number, exact in taken)]
+        )
+    return as_table([*rows, ["smallest that acts", *(f"{smallest_ratio(count):g}" for count in counts)]])
+
+
+def rules() -> str:
+    """The rules of the diagnosis."""
+    rows = [["rule", "evidence", "what it means", "what to turn"]]
+    for rule in RULES:
+        papers = ", ".join(f"[{paper}](https://huggingface.co/papers/{paper})" for paper in rule.papers)
+        name = f"**{rule.name}**" if rule.severe else rule.name
+        looks = rule.looks.format(**rule.thresholds) + (f" {papers}" if papers else "")
+        turn = rule.turn or "The finding names the field: each method declares it."
+        rows.append([name, looks, rule.meaning, turn])
+    return as_table(rows)
+
+
+# By page: its tables that list no methods, in their order.
+OTHER_TABLES = {"docs/diagnosis.md": (doses, rules)}
+
+
+def filled(page: str, text: str) -> str:
+    """A page's text with its tables written anew."""
+    parts = text.split(BEGIN)
+    assert len(parts) == 1 + len(OTHER_TABLES[page]), f"{page} must have {len(OTHER_TABLES[page])} tables."
+    written = [
+        BEGIN + make() + END + part.partition(END)[2] for make, part in zip(OTHER_TABLES[page], parts[1:], strict=True)
+    ]
+    return "".join([parts[0], *written])
+
+
 def main() -> int:
+    for page in OTHER_TABLES:
+        path = ROOT / page
+        path.write_text(filled(page, path.read_text()))
     for page in TABLES:
         path = ROOT / page
         before, _, after = split(path.read_text())

@@ -292,7 +292,7 @@ def warnings_of(caplog, tmp_path, **fields):
     caplog.clear()
     with caplog.at_level(logging.WARNING, logger="trl_entropy"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        make_config(tmp_path, **fields)
+        make_config(tmp_path, **{"max_completion_length": 8192, **fields})  # enough tokens for every ratio
     return [record.getMessage() for record in caplog.records if record.name.startswith("trl_entropy")]
 
 
@@ -314,6 +314,37 @@ def test_ratio_method_with_one_update_per_generation_batch(caplog, tmp_path):
     assert not warnings_of(caplog, tmp_path, methods=["kl_cov"], num_iterations=2)
     assert not warnings_of(caplog, tmp_path, methods=["kl_cov"], steps_per_generation=4)
     assert not warnings_of(caplog, tmp_path, methods=["clip_cov", "steer", "clip_b"])
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        (
+            dict(methods=["clip_cov"]),
+            "`clip_cov_ratio` 0.0002 of at most 512 tokens (4 completions of `max_completion_length` 128) is 0.102, "
+            "less than one token. Method 'clip_cov' takes one token all the same, whatever the ratio is. The smallest "
+            "ratio that acts is 0.00196.",
+        ),
+        (
+            dict(methods=["clip_v"], gradient_accumulation_steps=2, num_iterations=3),
+            "`clip_v_max_ratio` 0.0001 of at most 1024 tokens (8 completions of `max_completion_length` 128) is "
+            "0.102, less than one token. Method 'clip_v' takes one token all the same, whatever the ratio is. The "
+            "smallest ratio that acts is 0.000977.",
+        ),
+        (
+            dict(methods=["kl_cov"], num_iterations=2, kl_cov_ratio=1.9e-3),
+            "`kl_cov_ratio` 0.0019 of at most 512 tokens (4 completions of `max_completion_length` 128) is 0.973, "
+            "less than one token. Method 'kl_cov' takes one token all the same, whatever the ratio is. The smallest "
+            "ratio that acts is 0.00196.",
+        ),
+    ],
+)
+def test_ratio_of_less_than_one_token(caplog, tmp_path, fields, message):
+    fields = dict(per_device_train_batch_size=4, num_generations=4, max_completion_length=128) | fields
+    (found,) = warnings_of(caplog, tmp_path, **fields)
+    assert found.removeprefix("[RANK 0] ") == message
+    enough = {METHODS[fields["methods"][0]].token_ratio: float(message.split()[-1][:-1])}
+    assert warnings_of(caplog, tmp_path, **{**fields, **enough}) == []
 
 
 def test_thresholds_without_scaled_advantages(caplog, tmp_path):

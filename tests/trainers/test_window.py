@@ -16,7 +16,7 @@ from support.tiny import build_model, loss_and_gradients
 from transformers import PrinterCallback
 
 from trl_entropy import EntropyDistillationConfig, EntropyDistillationTrainer, EntropyLawCallback
-from trl_entropy.trainers.window import SAMPLE_SIZE, Least, Mean, Most, join_metrics, quantiles_of
+from trl_entropy.trainers.window import SAMPLE_SIZE, Least, Mean, Most, Total, join_metrics, quantiles_of
 
 
 def joined(*values):
@@ -29,6 +29,7 @@ def test_values_are_joined_by_what_they_were_computed_from():
     assert joined(Mean(6.0, 3), Mean(0.0, 0), Mean(math.inf, 1), Mean(4.0, 1)) == [2.5]
     assert joined(Least(3.0), Least(math.nan), Least(1.0)) == [1.0]
     assert joined(Most(3.0), Most(math.nan), Most(1.0)) == [3.0]
+    assert joined(Total(3.0), Total(0.0), Total(4.0)) == [7.0]
     assert math.isnan(joined(Mean(0.0, 0))[0])
     assert joined(1.0, 2.0) == [1.0, 2.0]  # TRL's own
     copy = deepcopy([Mean(6.0, 3), Mean(4.0, 1)])
@@ -65,7 +66,7 @@ def log_line(trainer, batch, splits):
     return trainer.state.log_history[-1]
 
 
-OF_TOKENS = {"tip/kept_fraction", "tip/entropy_kept_mean", "tip/entropy_dropped_mean"}
+OF_TOKENS = {"tip/kept_fraction", "tip/selected_tokens", "tip/entropy_kept_mean", "tip/entropy_dropped_mean"}
 # What is of a forward by nature, and so depends on how a batch is split; by method and key, with the reason.
 OF_A_FORWARD = {
     "clip_cov": {

@@ -15,6 +15,7 @@ from ..methods import METHODS
 from ..methods.tip import Tip
 from ..report.known import known_from
 from ..settings import default_of
+from ..signs import as_plain
 from .methods import STORED, digest
 
 
@@ -99,7 +100,12 @@ def contents() -> dict[str, Any]:
     return {
         "digest": digest(),
         "methods": records(),
-        "known": {"methods": list(known.methods), "targets": sorted(known.targets), "defaults": known.defaults},
+        "known": {
+            "methods": list(known.methods),
+            "targets": sorted(known.targets),
+            "defaults": known.defaults,
+            "signs": {name: as_plain(signs) for name, signs in known.signs.items()},
+        },
     }
 
 

@@ -30,6 +30,7 @@ COMMANDS = {
     "distillation": Command("Distill a teacher on the tokens that TIP selects.", trains=True),
     "kappa": Command("Rank the weights of a model by condition number."),
     "report": Command("Compare runs in a page and a picture."),
+    "diagnose": Command("Say what is wrong with a run, and which field to change."),
     "methods": Command("List the methods with their papers and fields."),
     "env": Command("Print versions and hardware, for bug reports."),
     "quickstart": Command("Compare stock GRPO with entropy methods on a toy task, on a CPU."),

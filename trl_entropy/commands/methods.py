@@ -13,6 +13,7 @@ from typing import Any
 
 from ..report.known import Known, known_from
 from ..settings import did_you_mean
+from ..signs import from_plain
 from .names import method_name
 from .parser import CommandParser
 
@@ -46,7 +47,8 @@ def known_to_reports() -> Known:
     """What a report must know of the methods, and of the trainer's config."""
     if found := stored():
         known = found["known"]
-        return Known(tuple(known["methods"]), frozenset(known["targets"]), known["defaults"])
+        signs = {name: from_plain(plain) for name, plain in known["signs"].items()}
+        return Known(tuple(known["methods"]), frozenset(known["targets"]), known["defaults"], signs)
     from ..trainers.grpo_config import EntropyGRPOConfig
 
     return known_from(EntropyGRPOConfig)
@@ -55,7 +57,7 @@ def known_to_reports() -> Known:
 def digest() -> str:
     """A hash of the sources that descriptions come from."""
     trainers = (f"trainers/{name}.py" for name in ("grpo_config", "entropy_bonus", "thermostat_config"))
-    others = ("knob.py", "kappa/config.py", *trainers)
+    others = ("knob.py", "signs.py", "diagnosis/config.py", "kappa/config.py", *trainers)
     paths = [*sorted((SOURCES / "methods").glob("*.py")), *(SOURCES / name for name in others)]
     parts = [*(path.read_bytes() for path in paths), version("trl").encode()]
     return hashlib.sha256(b"".join(parts)).hexdigest()

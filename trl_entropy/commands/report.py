@@ -48,6 +48,7 @@ def write_report(folders: list[Path], output: Path, tokens: int | None) -> str:
     from ..report.runs import read_runs
 
     runs = read_runs(folders, Known())  # before the slow imports, so that a wrong path is an error at once
+    from ..report.diagnosis import findings_of
     from ..report.drawing import draw_png
     from ..report.heat import heat_maps, print_heat_maps
     from ..report.page import render_page
@@ -61,11 +62,13 @@ def write_report(folders: list[Path], output: Path, tokens: int | None) -> str:
     panels = build_panels(runs)
     maps = heat_maps(runs, SHOWN_COMPLETIONS if tokens is None else tokens)
     labels = [run.label for run in runs]
+    findings = [(run.label, list(map(str, findings_of(run)))) for run in runs]
     if tokens and not maps:
         raise ValueError("--tokens needs a run that kept tokens: train with `log_token_entropies` above 0.")
     output.mkdir(parents=True, exist_ok=True)
-    (output / PAGE).write_text(render_page(runs, panels, maps), encoding="utf-8")
+    (output / PAGE).write_text(render_page(runs, panels, maps, findings), encoding="utf-8")
     draw_png(panels, labels, output / PICTURE)
     if tokens:
         print_heat_maps(maps, labels)
-    return f"{text_table(summarize(runs, panels))}\npage and picture: {output / PAGE}, {output / PICTURE}"
+    lines = "".join(f"{label}: {finding}\n" for label, found in findings for finding in found)
+    return f"{lines}{text_table(summarize(runs, panels))}\npage and picture: {output / PAGE}, {output / PICTURE}"

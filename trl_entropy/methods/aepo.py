@@ -25,6 +25,7 @@ from ..functional import StepMean
 from ..knob import Knob
 from ..paper import Paper
 from ..settings import checked, non_negative, one_of, ratio
+from ..signs import Sign
 from ..tokens import TokenBatch
 from .base import Logs, Method
 
@@ -129,6 +130,12 @@ class Aepo(Method):
     journal = {arXiv preprint arXiv:2510.08141},
     year    = {2025}
 }""",
+    )
+    idle = (
+        Sign(
+            {"auxiliary_positive_fraction": (0, 0)},
+            "lower `aepo_positive_reward`: no completion counts as positive",
+        ),
     )
 
     def __init__(self, config):

@@ -20,6 +20,7 @@ from ..collectives import SINGLE_PROCESS, Collectives
 from ..functional import masked_mean_and_std
 from ..paper import Paper
 from ..settings import flag, non_negative, one_of
+from ..signs import Sign
 from ..tokens import CLIPPING_LOSSES, Rollouts, TokenBatch
 from .base import Logs, Method
 
@@ -80,6 +81,13 @@ class AgenticAepo(Method):
 }""",
     )
     excludes = {"empg": "EMPG damps steps of high entropy and agentic AEPO amplifies tokens of high entropy"}
+    idle = (
+        Sign(
+            {"weight_min": (1, 1), "weight_max": (1, 1), "kept_gradient_fraction": (0, 0)},
+            "raise `agentic_aepo_coef`: all weights are 1",
+        ),
+    )
+    strong = (Sign({"weight_min": (-1e30, 0)}, "lower `agentic_aepo_coef`: weights below 0 turn advantages around"),)
 
     def __init__(self, config):
         self.coef = non_negative(config, "agentic_aepo_coef")
@@ -124,4 +132,5 @@ class AgenticAepo(Method):
         size = torch.where(kept, tokens.advantages, 0) * high.clamp(max=torch.finfo(high.dtype).max)
         if tokens.engine_ratio is not None:  # the loss multiplies its own terms by it
             size = size * tokens.engine_ratio
-        return -size * (tokens.logps - tokens.logps.detach()), {"kept_gradient_fraction": kept}
+        logs = {"kept_gradient_fraction": kept, "selected_tokens": kept}
+        return -size * (tokens.logps - tokens.logps.detach()), logs

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..knob import Knob
 from ..paper import Paper
 from ..settings import checked
+from ..signs import Sign
 from ..tokens import Rollouts, TokenBatch
 
 
@@ -24,7 +25,8 @@ class Method:
     Methods run in the order of `methods`: each sees the advantages as the methods before it left them. Hooks that
     compute something return their result and `Logs`, which are logged as `<method>/<key>`. A (B, T) tensor is logged
     as its mean over the valid tokens of all processes (NaN: leave this token out), or as its extreme if the key ends
-    in `_min` or `_max`; a (B,) tensor likewise over sequences; a scalar is averaged over processes.
+    in `_min` or `_max`, or as its sum if the key is `selected_tokens`; a (B,) tensor likewise over sequences; a scalar
+    is averaged over processes.
 
     Class attributes:
         name: the entry in `methods`, and the prefix of the method's fields and metrics.
@@ -50,6 +52,9 @@ class Method:
         knob: the setting that `entropy_keep` may drive, if one moves entropy in one direction.
         no_knob: why there is none, as the end of a sentence.
         driven: of an instance: the thermostat sets the attribute that `knob` names.
+        token_ratio: the field that takes a ratio of tokens of which the method takes at least one, if it has one.
+        idle: what the method logs while it does nothing, and which field to change.
+        strong: what it logs while it does too much, likewise.
     """
 
     name: ClassVar[str]
@@ -68,6 +73,9 @@ class Method:
     knob: ClassVar[Knob | None] = None
     no_knob: ClassVar[str] = "it declares no setting that moves entropy in one direction"
     driven: bool = False
+    token_ratio: ClassVar[str | None] = None
+    idle: ClassVar[tuple[Sign, ...]] = ()
+    strong: ClassVar[tuple[Sign, ...]] = ()
 
     def __init__(self, config: Any):
         """Reads and checks the method's fields. Raises `ValueError` that names field, value and what is accepted."""
@@ -90,6 +98,11 @@ class Method:
         """
         accepted = repr(choices[0]) if len(choices) == 1 else f"one of {', '.join(map(repr, choices))}"
         checked(config, field, lambda value: value in choices, f"{accepted} with method {self.name!r}{why}")
+
+    def ratio_rows(self, config: Any) -> int:
+        """The completions of which `token_ratio` takes tokens: a micro-batch, of all processes in scope `world`."""
+        processes = config.world_size if getattr(self, "scope", "") == "world" else 1
+        return config.per_device_train_batch_size * processes
 
     def check_rewards(self, names: list[str]) -> None:
         """Once, before training: names of the reward functions. Raises `ValueError` if a required one is missing."""

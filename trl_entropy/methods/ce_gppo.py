@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..paper import Paper
 from ..settings import non_negative
+from ..signs import Sign
 from ..tokens import CLIPPING_LOSSES, TokenBatch
 from .base import Logs, Method
 
@@ -82,6 +83,16 @@ class CeGppo(Method):
     }
     acts_on_ratio = True
     completes_policy_loss = True
+    idle = (
+        Sign(
+            {"low_fraction": (0, 0), "high_fraction": (0, 0)},
+            "lower `epsilon`, or set `num_iterations` above 1: no token is clipped",
+        ),
+    )
+    strong = (
+        Sign({"low_fraction": (0.3, 1)}, "lower `ce_gppo_low` or `learning_rate`"),
+        Sign({"high_fraction": (0.3, 1)}, "lower `ce_gppo_high` or `learning_rate`"),
+    )
 
     def __init__(self, config):
         self.low = non_negative(config, "ce_gppo_low")
@@ -117,4 +128,5 @@ class CeGppo(Method):
             size = size * tokens.engine_ratio
         size = torch.where(low | high, size, 0)
         scale = self.low * low.to(size.dtype) + self.high * high.to(size.dtype)
-        return preserved_terms(tokens.logps, size, scale), {"low_fraction": low, "high_fraction": high}
+        logs = {"low_fraction": low, "high_fraction": high, "selected_tokens": low | high}
+        return preserved_terms(tokens.logps, size, scale), logs

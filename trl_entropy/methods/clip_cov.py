@@ -21,6 +21,7 @@ from ..functional import centered_product, ratio_count, scatter_valid
 from ..knob import Knob
 from ..paper import Paper
 from ..settings import checked, one_of, ratio
+from ..signs import Sign
 from ..tokens import TokenBatch
 from .base import Logs, Method
 
@@ -100,6 +101,9 @@ class ClipCov(Method):
     paper = ENTROPY_MECHANISM
     assumes_unit_advantages = True
     knob = Knob("clip_cov_ratio", "ratio", low=1e-4, high=1.0, start=0.05, limited_by="clip_cov_low")
+    token_ratio = "clip_cov_ratio"
+    idle = (Sign({"kept_fraction": (1, 1)}, "lower `clip_cov_low`: no covariance lies between the two bounds"),)
+    strong = (Sign({"kept_fraction": (0, 0.5)}, "lower `clip_cov_ratio`"),)
 
     def __init__(self, config):
         self.ratio = ratio(config, "clip_cov_ratio")
@@ -117,4 +121,5 @@ class ClipCov(Method):
         seed = tokens.draw if self.scope == "world" else (*tokens.draw, tokens.world.rank)
         kept = clip_cov_mask(eligible, tokens.mask, self.ratio, seed, world, self.count_draw(*seed))
         logs = {"kept_fraction": kept, "eligible_fraction": eligible, "covariance_mean": covariance}
+        logs["selected_tokens"] = tokens.mask & ~kept
         return tokens.advantages * kept, logs

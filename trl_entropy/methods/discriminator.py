@@ -21,6 +21,7 @@ from ..functional import discriminator, masked_mean_and_std, mean_discriminator,
 from ..knob import Knob
 from ..paper import Paper
 from ..settings import flag, non_negative, ratio
+from ..signs import Sign
 from ..tokens import Rollouts, TokenBatch
 from .base import Logs, Method
 
@@ -135,7 +136,12 @@ class DiscriminatorClip(Method):
         scores = self.scores(batch)
         kept = self.kept(scores, batch)
         _, std = masked_mean_and_std(scores, batch.mask, batch.world)
-        return batch.advantages * kept, {"kept_fraction": kept, "discriminator_mean": scores, "discriminator_std": std}
+        return batch.advantages * kept, {
+            "kept_fraction": kept,
+            "selected_tokens": batch.mask & ~kept,
+            "discriminator_mean": scores,
+            "discriminator_std": std,
+        }
 
     @torch.no_grad()
     def group_advantages(self, rollouts: Rollouts) -> tuple[Tensor, Logs]:
@@ -160,6 +166,8 @@ class ClipB(DiscriminatorClip):
     checked_against = "the released code's rule"
     config = ClipBConfig
     knob = Knob("clip_b_mu", "mu", low=0.0, high=8.0, start=2.5, scale="linear", per_unit=2.0, rises=False)
+    idle = (Sign({"kept_fraction": (1, 1)}, "lower `clip_b_mu`: no token lies that far from the mean"),)
+    strong = (Sign({"kept_fraction": (0, 0.5)}, "raise `clip_b_mu`"),)
 
     def scores(self, batch: TokenBatch | Rollouts) -> Tensor:
         return discriminator(batch.logps, batch.entropy)
@@ -181,6 +189,9 @@ class ClipV(DiscriminatorClip):
     config = ClipVConfig
     knob = Knob("clip_v_max_ratio", "max_ratio", low=1e-4, high=0.5, start=0.02, limited_by="clip_v_mu")
     statistics = ("second_moments",)
+    token_ratio = "clip_v_max_ratio"
+    idle = (Sign({"kept_fraction": (1, 1)}, "lower `clip_v_mu`: no token lies that far out"),)
+    strong = (Sign({"kept_fraction": (0, 0.5)}, "lower `clip_v_max_ratio`"),)
 
     def __init__(self, config):
         super().__init__(config)
@@ -194,3 +205,10 @@ class ClipV(DiscriminatorClip):
         learned = self.learned_advantages(batch)
         draw = self.count_draw(*(batch.draw if isinstance(batch, TokenBatch) else (batch.batch,)))
         return clip_v_mask(scores, learned, batch.mask, self.mu, self.max_ratio, batch.world, draw)
+
+    def ratio_rows(self, config) -> int:
+        """A micro-batch of all processes, or their generation batch if `group_advantages` acts."""
+        forwards = config.steps_per_generation * config.num_iterations
+        scored = self.renormalize or config.use_vllm or config.gradient_accumulation_steps % forwards
+        rows = config.per_device_train_batch_size * config.world_size
+        return rows * config.steps_per_generation if scored else rows

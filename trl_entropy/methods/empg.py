@@ -19,6 +19,7 @@ from ..collectives import SINGLE_PROCESS, Collectives
 from ..functional import masked_max, masked_mean
 from ..paper import Paper
 from ..settings import checked, flag, non_negative
+from ..signs import Sign
 from ..tokens import Rollouts
 from .base import Logs, Method
 from .pieces import Pieces
@@ -126,6 +127,12 @@ class Empg(Method):
     )
     needs = ("rollout_entropy",)
     excludes = {"agentic_aepo": "EMPG damps steps of high entropy and agentic AEPO amplifies tokens of high entropy"}
+    idle = (
+        Sign(
+            {"weight_min": (1, 1), "weight_max": (1, 1)},
+            "raise `empg_k`, or set `empg_splitter`: all steps have one weight",
+        ),
+    )
 
     def __init__(self, config):
         self.k = non_negative(config, "empg_k")

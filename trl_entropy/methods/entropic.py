@@ -23,6 +23,7 @@ from ..functional import StepMean, accumulator_dtype
 from ..knob import Knob
 from ..paper import Paper
 from ..settings import checked, non_negative
+from ..signs import Sign
 from ..tokens import TokenBatch
 from .base import Logs, Method
 
@@ -115,6 +116,11 @@ class Entropic(Method):
         "aepo": "both steer entropy to a target",
         "adaptive_clip": "both steer entropy to a target",
     }
+    idle = (Sign({"likely_fraction": (0, 0)}, "lower `entropic_threshold`: no token is that likely"),)
+    strong = (
+        Sign({"alpha": (1, 1)}, "raise `entropic_target` or lower `learning_rate`: the controller is at its bound"),
+        Sign({"alpha": (-1, -1)}, "lower `entropic_target`: the controller is at its bound"),
+    )
 
     def __init__(self, config):
         target = checked(config, "entropic_target", lambda value: 0 < value < math.inf, "an entropy in nats > 0")
@@ -169,7 +175,11 @@ class Entropic(Method):
         }
         logs = {key: torch.tensor(value, device=likely.device) for key, value in scalars.items()}
         # By token, so that forwards of a window count by their tokens, as they do in mean entropy.
-        logs |= {"alpha": torch.full_like(tokens.entropy, coefficient), "likely_fraction": likely}
+        logs |= {
+            "alpha": torch.full_like(tokens.entropy, coefficient),
+            "likely_fraction": likely,
+            "selected_tokens": likely,
+        }
         return coefficient * term, logs
 
     def _measure(self, step: int, total: float, valid: float) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..paper import Paper
 from ..settings import checked, non_negative
+from ..signs import Sign
 from ..tokens import TokenBatch
 from .base import Logs, Method
 
@@ -77,6 +78,8 @@ class EntropyAdvantage(Method):
     year    = {2025}
 }""",
     )
+    idle = (Sign({"bonus": (0, 0)}, "raise `entropy_advantage_coef`: no token gets a bonus"),)
+    strong = (Sign({"capped_fraction": (0.9, 1)}, "lower `entropy_advantage_coef`: the cap sets almost all bonuses"),)
 
     def __init__(self, config):
         self.coef = non_negative(config, "entropy_advantage_coef")

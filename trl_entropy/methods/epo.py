@@ -20,6 +20,7 @@ from ..functional import StepMean
 from ..knob import Knob
 from ..paper import Paper
 from ..settings import checked, non_negative
+from ..signs import Sign
 from ..tokens import TokenBatch
 from .base import Logs, Method
 
@@ -93,6 +94,7 @@ class Epo(Method):
     year    = {2025}
 }""",
     )
+    strong = (Sign({"outside_fraction": (0.5, 1)}, "raise `epo_high` or lower `epo_low`: most tokens are penalized"),)
 
     def __init__(self, config):
         self.coef = non_negative(config, "epo_coef")

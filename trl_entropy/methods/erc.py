@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..paper import Paper
 from ..settings import checked
+from ..signs import Sign
 from ..tokens import TokenBatch
 from .base import Logs, Method
 
@@ -73,6 +74,13 @@ class Erc(Method):
     )
     needs = ("rollout_entropy", "rollout_logps")  # the latter: entropies recorded during generation round differently
     acts_on_ratio = True
+    idle = (
+        Sign(
+            {"dropped_fraction": (0, 0)},
+            "bring `erc_low` and `erc_high` closer to 1, or set `num_iterations` above 1: no entropy leaves them",
+        ),
+    )
+    strong = (Sign({"dropped_fraction": (0.5, 1)}, "lower `erc_low` and raise `erc_high`"),)
 
     def __init__(self, config):
         self.low = checked(config, "erc_low", lambda low: 0 < low < 1, "a ratio of entropies in (0, 1)")
@@ -95,4 +103,5 @@ class Erc(Method):
                 "`erc/dropped_fraction`, and widen `erc_low` and `erc_high` if it stays there.",
                 stacklevel=2,
             )
-        return torch.where(kept, tokens.advantages, 0), {"dropped_fraction": dropped, "ratio": ratio}
+        logs = {"dropped_fraction": dropped, "selected_tokens": dropped, "ratio": ratio}
+        return torch.where(kept, tokens.advantages, 0), logs

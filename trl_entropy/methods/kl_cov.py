@@ -20,6 +20,7 @@ from ..collectives import SINGLE_PROCESS, Collectives
 from ..functional import centered_product, masked_max, top_count_mask
 from ..knob import Knob
 from ..settings import flag, non_negative, one_of, ratio
+from ..signs import Sign
 from ..tokens import TokenBatch
 from .base import Bounds, Logs, Method
 from .clip_cov import ENTROPY_MECHANISM
@@ -92,6 +93,19 @@ class KlCov(Method):
     paper = ENTROPY_MECHANISM
     acts_on_ratio = True
     knob = Knob("kl_cov_ratio", "ratio", low=1e-4, high=0.1, start=0.02, brake=True, most=1.0)
+    token_ratio = "kl_cov_ratio"
+    idle = (
+        Sign(
+            {"penalty_mean": (0, 0)},
+            "set `num_iterations` above 1, or `steps_per_generation` above "
+            "`gradient_accumulation_steps`: the log-ratio is 0",
+        ),
+        Sign(
+            {"selected_fraction": (0, 0)},
+            "check `reward_funcs`: no covariance is positive, so advantages are constant",
+        ),
+    )
+    strong = (Sign({"selected_fraction": (0.5, 1)}, "lower `kl_cov_ratio`"),)
 
     def __init__(self, config):
         self.ratio = ratio(config, "kl_cov_ratio")
@@ -120,6 +134,7 @@ class KlCov(Method):
         term = kl_cov_penalty(tokens.logps - tokens.old_logps, self.penalty)
         logs = {
             "selected_fraction": selected,
+            "selected_tokens": selected,
             "covariance_mean": covariance,
             "penalty_mean": term.detach().masked_fill(~selected, torch.nan),
         }

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..functional import accumulator_dtype
 from ..paper import Paper
 from ..settings import checked, one_of
+from ..signs import Sign
 from ..tokens import CLIPPING_LOSSES, TokenBatch
 from .base import Bounds, Logs, Method
 
@@ -116,6 +117,10 @@ class M2po(Method):
 }""",
     )
     acts_on_ratio = True
+    idle = (
+        Sign({"clip_fraction": (0, 0)}, "lower `m2po_budget`, or set `num_iterations` above 1: no token is clipped"),
+    )
+    strong = (Sign({"clip_fraction": (0.3, 1)}, "raise `m2po_budget`, or lower `learning_rate`"),)
 
     def __init__(self, config):
         def positive(name, accepted="a finite number > 0", unset=False):
@@ -139,9 +144,11 @@ class M2po(Method):
         bounds = {"clip_low": low, "clip_high": high}
         unclipped = high == torch.inf
         logs = {key: bound.masked_fill(unclipped, torch.nan) for key, bound in bounds.items()}
+        clipped = replace(tokens, **bounds).clipped
         logs |= {
             "second_moment": own.masked_fill(~own.isfinite().all(), torch.nan),
-            "clip_fraction": replace(tokens, **bounds).clipped,
+            "clip_fraction": clipped,
+            "selected_tokens": clipped,
             "unclipped_forwards": unclipped,
         }
         return (low, high), logs

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..paper import Paper
 from ..settings import checked
+from ..signs import Sign
 from ..tokens import Rollouts
 from .base import Logs
 from .groups import GroupMethod
@@ -63,6 +64,7 @@ class Maxrl(GroupMethod):
     year    = {2026}
 }""",
     )
+    idle = (Sign({"advantage_abs": (0, 0)}, "raise `num_generations`, or check `reward_funcs`: all advantages are 0"),)
 
     def __init__(self, config):
         self.cap = checked(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..paper import Paper
 from ..settings import non_negative
+from ..signs import Sign
 from ..tokens import Rollouts
 from .base import Logs
 from .groups import Correctness, GroupMethod, LastingCondition
@@ -70,6 +71,7 @@ class Nsr(GroupMethod):
     year    = {2025}
 }""",
     )
+    idle = (Sign({"advantage_abs": (0, 0)}, "raise `nsr_positive_weight`: all advantages are 0"),)
 
     def __init__(self, config):
         self.positive = non_negative(config, "nsr_positive_weight")

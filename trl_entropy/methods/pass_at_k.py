@@ -19,6 +19,7 @@ from torch import Tensor
 from ..estimates import pass_at_k
 from ..paper import Paper
 from ..settings import checked, one_of, ratio
+from ..signs import Sign
 from ..tokens import Rollouts
 from .base import Logs
 from .groups import Correctness, GroupMethod, LastingCondition, divided
@@ -141,6 +142,8 @@ class PassAtK(GroupMethod):
     year    = {2025}
 }""",
     )
+    idle = (Sign({"silent_fraction": (1, 1)}, "lower `pass_at_k_size`: no group has a signal"),)
+    strong = (Sign({"silent_fraction": (0.8, 1)}, "lower `pass_at_k_size`: most groups have no signal"),)
 
     def __init__(self, config):
         self.k = checked(

@@ -17,6 +17,7 @@ import torch
 
 from ..paper import Paper
 from ..settings import checked, name_or_none
+from ..signs import Sign
 from .base import Logs, Method
 from .pieces import Pieces
 
@@ -118,6 +119,13 @@ class Pear(Method):
 }""",
     )
     shapes_reward = True
+    idle = (
+        Sign(
+            {"penalty": (0, 0)},
+            "lower `pear_alpha`, or check `pear_think_end`: thinking never has more entropy than the answer",
+        ),
+    )
+    strong = (Sign({"below_format_fraction": (0.5, 1)}, "set `pear_floor`: right answers get less than wrong ones"),)
 
     def __init__(self, config):
         self.alpha = checked(config, "pear_alpha", math.isfinite, "a finite number")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..paper import Paper
 from ..settings import checked
+from ..signs import Sign
 from ..tokens import Rollouts
 from .base import Logs
 from .groups import GroupMethod, divided
@@ -73,6 +74,7 @@ class Qae(GroupMethod):
     year    = {2025}
 }""",
     )
+    idle = (Sign({"advantage_abs": (0, 0)}, "change `qae_quantile`, or check `reward_funcs`: all advantages are 0"),)
 
     def __init__(self, config):
         self.quantile = checked(config, "qae_quantile", lambda value: 0 < value < 1, "a number in (0, 1)")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..paper import Paper
 from ..settings import checked
+from ..signs import Sign
 from ..tokens import Rollouts
 from .base import Logs, Method
 from .groups import Correctness, LastingCondition
@@ -88,6 +89,12 @@ class RlZvp(Method):
     journal = {arXiv preprint arXiv:2509.21880},
     year    = {2025}
 }""",
+    )
+    idle = (
+        Sign(
+            {"right_fraction": (0, 0), "wrong_fraction": (0, 0)},
+            "leave 'rl_zvp' out of `methods`, or check `reward_funcs`: no group has equal rewards",
+        ),
     )
 
     def __init__(self, config):

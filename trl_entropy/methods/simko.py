@@ -17,6 +17,7 @@ from torch import Tensor
 from ..functional import row_quantiles
 from ..paper import Paper
 from ..settings import checked
+from ..signs import Sign
 from ..tokens import TokenBatch
 from .base import Logs, Method
 
@@ -82,6 +83,8 @@ class Simko(Method):
     year    = {2025}
 }""",
     )
+    idle = (Sign({"fork_fraction": (0, 0)}, "lower `simko_quantile`: no token counts as a fork"),)
+    strong = (Sign({"fork_fraction": (0.8, 1)}, "raise `simko_quantile`"),)
 
     def __init__(self, config):
         self.count = checked(config, "simko_k", lambda value: type(value) is int and value >= 1, "an integer >= 1")
@@ -107,6 +110,7 @@ class Simko(Method):
         top1 = forks & (tokens.advantages < 0) & (tokens.logps >= tokens.top_logps[..., 0])
         logs = {
             "fork_fraction": forks,
+            "selected_tokens": forks,
             "top1_fraction": top1,
             "candidate_mass": tokens.top_logps.exp().sum(-1).masked_fill(~tokens.in_loss, torch.nan),
         }

@@ -20,6 +20,7 @@ from ..functional import StepMean, row_quantiles
 from ..knob import Knob
 from ..paper import Paper
 from ..settings import checked, non_negative, one_of
+from ..signs import Sign
 from ..tokens import TokenBatch
 from .base import Logs, Method
 
@@ -86,6 +87,7 @@ class Siren(Method):
     year    = {2025}
 }""",
     )
+    idle = (Sign({"peak_fraction": (0, 0)}, "lower `siren_quantile`: no token counts as a peak"),)
 
     def __init__(self, config):
         self.coef = non_negative(config, "siren_coef")
@@ -113,7 +115,12 @@ class Siren(Method):
         entropy = total / count
         if tokens.training:
             self._measure(tokens, measured, entropy.item())
-        logs = {"peak_fraction": peaks, "peak_entropy": measured, "nucleus_entropy_mean": tokens.nucleus_entropy}
+        logs = {
+            "peak_fraction": peaks,
+            "selected_tokens": peaks,
+            "peak_entropy": measured,
+            "nucleus_entropy_mean": tokens.nucleus_entropy,
+        }
         if self.anchor is None:
             return None, logs
         logs["anchor"] = torch.tensor(self.anchor, device=tokens.mask.device)

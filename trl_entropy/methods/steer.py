@@ -18,6 +18,7 @@ from torch import Tensor
 from ..functional import discriminator, masked_max, mean_discriminator
 from ..paper import Paper
 from ..settings import checked, one_of
+from ..signs import Sign
 from ..tokens import TokenBatch
 from .base import Logs, Method
 
@@ -124,6 +125,8 @@ class Steer(Method):
     year    = {2025}
 }""",
     )
+    idle = (Sign({"weight_min": (1, 1), "weight_max": (1, 1)}, "lower `steer_lambda_min`: all weights are 1"),)
+    strong = (Sign({"weight_mean": (0, 0.5)}, "raise `steer_lambda_min`"),)
 
     def __init__(self, config):
         self.omega = OMEGAS[one_of(config, "steer_omega", *OMEGAS)]

@@ -19,6 +19,7 @@ from ..collectives import SINGLE_PROCESS, Collectives
 from ..functional import accumulator_dtype, quantiles, row_top_mask
 from ..paper import Paper
 from ..settings import checked, one_of, ratio
+from ..signs import Sign
 
 
 # The statistics of `TipTokens` that each rule reads besides the entropy
@@ -164,6 +165,8 @@ class Tip:
     year    = {2026}
 }""",
     )
+    idle = (Sign({"kept_fraction": (1, 1)}, "lower `tip_ratio` or `tip_min_tokens`: all tokens are kept"),)
+    strong: tuple[Sign, ...] = ()
 
     def __init__(self, config: Any):
         """Raises `ValueError` for a field out of range."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..paper import Paper
 from ..settings import checked
+from ..signs import Sign
 from ..tokens import Rollouts
 from .base import Logs
 from .groups import GroupMethod, divided
@@ -84,6 +85,7 @@ class Unlikeliness(GroupMethod):
     year    = {2025}
 }""",
     )
+    idle = (Sign({"factor": (1, 1)}, "raise `unlikeliness_coef`: no reward is lowered"),)
 
     def __init__(self, config):
         self.coef = checked(config, "unlikeliness_coef", lambda value: 0 <= value < 1, "a number in [0, 1)")

@@ -7,6 +7,8 @@ from dataclasses import MISSING, dataclass, field, fields
 from enum import Enum
 from typing import Any
 
+from ..signs import Signs, signs_of
+
 
 @dataclass(frozen=True)
 class Known:
@@ -16,20 +18,24 @@ class Known:
         methods: names of all methods, in order.
         targets: names of the methods that aim at a range of entropies.
         defaults: default of each field.
+        signs: by method, what it logs while it does nothing or too much.
     """
 
     methods: tuple[str, ...] = ()
     targets: frozenset[str] = frozenset()
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    signs: Mapping[str, Signs] = field(default_factory=dict)
 
 
 def known_from(*configs: type) -> Known:
     """Asks the methods themselves, and config classes."""
     from ..methods import METHODS
+    from ..methods.tip import Tip
 
     aiming = [name for name, method in METHODS.items() if method.overrides("entropy_range")]
     defaults = {name: value for config in configs for name, value in defaults_of(config).items()}
-    return Known(tuple(METHODS), frozenset(aiming), defaults)
+    signs = {name: signs_of(method) for name, method in {**METHODS, Tip.name: Tip}.items()}
+    return Known(tuple(METHODS), frozenset(aiming), defaults, signs)
 
 
 def defaults_of(config: type) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 """The page: one HTML file that contains all drawings and numbers and loads nothing else."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,15 @@ def visible(token: str) -> str:
     return token.replace("\n", "\u21b5\n")
 
 
-def render_page(runs: list[Run], panels: list[Panel], maps: list[HeatMap]) -> str:
-    """The page as HTML. All texts of runs (labels, prompts, tokens) are escaped."""
+def render_page(
+    runs: list[Run], panels: list[Panel], maps: list[HeatMap], findings: Sequence[tuple[str, list[str]]] = ()
+) -> str:
+    """The page as HTML. All texts of runs (labels, prompts, tokens) are escaped.
+
+    Args:
+        runs, panels, maps: what to show.
+        findings: labels of runs, each with what is wrong with it.
+    """
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -47,6 +55,7 @@ def render_page(runs: list[Run], panels: list[Panel], maps: list[HeatMap]) -> st
     return environment.get_template("report.html").render(
         version=__version__,
         labels=labels,
+        findings=[(label, found) for label, found in findings if found],
         colors=[color_of(index) for index in range(len(runs))],
         rows=summarize(runs, panels),
         settings=differing_settings(runs) if len(runs) > 1 else {},

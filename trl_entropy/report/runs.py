@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from ..curves.logged import MICRO_BATCH_MEAN, TOKEN_MEAN, entropy_of
+from ..diagnosis.history import training_lines
 from ..runs.files import SETTINGS_FILE
 from .known import Known, known_from
 
@@ -36,6 +37,7 @@ class Run:
         lines: its log lines, each with a `step`, reduced to finite numbers.
         settings: settings that are known to differ from their defaults.
         known: all methods, and the defaults of settings.
+        history: its log lines of training, with numbers that are not finite.
     """
 
     label: str
@@ -43,6 +45,7 @@ class Run:
     lines: list[dict[str, float]]
     settings: dict[str, Any] = field(default_factory=dict)
     known: Known = Known()
+    history: list[dict[str, float]] = field(default_factory=list)
 
     @property
     def steps(self) -> int:
@@ -117,14 +120,19 @@ def read_runs(folders: list[Path], known: Known | None = None) -> list[Run]:
     Raises:
         `ValueError`: a folder has no readable run.
     """
-    lines, settings = [read_lines(folder) for folder in folders], [read_settings(folder) for folder in folders]
+    histories, settings = [read_history(folder) for folder in folders], [read_settings(folder) for folder in folders]
+    lines = [finite_lines(history) for history in histories]
+    trained = [training_lines(history) for history in histories]
     if known is None:
         from trl import GRPOConfig
 
         from ..methods import MethodsConfig
 
         known = known_from(GRPOConfig, MethodsConfig)
-    return [Run(*parts, known) for parts in zip(labels_of(folders), folders, lines, settings, strict=True)]
+    return [
+        Run(*parts, known, history)
+        for history, parts in zip(trained, zip(labels_of(folders), folders, lines, settings, strict=True), strict=True)
+    ]
 
 
 def labels_of(folders: list[Path]) -> list[str]:
@@ -161,9 +169,13 @@ def find_states(folder: Path) -> list[tuple[float, Path]]:
     raise ValueError(f"{folder} must hold {STATE}, itself or in a checkpoint, and does not.{hint}")
 
 
-def read_lines(folder: Path) -> list[dict[str, float]]:
-    """The log lines of a run, from its newest readable state, which may be that of a checkpoint if it was resumed."""
-    last, lines = -1, []
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """The log lines of a run as they are, from its newest readable state.
+
+    If the run was resumed, that may be the state of a checkpoint.
+    """
+    last: int = -1
+    lines: list[dict[str, Any]] = []
     source: Path | None = None
     errors: list[ValueError] = []
     for bound, path in find_states(folder):
@@ -183,14 +195,20 @@ def read_lines(folder: Path) -> list[dict[str, float]]:
     return lines
 
 
-def read_state(path: Path) -> tuple[int, list[dict[str, float]]]:
+def finite_lines(history: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """Log lines, reduced to finite numbers."""
+    return [finite_values(line) for line in history]
+
+
+def read_state(path: Path) -> tuple[int, list[dict[str, Any]]]:
     """The step of a trainer state, and the log lines up to it. Raises `ValueError` if the file is incomplete."""
     state = read_json(path)
     history = state.get("log_history") if isinstance(state, dict) else None
     if not isinstance(history, list) or not all(isinstance(line, dict) for line in history):
         raise ValueError(f"{path} must have a list of log lines as `log_history`, got {type(history).__name__}.")
-    lines = [line for line in map(finite_values, history) if "step" in line]
-    if not any(line.keys() & {"entropy", "loss", "eval_loss"} for line in lines):
+    pairs = [(line, numbers) for line in history if "step" in (numbers := finite_values(line))]
+    lines = [line for line, _ in pairs]
+    if not any(numbers.keys() & {"entropy", "loss", "eval_loss"} for _, numbers in pairs):
         raise ValueError(f"{path} must have logged something, but has no line with `entropy` or `loss`.")
     step = state.get("global_step")
     return step if isinstance(step, int) else int(lines[-1]["step"]), lines

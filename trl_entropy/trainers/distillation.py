@@ -18,6 +18,7 @@ from trl import DistillationTrainer
 from trl.trainer import distillation_trainer
 
 from ..collectives import Collectives, collectives_of
+from ..diagnosis.callback import add_diagnosis
 from ..head import check_head
 from ..head.agreement import is_sharded
 from ..head.divergence import Divergences, Head, divergences, entropy_first_is_cheaper, student_entropy
@@ -181,6 +182,7 @@ class EntropyDistillationTrainer(RunMixin, DistillationTrainer):
         self.methods = [self._tip] if self._tip.selects else []
         self.card_facts = {}
         self.add_callback(SettingsCallback)
+        add_diagnosis(self)
         self._world = collectives_of(self.accelerator)
         self._checks_heads = is_sharded(self.accelerator, self.model, self.teacher_model)  # before the first loss
         if not self._checks_heads:

@@ -8,6 +8,7 @@ import trl
 from accelerate.logging import get_logger
 from trl import DistillationConfig
 
+from ..diagnosis.config import DiagnosisConfig, check_diagnosis
 from ..kappa.config import KappaConfig
 from ..methods.tip import Tip, TipConfig
 from ..runs.provenance import given_settings
@@ -45,7 +46,7 @@ def inert_settings(config: TipConfig, tip: Tip, longest: int | None) -> list[str
 
 
 @dataclass
-class EntropyDistillationConfig(TipConfig, KappaConfig, DistillationConfig):
+class EntropyDistillationConfig(TipConfig, KappaConfig, DiagnosisConfig, DistillationConfig):
     r"""
     [`~trl.DistillationConfig`] that trains on selected tokens. With `tip_rule="none"` it is `DistillationConfig`.
 
@@ -77,6 +78,9 @@ class EntropyDistillationConfig(TipConfig, KappaConfig, DistillationConfig):
     tip_scatter_steps (`int`, *optional*):
         Every this many optimizer steps, write entropies and divergences of one micro-batch and which tokens were kept
         to `tip_scatter.json` in `output_dir`. These steps run the teacher's head on all tokens under any rule.
+    diagnosis (`str`, *optional*, defaults to `"true"`):
+        Check the log for what goes wrong and warn once of each finding; `"stop"` also stops the run on collapse or
+        explosion of entropy and on divergence. `"false"` checks nothing.
 
     Raises:
         `ValueError`: a field is out of range.
@@ -95,6 +99,7 @@ class EntropyDistillationConfig(TipConfig, KappaConfig, DistillationConfig):
         check_before(self)
         super().__post_init__()
         check_after(self)
+        check_diagnosis(self)
         tip = Tip(self)
         checked(
             self,

@@ -19,6 +19,7 @@ from trl.experimental.sdft import SDFTTrainer
 from trl.experimental.sdpo import SDPOTrainer
 
 from ..collectives import collectives_of
+from ..diagnosis.callback import add_diagnosis
 from ..functional import row_top_mask
 from ..head.masked import finite, is_masked
 from ..methods.tip import Tip, TipTokens
@@ -58,6 +59,7 @@ class ChoosesTokens(ResumesWhole, SavesStates):
         self._tip = Tip(args)
         super().__init__(*positional, **keywords)
         check_built(self, fused=False, ends=self.ends)
+        add_diagnosis(self, [self._tip])
         self._world = collectives_of(self.accelerator)
         self._place = (-1, 0)  # optimizer step, and number in it, of the last forward in training
         self._masked: dict[str, bool] = {}  # by model, once it has given logits

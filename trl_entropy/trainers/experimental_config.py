@@ -11,6 +11,7 @@ from trl.experimental.gkd import GKDConfig
 from trl.experimental.sdft import SDFTConfig
 from trl.experimental.sdpo import SDPOConfig
 
+from ..diagnosis.config import DiagnosisConfig, check_diagnosis
 from ..methods.tip import Tip, TipConfig
 from .checks import check_after, check_before, check_trl_version
 from .distillation_config import inert_settings
@@ -30,7 +31,7 @@ def refuse(config: TipConfig, name: str, why: str) -> None:
 
 
 @dataclass
-class EntropyGKDConfig(TipConfig, GKDConfig):
+class EntropyGKDConfig(TipConfig, DiagnosisConfig, GKDConfig):
     r"""
     [`~trl.experimental.gkd.GKDConfig`] that trains on selected tokens. With `tip_rule="none"` it is `GKDConfig`. The
     fields `tip_*` are those of [`EntropyDistillationConfig`]; scores are at temperature 1, as GKD's loss is.
@@ -43,6 +44,7 @@ class EntropyGKDConfig(TipConfig, GKDConfig):
         check_before(self)
         super().__post_init__()
         check_after(self)
+        check_diagnosis(self)
         tip = Tip(self)
         if tip.selects:
             for name in ("packing", "padding_free"):
@@ -58,6 +60,7 @@ class SelfDistillationChecks:
         check_before(self)
         super().__post_init__()
         check_after(self)
+        check_diagnosis(self)
         tip = Tip(self)
         if tip.selects:
             refuse(
@@ -74,7 +77,7 @@ class SelfDistillationChecks:
 
 
 @dataclass
-class EntropySDFTConfig(SelfDistillationChecks, TipConfig, SDFTConfig):
+class EntropySDFTConfig(SelfDistillationChecks, TipConfig, DiagnosisConfig, SDFTConfig):
     r"""
     [`~trl.experimental.sdft.SDFTConfig`] that trains on selected tokens. With `tip_rule="none"` it is `SDFTConfig`.
     The fields `tip_*` are those of [`EntropyDistillationConfig`].
@@ -85,7 +88,7 @@ class EntropySDFTConfig(SelfDistillationChecks, TipConfig, SDFTConfig):
 
 
 @dataclass
-class EntropySDPOConfig(SelfDistillationChecks, TipConfig, SDPOConfig):
+class EntropySDPOConfig(SelfDistillationChecks, TipConfig, DiagnosisConfig, SDPOConfig):
     r"""
     [`~trl.experimental.sdpo.SDPOConfig`] that distills on selected tokens. With `tip_rule="none"` it is `SDPOConfig`.
     The fields `tip_*` are those of [`EntropyDistillationConfig`].

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from trl import GRPOTrainer
 
 from ..collectives import collectives_of
+from ..diagnosis.callback import add_diagnosis
 from ..head import add_entropy_head, check_head
 from ..head.agreement import is_sharded
 from ..head.forwards import bind_to_module
@@ -131,6 +132,7 @@ class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
         self.card_facts = {}
         self.model.add_model_tags(self._tag_names)
         self.add_callback(SettingsCallback)
+        add_diagnosis(self)
         self._set_up_methods()
 
     def _set_up_methods(self) -> None:

@@ -8,6 +8,7 @@ import trl
 from accelerate.logging import get_logger
 from trl import GRPOConfig
 
+from ..diagnosis.config import DiagnosisConfig, check_diagnosis
 from ..head.patch import HEAD_STATISTICS
 from ..kappa.config import KappaConfig
 from ..methods import REGISTRY, Method, MethodsConfig, build_methods, idle_fields
@@ -15,6 +16,7 @@ from ..methods import register as register
 from ..runs.provenance import given_settings
 from ..settings import checked, flag, one_of
 from .checks import check_after, check_before, check_trl_version
+from .doses import dose_warnings
 from .entropy_bonus import EntropyBonusConfig, bonus_warnings, check_bonus
 from .recording import NOT_A_TOKEN_PER_FORWARD
 from .thermostat_config import ThermostatConfig, check_thermostat, for_methods, thermostat_warnings
@@ -30,7 +32,7 @@ REGISTRY.load_entry_points(again=True)
 
 
 @dataclass
-class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, ThermostatConfig, KappaConfig, GRPOConfig):
+class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, ThermostatConfig, KappaConfig, DiagnosisConfig, GRPOConfig):
     r"""
     [`~trl.GRPOConfig`] with entropy methods. With `methods` empty it is `GRPOConfig`.
 
@@ -98,6 +100,13 @@ class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, ThermostatConfig, Kap
         `"freeze"` trains only the weights of low condition number. `"lora"` makes them the targets of `peft_config`.
         The other fields of this group are those of `trl_entropy.kappa.config.KappaConfig`.
 
+    > Parameters that control the diagnosis
+
+    diagnosis (`str`, *optional*, defaults to `"true"`):
+        Check the log for what goes wrong and warn once of each finding; `"stop"` also stops the run on collapse or
+        explosion of entropy and on divergence. A method that does nothing is reported after the first three
+        generation batches and five log lines. `"false"` checks nothing.
+
     The fields of a method start with its name. `--help` and the method's module under `trl_entropy.methods` describe
     them.
 
@@ -145,8 +154,10 @@ class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, ThermostatConfig, Kap
         self._check_recording(methods)
         check_bonus(self)
         check_thermostat(self)
+        check_diagnosis(self)
         checked(self, "log_token_entropies", lambda value: type(value) is int and value >= 0, "a whole number >= 0")
         own = [warning for method in methods for warning in method.check(self)]
+        own += dose_warnings(self, methods)
         found = [*self._idle_warnings(), *bonus_warnings(self), *thermostat_warnings(self)]
         for warning in (*found, *self._inert_warnings(methods), *own):
             logger.warning(warning)

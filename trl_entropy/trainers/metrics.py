@@ -9,7 +9,10 @@ from torch import Tensor
 
 from ..collectives import Collectives
 from ..tokens import TokenBatch
-from .window import Least, Mean, Most, quantiles_of
+from .window import Least, Mean, Most, Total, quantiles_of
+
+
+COUNT = "selected_tokens"  # the end of a key whose values are summed
 
 
 def entropy_metrics(tokens: TokenBatch, advantages: Tensor) -> dict[str, Tensor]:
@@ -39,7 +42,7 @@ def entropy_quantiles(tokens: TokenBatch) -> dict[str, float]:
 
 
 def reduce_metrics(values: dict[str, Tensor], mask: Tensor, world: Collectives) -> dict[str, float]:
-    """Means over the valid tokens of all processes, extremes for keys that end in `_min` or `_max`.
+    """Means over the valid tokens of all processes; extremes for keys that end in `_min` or `_max`; sums for `COUNT`.
 
     Args:
         values: scalars, (N,) or (B, T) tensors by key. NaN entries are left out.
@@ -47,7 +50,7 @@ def reduce_metrics(values: dict[str, Tensor], mask: Tensor, world: Collectives) 
         world: collectives over all processes.
 
     Returns:
-        One number per key; NaN if no entry counts.
+        One number per key; NaN if no entry counts, but 0 for a sum.
     """
     means, extremes = {}, {}
     for key, value in values.items():
@@ -63,7 +66,7 @@ def reduce_metrics(values: dict[str, Tensor], mask: Tensor, world: Collectives) 
     reduced: dict[str, float] = {}
     if means:
         for key, (total, count) in zip(means, world.sum(torch.stack([*means.values()])).tolist(), strict=True):
-            reduced[key] = Mean(total, count)
+            reduced[key] = Total(total) if key.endswith(COUNT) else Mean(total, count)
     if extremes:
         local = torch.stack([value for _, value in extremes.values()])
         found = world.gather(local).view(-1, len(extremes)).amax(0).tolist()

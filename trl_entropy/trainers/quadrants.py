@@ -50,6 +50,7 @@ def selection_metrics(tokens: TipTokens, keep: Tensor) -> dict[str, Tensor]:
     dropped = tokens.mask & ~keep
     found = {
         "kept_fraction": keep.float(),
+        "selected_tokens": keep,
         "entropy_kept_mean": where(tokens.entropy, keep),
         "entropy_dropped_mean": where(tokens.entropy, dropped),
         "nonfinite_tokens": tokens.world.sum((tokens.mask & ~tokens.finite).sum()),

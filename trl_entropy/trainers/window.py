@@ -33,6 +33,14 @@ class Mean(float):
         return Mean(sum(value.total for value in values), sum(value.count for value in values))
 
 
+class Total(float):
+    """A count. Joined, their sum."""
+
+    @staticmethod
+    def join(values: "list[Total]") -> float:
+        return Total(sum(values))
+
+
 class Least(float):
     """A minimum."""
 
