@@ -42,7 +42,9 @@ def signs_of(method: Any) -> Signs:
 def as_plain(signs: Signs) -> dict[str, Any]:
     """Signs as data for JSON."""
     return {
-        key: [{"ranges": dict(sign.ranges), "turn": sign.turn} for sign in found]
+        key: [
+            {"ranges": {name: list(ends) for name, ends in sign.ranges.items()}, "turn": sign.turn} for sign in found
+        ]
         for key, found in signs._asdict().items()
     }
 

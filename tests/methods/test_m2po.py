@@ -314,6 +314,7 @@ def test_log_has_the_bounds_of_the_forwards_that_clip(make_trainer, monkeypatch)
         "clip_high": pytest.approx((bounds[0][1] + bounds[2][1]) / 2, rel=1e-5),
         "second_moment": pytest.approx(sum(harmful) / len(harmful), rel=1e-5),
         "clip_fraction": pytest.approx(beyond / sum(len(ds) for ds, _ in values[:3])),
+        "selected_tokens": beyond,
         "unclipped_forwards": pytest.approx(1 / 3),
         "kept_bounds_fraction": 0,
     }
@@ -322,6 +323,7 @@ def test_log_has_the_bounds_of_the_forwards_that_clip(make_trainer, monkeypatch)
         "clip_low": None,
         "clip_high": None,
         "clip_fraction": 0,
+        "selected_tokens": 0,
         "unclipped_forwards": 1,
         "kept_bounds_fraction": 0,
     }

@@ -4,6 +4,7 @@
 
 import json
 import struct
+import time
 
 import pytest
 from support.tiny import build_trainer
@@ -46,25 +47,37 @@ def tracked(tmp_path_factory):
         trainer.create_model_card()
         trainer.end()
         wandb.finish()
+    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    deadline = time.monotonic() + 120
+    while not any(record.HasField("exit") for record in records(path)):  # W&B's own process may still be writing
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     return trainer, folder
 
 
-def read_wandb(path):
-    """The history of a `.wandb` file, one dict per line: a leveldb log of protobuf records."""
+def records(path):
+    """The records of a `.wandb` file: a leveldb log of protobuf messages."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    data, offset, record, lines = path.read_bytes(), 7, b"", []
+    data, offset, record = path.read_bytes(), 7, b""
     while offset + 7 <= len(data):
         if 32768 - offset % 32768 < 7:  # the rest of a block is padding
             offset += 32768 - offset % 32768
             continue
         _, length, kind = struct.unpack("<IHB", data[offset : offset + 7])
+        if offset + 7 + length > len(data):  # not written to its end yet
+            return
         record += data[offset + 7 : offset + 7 + length]
         offset += 7 + length
         if kind in (1, 4):  # the whole, or its last part
-            parsed, record = Record.FromString(record), b""
-            items = parsed.history.item
-            lines.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items})
+            yield Record.FromString(record)
+            record = b""
+
+
+def read_wandb(path):
+    """The history of a `.wandb` file, one dict per line."""
+    items = [record.history.item for record in records(path)]
+    lines = [{item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in line} for line in items]
     return [line for line in lines if line]
 
 

@@ -73,11 +73,13 @@ OF_A_FORWARD = {
         "covariance_mean": "log-probability and advantage are centered by their means over the forward",
         "eligible_fraction": "a band of that covariance",
         "kept_fraction": "a share of the forward's tokens is drawn, at least one",
+        "selected_tokens": "counts these tokens",
     },
     "kl_cov": {
         "covariance_mean": "as Clip-Cov's",
         "selected_fraction": "a share of the forward's tokens, rounded down, at least one",
         "penalty_mean": "over the selected tokens",
+        "selected_tokens": "counts these tokens",
     },
     "steer": {
         "weight_mean": "weights are relative to the largest entropy change in the forward",
@@ -87,15 +89,18 @@ OF_A_FORWARD = {
     "clip_b": {
         "discriminator_std": "about the mean of the forward",
         "kept_fraction": "a threshold in units of that deviation",
+        "selected_tokens": "counts the tokens beyond it",
     },
     "clip_v": {
         "discriminator_std": "about the mean of the forward",
         "kept_fraction": "a threshold in units of that deviation, and a share of the forward's tokens, at least one",
+        "selected_tokens": "counts these tokens",
     },
     "m2po": {
         "clip_low": "the bound is read off the forward's tokens; the mean over forwards that have one",
         "clip_high": "as `clip_low`",
         "clip_fraction": "the tokens beyond that bound",
+        "selected_tokens": "counts these tokens",
         "unclipped_forwards": "counts forwards",
     },
 }
