@@ -191,7 +191,7 @@ def test_a_new_method_of_four_files(tmp_path):
     assert changed(before, files_of(root)) == ADDED | PAGES | {"trl_entropy/commands/methods.json"}
     rows = {
         "README.md": "| `damp` | [Damped Advantages](https://huggingface.co/papers/2601.00001) |",
-        "docs/methods.md": "| `damp` | advantages, in every forward | nothing, as no paper has it |",
+        "docs/methods.md": "| `damp` | advantages, in every forward | - | nothing, as no paper has it |",
         "docs/which_method.md": "| `damp` | acts |  | nothing | not measured | not measured here |",
         "docs/compatibility.md": "| `damp` | not tested |",
     }

@@ -202,6 +202,13 @@ def test_version_from_either_entry(capsys):
     assert done.stdout == f"trl-entropy {trl_entropy.__version__}\n" and "torch" not in done.stderr
 
 
+def test_output_that_nobody_reads_to_its_end_is_no_error():
+    command = [sys.executable, "-u", "-m", "trl_entropy", "methods", *METHODS]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == "" and process.wait(60) == 1
+
+
 def test_every_command_has_a_module():
     modules = {name: import_module(f"trl_entropy.commands.{name.replace('-', '_')}") for name in cli.COMMANDS}
     for name, command in cli.COMMANDS.items():

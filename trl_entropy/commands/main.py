@@ -5,6 +5,7 @@
 Nothing slow is imported here, so that `--help` and `--version` answer at once.
 """
 
+import os
 import sys
 from importlib import import_module
 from typing import NamedTuple
@@ -55,4 +56,12 @@ def main(argv: list[str] | None = None, launch: bool = True) -> int:
     if name is None:
         parser.error(f"a command is missing: one of {', '.join(COMMANDS)}. `trl-entropy --help` describes them.")
     module = import_module(f".{name.replace('-', '_')}", __package__)
-    return module.main(argv[1:], launch) if COMMANDS[name].trains else module.main(argv[1:])
+    if COMMANDS[name].trains:
+        return module.main(argv[1:], launch)
+    try:
+        status = module.main(argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of the output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status
