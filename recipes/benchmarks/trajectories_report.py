@@ -76,8 +76,10 @@ def pairs(runs: dict[str, dict[int, Points]], arm: str, score: str) -> list[tupl
     stock = runs["stock"]
     if arm == OTHER_SEED:
         seeds = sorted(stock)
-        others = [*seeds[1:], *seeds[:1]] if len(seeds) > 1 else []
-        return [(curve(stock[other], score), curve(stock[seed], score)) for seed, other in zip(seeds, others)]  # noqa: B905
+        if len(seeds) < 2:
+            return []
+        others = zip(seeds, [*seeds[1:], *seeds[:1]], strict=True)
+        return [(curve(stock[other], score), curve(stock[seed], score)) for seed, other in others]
     return [(curve(runs[arm][seed], score), curve(stock[seed], score)) for seed in runs[arm] if seed in stock]
 
 

@@ -197,7 +197,7 @@ OTHER_TABLES = {"docs/diagnosis.md": (doses, rules)}
 
 
 def filled(page: str, text: str) -> str:
-    """A page's text with its tables written anew."""
+    """A page's text with its tables written again."""
     parts = text.split(BEGIN)
     assert len(parts) == 1 + len(OTHER_TABLES[page]), f"{page} must have {len(OTHER_TABLES[page])} tables."
     written = [

@@ -377,7 +377,7 @@ def test_state_of_other_settings_keeps_what_was_measured(make_trainer, caplog, c
     old, new = first._thermostat.controller, second._thermostat.controller
     assert (new.reference, new.smoothed, new.recent, new.fall) == (old.reference, old.smoothed, old.recent, old.fall)
     assert new.memory == new.start != old.memory and new.log_strength == new.low
-    (warning,) = warnings_of(caplog, "the strength starts anew")
+    (warning,) = warnings_of(caplog, "the strength starts again")
     assert "The checkpoint was written with `entropy_keep` 0.9 driving `entropy_coef`" in warning
     same = make_trainer(**settings)
     same._thermostat.load_state_dict(state)

@@ -121,7 +121,7 @@ def read_runs(folders: list[Path], known: Known | None = None) -> list[Run]:
         `ValueError`: a folder has no readable run.
     """
     histories, settings = [read_history(folder) for folder in folders], [read_settings(folder) for folder in folders]
-    lines = [finite_lines(history) for history in histories]
+    lines = [[finite_values(line) for line in history] for history in histories]
     trained = [training_lines(history) for history in histories]
     if known is None:
         from trl import GRPOConfig
@@ -193,11 +193,6 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     for unreadable in errors:
         logger.warning(f"{unreadable} Showing the run from {source} instead.")
     return lines
-
-
-def finite_lines(history: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """Log lines, reduced to finite numbers."""
-    return [finite_values(line) for line in history]
 
 
 def read_state(path: Path) -> tuple[int, list[dict[str, Any]]]:

@@ -74,7 +74,7 @@ class KeepController:
         self.gain: float | None = None
 
     def forget_strength(self) -> None:
-        """Keeps what was measured of entropy, and begins anew with the strength."""
+        """Keeps what was measured of entropy, and starts again with the strength."""
         self.memory, self.output, self.saturated_for, self.reached = self.start, None, 0, False
 
     @property

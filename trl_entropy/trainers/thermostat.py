@@ -190,13 +190,13 @@ class Thermostat:
             logger.warning(
                 f"The checkpoint was written with `entropy_keep` {state['shares'][0]!r} driving `{state['knob']}`, "
                 f"this run has {self._setting('entropy_keep')!r} driving `{self.knob.field}`: the strength starts "
-                "anew, the measured entropies stay."
+                "again, the measured entropies stay."
             )
         self._apply()
 
 
 class ThermostatCallback(TrainerCallback):
-    """Starts the thermostat anew with a run that is not resumed, and says at the end if it had nothing to do."""
+    """Starts the thermostat again with a run that is not resumed, and says at the end if it had nothing to do."""
 
     def __init__(self, thermostat: Thermostat):
         self.thermostat = thermostat

@@ -160,13 +160,9 @@ def check_thermostat(config: Any) -> None:
         return
     _check_other_hands(config, driven)
     knob = driven.knob
+    accepted = f"in (0, {knob.most:g}] with `{knob.field}`, which cannot raise entropy above its starting value"
     for name in ("entropy_keep", "entropy_keep_end"):
-        share = getattr(config, name)
-        if share is not None and share > knob.most:
-            raise ValueError(
-                f"`{name}` must be in (0, {knob.most:g}] with `{knob.field}`, which cannot raise entropy above its "
-                f"starting value, got {share!r}."
-            )
+        checked(config, name, lambda share: share is None or share <= knob.most, accepted)
     _check_range(config, driven)
     if driven.method is None:
         config.entropy_coef = start_of(config, driven)
@@ -184,11 +180,9 @@ def _check_other_hands(config: Any, driven: Driven) -> None:
     """Raises `ValueError` if another controller or schedule moves entropy or the driven field."""
     if config.use_adaptive_entropy:
         raise ValueError("`use_adaptive_entropy` must be false with `entropy_keep`, which holds entropy, got True.")
-    if driven.method is None and config.entropy_coef_schedule != "constant":
-        raise ValueError(
-            f"`entropy_coef_schedule` must be 'constant' with `entropy_keep`, which drives `entropy_coef`, got "
-            f"{config.entropy_coef_schedule!r}."
-        )
+    if driven.method is None:
+        accepted = "'constant' with `entropy_keep`, which drives `entropy_coef`"
+        checked(config, "entropy_coef_schedule", lambda value: value == "constant", accepted)
 
 
 def _check_range(config: Any, driven: Driven) -> None:
@@ -200,10 +194,8 @@ def _check_range(config: Any, driven: Driven) -> None:
             raise ValueError(
                 f"`{knob.field}` must be {default!r}, its default, with `entropy_keep`, which sets it, got {value!r}."
             )
-        if given is not None:
-            raise ValueError(
-                f"`entropy_keep_range` must be none with `{knob.field}`, which is a target, got {given!r}."
-            )
+        accepted = f"none with `{knob.field}`, which is a target"
+        checked(config, "entropy_keep_range", lambda value: value is None, accepted)
         return
     for bound in given or ():
         if knob.scale == "log" and bound <= 0:
