@@ -312,3 +312,17 @@ def test_report_is_made_again_from_stored_scores(launch, tmp_path, capsys):
     assert launch("--report") == []
     assert capsys.readouterr().out.startswith(f"From {tmp_path / 'plan.json'}:")
     assert (out / "trajectories.md").read_text() == text
+
+
+def test_runs_without_stored_scores_are_added(launch, tmp_path):
+    launch()
+    out, stored = tmp_path / "out", tmp_path / "plan.json"
+    scores = json.loads((out / "plan.json").read_text())
+    for path in (out / "runs").rglob("*.json"):
+        path.unlink()
+    part = json.loads(json.dumps(scores))
+    del part["runs"]["kl_cov/2"]["seeds"]["1"]
+    stored.write_text(json.dumps(part))
+    assert launch("--continue") == [("kl_cov", 1)]
+    assert json.loads((out / "plan.json").read_text()) == scores
+    assert len(launch()) == 5  # all are made without the flag, but for the one that is there
