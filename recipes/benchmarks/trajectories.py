@@ -164,7 +164,7 @@ class Recorder(TrainerCallback):
 
     def on_log(self, args, state, control, logs, **kwargs):
         if "reward" in logs:
-            kept = {key: logs[key] for key in ("reward", "entropy")}
+            kept = {k: v for k, v in logs.items() if k in ("reward", "entropy") or k.startswith("entropy_keep/")}
             self.history.append({"step": self.first + state.global_step, **kept})
 
 
