@@ -9,7 +9,7 @@
 
 A method that ends with less pass@1 and more pass@16 than stock may only have gone less far: stock stopped early may
 have had both. So each run is evaluated every few steps, and compared with the trajectory of the stock run of the same
-seed, at equal pass@1. `frontier.py` defines the comparison.
+seed, at equal pass@1. `trl_entropy/curves/frontier.py` defines the comparison.
 
 A plan in YAML lists arms and stages. In each stage all arms run on one seed before the next. Each run is a file in
 `--output`; an interrupted run starts again. If its settings have changed, it is left out of the report and made
