@@ -104,6 +104,7 @@ class Attention(Monitor):
 
     name = "attention"
     summary = "entropy of attention heads: near 0, a head looks at one token only"
+    headline = "entropy_mean"
     cost = "one forward of 32 sequences, with 64 queries each once more"
     paper = Paper(
         arxiv="2303.06296",

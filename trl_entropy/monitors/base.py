@@ -36,6 +36,7 @@ class Monitor:
         paper: the paper.
         summary: what the numbers tell, in a few words.
         cost: of a measurement, in a few words.
+        headline: the key of its logs that says most.
 
     Args:
         config: object with the monitor's fields.
@@ -45,6 +46,7 @@ class Monitor:
     paper: ClassVar[Paper]
     summary: ClassVar[str]
     cost: ClassVar[str]
+    headline: ClassVar[str]
     samples: int
 
     def __init__(self, config: Any):

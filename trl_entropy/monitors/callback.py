@@ -143,7 +143,7 @@ class MonitorCallback(TrainerCallback):
 
     def _look(self, model: nn.Module, step: int, writes: bool, careful: bool = True) -> dict[str, float]:
         """What all monitors measure. With `careful`, one that fails is left out from then on."""
-        world, found = PartialState(), {}
+        world, found = PartialState(), dict[str, float]()
         for monitor in list(self.monitors):
             reason = ""
             try:

@@ -39,6 +39,11 @@ class MonitorsConfig(MonitorFields):
         default=512, metadata={"help": "Tokens of a sequence of the probe. Of a longer one, the last are kept."}
     )
 
+    @property
+    def watching(self) -> list[type[Monitor]]:
+        """The listed monitors, which a model card cites."""
+        return [MONITORS[name] for name in self.monitors]
+
 
 def build_monitors(config: Any) -> list[Monitor]:
     """The monitors that `config.monitors` lists.

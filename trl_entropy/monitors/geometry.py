@@ -122,6 +122,7 @@ class Geometry(Monitor):
 
     name = "geometry"
     summary = "effective rank of the last hidden states, and how their spectrum decays"
+    headline = "rankme"
     cost = "one forward of 256 sequences, and a spectrum (0.04 s at width 4096 on one thread)"
     paper = Paper(
         arxiv="2509.23024",
