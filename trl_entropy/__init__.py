@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .kappa.tuning import kappa_peft_config as kappa_peft_config
     from .methods import METHODS as METHODS
     from .methods import Method as Method
+    from .monitors.callback import MonitorCallback as MonitorCallback
     from .trainers.distillation import EntropyDistillationTrainer as EntropyDistillationTrainer
     from .trainers.distillation_config import EntropyDistillationConfig as EntropyDistillationConfig
     from .trainers.experimental import EntropyGKDTrainer as EntropyGKDTrainer
@@ -45,6 +46,7 @@ _PUBLIC = {
     "KappaTuneCallback": ".kappa.callback",
     "METHODS": ".methods",
     "Method": ".methods",
+    "MonitorCallback": ".monitors.callback",
     "kappa_peft_config": ".kappa.tuning",
     "register": ".trainers.grpo_config",  # from there, so that TRL's own fields are known too
 }

@@ -21,6 +21,7 @@ from trl_entropy import (
     EntropyGRPOConfig,
     EntropyGRPOTrainer,
     KappaTuneCallback,
+    MonitorCallback,
 )
 from trl_entropy.trainers.generation import Generation
 from trl_entropy.trainers.rollouts import apply_group_hooks
@@ -135,6 +136,23 @@ def controlled(output_dir, rank, processes, controller):
     return found
 
 
+def monitored(output_dir, rank, processes):
+    """What monitors measure on the sequences that the processes share: six, so that some of four have one less."""
+    trainer = build_trainer(
+        EntropyGRPOTrainer,
+        EntropyGRPOConfig,
+        output_dir / "monitored",
+        per_device_train_batch_size=8 // processes,
+        monitors=["geometry", "attention"],
+        geometry_samples=6,
+        attention_samples=5,
+    )
+    callback = next(found for found in trainer.callback_handler.callbacks if isinstance(found, MonitorCallback))
+    kept = {"model": trainer.model, "processing_class": trainer.processing_class}
+    callback.on_train_begin(trainer.args, trainer.state, trainer.control, **kept)
+    return trainer.state.log_history[-1]
+
+
 def results(output_dir, rank, processes, methods):
     """Losses with their gradients, and the advantages of a generation batch."""
     trainer = build_trainer(
@@ -178,6 +196,7 @@ if __name__ == "__main__":
         found[name] = grouped(folder / "out", rank, count, **run)
     for name in CONTROLLERS:
         found[name] = controlled(folder / "out", rank, count, name)
+    found["monitors"] = monitored(folder / "out", rank, count)
     found["thermostat"] = strengths(folder / "out", rank, count)
     torch.save(found, folder / f"rank{rank}.pt")
     # And a run of its own, in which truncated completions are masked and a second rollout is drawn.

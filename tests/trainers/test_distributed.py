@@ -9,7 +9,7 @@ import torch
 from filelock import FileLock
 from support import registry
 from support.distilling import distillation_results
-from support.many_processes import CONTROLLERS, controlled, grouped, results, rewards_of
+from support.many_processes import CONTROLLERS, controlled, grouped, monitored, results, rewards_of
 from support.processes import run_processes
 from support.thermostat_runs import strengths
 from support.tiny import EXACT, build_model
@@ -105,6 +105,13 @@ def test_controllers_of_the_entropy_bonus_see_all_processes(many, tmp_path, cont
         for name, values in one.items():
             assert found[name] == pytest.approx(values, rel=1e-6), name
     assert len({values["entropy_coef"] for values in one.values()}) == 3  # each batch moved it
+
+
+def test_monitors_see_the_sequences_of_all_processes(many, tmp_path):
+    one = monitored(tmp_path, 0, 1)
+    assert one["geometry/samples"] == 6 and len(one) > 10
+    for found in (found["monitors"] for found in of_each(many, "rank")):
+        assert found == pytest.approx(one, rel=1e-5, nan_ok=True)
 
 
 def test_thermostat_sees_all_processes(many, tmp_path):

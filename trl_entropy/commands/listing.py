@@ -1,20 +1,21 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What `trl-entropy methods` shows of each method, as plain data.
+"""What `trl-entropy methods` and `trl-entropy monitors` show, as plain data.
 
 Methods import torch, which takes seconds. So their descriptions are also stored in `methods.json`, which the command
 reads while the sources of the methods are those that it was written from. `make tables` writes it again.
 """
 
 import json
-from dataclasses import fields
+from dataclasses import Field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ..kappa.config import KappaConfig, KappaTune
 from ..methods import METHODS
 from ..methods.tip import Tip
+from ..monitors.config import MONITORS, MonitorFields
 from ..report.known import known_from
-from ..settings import default_of
+from ..settings import default_of, fields_of
 from ..signs import as_plain
 from .methods import STORED, digest
 
@@ -77,19 +78,36 @@ def record(method: Any) -> dict[str, Any]:
         "acts on": "; ".join(stages(method)),
         **({} if source is None else {"checked against": source}),
         **({} if method in OTHERS else {"entropy_keep": driving(method)}),
-        "fields": {
-            field.name: {
-                "default": f"{accepted(hints[field.name])} = {default_of(field)!r}",
-                "help": field.metadata["help"],
-            }
-            for field in fields(config)
-        },
+        "fields": {field.name: described(field, hints) for field in fields(config)},
+    }
+
+
+def described(field: Field, hints: dict[str, Any]) -> dict[str, str]:
+    """Type, default and help of a config field."""
+    return {
+        "default": f"{accepted(hints[field.name])} = {default_of(field)!r}",
+        "help": field.metadata["help"],
     }
 
 
 def records() -> dict[str, dict[str, Any]]:
     """The descriptions of all methods by name."""
     return {name: record(method) for name, method in listed().items()}
+
+
+def monitor_records() -> dict[str, dict[str, Any]]:
+    """The descriptions of all monitors by name."""
+    found = {}
+    for name, monitor in MONITORS.items():
+        own = fields_of(name, MonitorFields)
+        hints = get_type_hints(MonitorFields)
+        found[name] = {
+            "summary": monitor.summary,
+            "paper": f"{monitor.paper.title}, {monitor.paper.url}",
+            "cost": monitor.cost,
+            "fields": {field.name: described(field, hints) for field in own},
+        }
+    return found
 
 
 def contents() -> dict[str, Any]:
@@ -100,6 +118,7 @@ def contents() -> dict[str, Any]:
     return {
         "digest": digest(),
         "methods": records(),
+        "monitors": monitor_records(),
         "known": {
             "methods": list(known.methods),
             "targets": sorted(known.targets),

@@ -58,7 +58,8 @@ def digest() -> str:
     """A hash of the sources that descriptions come from."""
     trainers = (f"trainers/{name}.py" for name in ("grpo_config", "entropy_bonus", "thermostat_config"))
     others = ("knob.py", "signs.py", "diagnosis/config.py", "kappa/config.py", *trainers)
-    paths = [*sorted((SOURCES / "methods").glob("*.py")), *(SOURCES / name for name in others)]
+    rooms = [path for room in ("methods", "monitors") for path in sorted((SOURCES / room).glob("*.py"))]
+    paths = [*rooms, *(SOURCES / name for name in others)]
     parts = [*(path.read_bytes() for path in paths), version("trl").encode()]
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
@@ -84,11 +85,31 @@ def describe(name: str, method: dict[str, Any], width: int = WIDEST) -> str:
         )
 
     lines = [name, wrap(method["summary"], 2)]
-    facts = ("paper", "acts on", "checked against", "entropy_keep")
+    facts = ("paper", "acts on", "checked against", "entropy_keep", "cost")
     lines += [wrap(f"{key}: {method[key]}", 2) for key in facts if key in method]
     for field, about in method["fields"].items():
         lines += [wrap(f"{field}: {about['default']}", 2), wrap(about["help"], 6)]
     return "\n".join(lines)
+
+
+def show(given: list[str], known: dict[str, dict[str, Any]], kind: str, parser: CommandParser) -> int:
+    """Prints the descriptions of the given entries, or of all, and returns the exit status.
+
+    Args:
+        given: names, as the user writes them.
+        known: descriptions by name.
+        kind: of the entries, for errors.
+        parser: of the command.
+    """
+    unknown = [
+        f"unknown {kind} {name!r}.{did_you_mean(name, known)}" for name in given if method_name(name) not in known
+    ]
+    if unknown:
+        parser.error(f"{' '.join(unknown)} Known: {', '.join(known)}.")
+    width = min(shutil.get_terminal_size().columns, WIDEST)
+    chosen = list(dict.fromkeys(map(method_name, given))) or list(known)
+    print("\n\n".join(describe(name, known[name], width) for name in chosen))  # noqa: T201 (the result of a command)
+    return 0
 
 
 def main(argv: list[str]) -> int:
@@ -98,14 +119,4 @@ def main(argv: list[str]) -> int:
         description="Lists the methods with their papers, where they act, and their fields with defaults.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="only these methods")
-    given = parser.parse_args(argv).names
-    known = known_methods()
-    unknown = [
-        f"unknown method {name!r}.{did_you_mean(name, known)}" for name in given if method_name(name) not in known
-    ]
-    if unknown:
-        parser.error(f"{' '.join(unknown)} Known: {', '.join(known)}.")
-    width = min(shutil.get_terminal_size().columns, WIDEST)
-    chosen = list(dict.fromkeys(map(method_name, given))) or list(known)
-    print("\n\n".join(describe(name, known[name], width) for name in chosen))  # noqa: T201 (the result of a command)
-    return 0
+    return show(parser.parse_args(argv).names, known_methods(), "method", parser)

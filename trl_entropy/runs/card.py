@@ -54,6 +54,13 @@ def last_values(history: list[dict[str, Any]], keys: Iterable[str]) -> dict[str,
     return {key: float(f"{found[-1][1]:.6g}") for key, found in points.items() if found}
 
 
+def watched(history: list[dict[str, Any]], monitors: Iterable[Any]) -> dict[str, tuple[float, float]]:
+    """The first and the last finite value of what monitors log first of all, by its key in the logs."""
+    keys = (f"{monitor.name}/{monitor.headline}" for monitor in monitors)
+    points = {key: points_of(history, key) for key in keys}
+    return {key: (found[0][1], found[-1][1]) for key, found in points.items() if found}
+
+
 def finite_results(results: dict[str, Any]) -> dict[str, float]:
     """Results as plain numbers, without those that are not finite. Scalars of NumPy and PyTorch are accepted.
 

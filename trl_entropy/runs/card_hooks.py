@@ -11,7 +11,7 @@ from transformers import is_wandb_available
 from trl.trainer.utils import get_comet_experiment_url, get_config_model_id, get_trackio_space_url
 
 from .base import MixinBase
-from .card import build_card, described, draw_curve, last_values, papers_of, points_of
+from .card import build_card, described, draw_curve, last_values, papers_of, points_of, watched
 from .card_sources import base_of, hub_id, license_of
 from .provenance import command_line
 
@@ -28,8 +28,8 @@ def wandb_url() -> str | None:
 class CardHooks(MixinBase):
     """The part of a trainer that writes model cards. A mixin: it comes before TRL's trainer.
 
-    Reads from `args`: the fields of the methods, `given_settings` (the settings that were given), and `tunings` (what
-    chose the weights to train, cited besides the methods).
+    Reads from `args`: the fields of the methods, `given_settings` (the settings that were given), `tunings` (what
+    chose the weights to train) and `watching` (monitors). The last two are cited besides the methods.
 
     Attributes:
         methods: methods to cite.
@@ -104,11 +104,12 @@ class CardHooks(MixinBase):
             | facts.get("recipe", {})
             | self.args.given_settings,
             trainer_name=self._name,
-            papers=papers_of(self._paper, [*self.methods, *self.args.tunings]),
+            papers=papers_of(self._paper, [*self.methods, *self.args.tunings, *self.args.watching]),
             methods=[described(method, self.args) for method in self.methods],
             tuning=[described(method, self.args) for method in self.args.tunings],
             conversational=getattr(tokenizer, "chat_template", None) is not None,
             curve=draw_curve(history, self.args.output_dir),
+            watched=watched(history, self.args.watching),
             entropy=(entropies[0], entropies[-1]) if entropies else None,
             steps=self.state.global_step,
             links={name: url for name, url in links.items() if url is not None},

@@ -26,6 +26,7 @@ from ..head.function import DYNAMIC_DEVICES
 from ..head.rebinding import rebound, swapped
 from ..kappa.wiring import with_kappa
 from ..methods.tip import Tip, TipTokens
+from ..monitors.callback import add_monitors
 from ..runs.mixin import RunMixin
 from ..runs.token_log import SettingsCallback
 from .checks import check_built, check_given
@@ -183,6 +184,7 @@ class EntropyDistillationTrainer(RunMixin, DistillationTrainer):
         self.card_facts = {}
         self.add_callback(SettingsCallback)
         add_diagnosis(self)
+        add_monitors(self)
         self._world = collectives_of(self.accelerator)
         self._checks_heads = is_sharded(self.accelerator, self.model, self.teacher_model)  # before the first loss
         if not self._checks_heads:

@@ -11,6 +11,7 @@ from trl import DistillationConfig
 from ..diagnosis.config import DiagnosisConfig, check_diagnosis
 from ..kappa.config import KappaConfig
 from ..methods.tip import Tip, TipConfig
+from ..monitors.config import MonitorsConfig, check_monitors
 from ..runs.provenance import given_settings
 from ..settings import checked
 from .checks import check_after, check_before, check_trl_version
@@ -46,7 +47,7 @@ def inert_settings(config: TipConfig, tip: Tip, longest: int | None) -> list[str
 
 
 @dataclass
-class EntropyDistillationConfig(TipConfig, KappaConfig, DiagnosisConfig, DistillationConfig):
+class EntropyDistillationConfig(TipConfig, KappaConfig, MonitorsConfig, DiagnosisConfig, DistillationConfig):
     r"""
     [`~trl.DistillationConfig`] that trains on selected tokens. With `tip_rule="none"` it is `DistillationConfig`.
 
@@ -72,6 +73,15 @@ class EntropyDistillationConfig(TipConfig, KappaConfig, DiagnosisConfig, Distill
     kappa_mode (`str`, *optional*, defaults to `"none"`):
         `"freeze"` or `"lora"`: train only the weights of low condition number, or adapters on them. The other
         fields of this group are those of `trl_entropy.kappa.config.KappaConfig`.
+
+    > Parameters that control monitors
+
+    monitors (`list[str]`, *optional*, defaults to `[]`):
+        Monitors, which look at the model while it trains and change nothing. `trl-entropy monitors` lists them.
+    monitor_steps (`int`, *optional*, defaults to `50`):
+        Optimizer steps between two measurements.
+    monitor_max_length (`int`, *optional*, defaults to `512`):
+        Tokens of a sequence that monitors look at.
 
     > Parameters that control the logging
 
@@ -107,7 +117,7 @@ class EntropyDistillationConfig(TipConfig, KappaConfig, DiagnosisConfig, Distill
             lambda value: value is None or (type(value) is int and value > 0),
             "an integer > 0 or null",
         )
-        for warning in self._inert_warnings(tip):
+        for warning in (*self._inert_warnings(tip), *check_monitors(self)):
             logger.warning(warning)
 
     def _inert_warnings(self, tip: Tip) -> list[str]:

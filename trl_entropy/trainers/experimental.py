@@ -23,6 +23,7 @@ from ..diagnosis.callback import add_diagnosis
 from ..functional import row_top_mask
 from ..head.masked import finite, is_masked
 from ..methods.tip import Tip, TipTokens
+from ..monitors.callback import add_monitors
 from ..runs.resuming import ResumesWhole
 from ..runs.states import SavesStates
 from .checks import check_built, check_given, check_rewards
@@ -60,6 +61,7 @@ class ChoosesTokens(ResumesWhole, SavesStates):
         super().__init__(*positional, **keywords)
         check_built(self, fused=False, ends=self.ends)
         add_diagnosis(self, [self._tip])
+        add_monitors(self)
         self._world = collectives_of(self.accelerator)
         self._place = (-1, 0)  # optimizer step, and number in it, of the last forward in training
         self._masked: dict[str, bool] = {}  # by model, once it has given logits

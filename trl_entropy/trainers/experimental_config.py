@@ -13,6 +13,7 @@ from trl.experimental.sdpo import SDPOConfig
 
 from ..diagnosis.config import DiagnosisConfig, check_diagnosis
 from ..methods.tip import Tip, TipConfig
+from ..monitors.config import MonitorsConfig, check_monitors
 from .checks import check_after, check_before, check_trl_version
 from .distillation_config import inert_settings
 
@@ -31,7 +32,7 @@ def refuse(config: TipConfig, name: str, why: str) -> None:
 
 
 @dataclass
-class EntropyGKDConfig(TipConfig, DiagnosisConfig, GKDConfig):
+class EntropyGKDConfig(TipConfig, MonitorsConfig, DiagnosisConfig, GKDConfig):
     r"""
     [`~trl.experimental.gkd.GKDConfig`] that trains on selected tokens. With `tip_rule="none"` it is `GKDConfig`. The
     fields `tip_*` are those of [`EntropyDistillationConfig`]; scores are at temperature 1, as GKD's loss is.
@@ -49,7 +50,7 @@ class EntropyGKDConfig(TipConfig, DiagnosisConfig, GKDConfig):
         if tip.selects:
             for name in ("packing", "padding_free"):
                 refuse(self, name, "tokens are chosen within each rollout, and a packed row holds several.")
-        for warning in inert_settings(self, tip, None):
+        for warning in (*inert_settings(self, tip, None), *check_monitors(self)):
             logger.warning(warning)
 
 
@@ -68,7 +69,8 @@ class SelfDistillationChecks:
                 "use_teacher_server",
                 "a server returns the teacher's highest log-probabilities, not the logits that tokens are chosen by.",
             )
-        for warning in self._inert_warnings(tip):
+        config: Any = self  # of the trainer, as the classes that this is mixed into
+        for warning in (*self._inert_warnings(tip), *check_monitors(config)):
             logger.warning(warning)
 
     def _inert_warnings(self, tip: Tip) -> list[str]:
@@ -77,7 +79,7 @@ class SelfDistillationChecks:
 
 
 @dataclass
-class EntropySDFTConfig(SelfDistillationChecks, TipConfig, DiagnosisConfig, SDFTConfig):
+class EntropySDFTConfig(SelfDistillationChecks, TipConfig, MonitorsConfig, DiagnosisConfig, SDFTConfig):
     r"""
     [`~trl.experimental.sdft.SDFTConfig`] that trains on selected tokens. With `tip_rule="none"` it is `SDFTConfig`.
     The fields `tip_*` are those of [`EntropyDistillationConfig`].
@@ -88,7 +90,7 @@ class EntropySDFTConfig(SelfDistillationChecks, TipConfig, DiagnosisConfig, SDFT
 
 
 @dataclass
-class EntropySDPOConfig(SelfDistillationChecks, TipConfig, DiagnosisConfig, SDPOConfig):
+class EntropySDPOConfig(SelfDistillationChecks, TipConfig, MonitorsConfig, DiagnosisConfig, SDPOConfig):
     r"""
     [`~trl.experimental.sdpo.SDPOConfig`] that distills on selected tokens. With `tip_rule="none"` it is `SDPOConfig`.
     The fields `tip_*` are those of [`EntropyDistillationConfig`].

@@ -22,6 +22,7 @@ from ..head.agreement import is_sharded
 from ..head.forwards import bind_to_module
 from ..kappa.wiring import with_kappa
 from ..methods import Method, build_methods
+from ..monitors.callback import add_monitors
 from ..runs.mixin import RunMixin
 from ..runs.token_log import SettingsCallback, TokenLog
 from .checks import (
@@ -133,6 +134,7 @@ class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
         self.model.add_model_tags(self._tag_names)
         self.add_callback(SettingsCallback)
         add_diagnosis(self)
+        add_monitors(self)
         self._set_up_methods()
 
     def _set_up_methods(self) -> None:

@@ -13,6 +13,7 @@ from ..head.patch import HEAD_STATISTICS
 from ..kappa.config import KappaConfig
 from ..methods import REGISTRY, Method, MethodsConfig, build_methods, idle_fields
 from ..methods import register as register
+from ..monitors.config import MonitorsConfig, check_monitors
 from ..runs.provenance import given_settings
 from ..settings import checked, flag, one_of
 from .checks import check_after, check_before, check_trl_version
@@ -32,7 +33,9 @@ REGISTRY.load_entry_points(again=True)
 
 
 @dataclass
-class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, ThermostatConfig, KappaConfig, DiagnosisConfig, GRPOConfig):
+class EntropyGRPOConfig(
+    MethodsConfig, EntropyBonusConfig, ThermostatConfig, KappaConfig, MonitorsConfig, DiagnosisConfig, GRPOConfig
+):
     r"""
     [`~trl.GRPOConfig`] with entropy methods. With `methods` empty it is `GRPOConfig`.
 
@@ -100,6 +103,15 @@ class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, ThermostatConfig, Kap
         `"freeze"` trains only the weights of low condition number. `"lora"` makes them the targets of `peft_config`.
         The other fields of this group are those of `trl_entropy.kappa.config.KappaConfig`.
 
+    > Parameters that control monitors
+
+    monitors (`list[str]`, *optional*, defaults to `[]`):
+        Monitors, which look at the model while it trains and change nothing. `trl-entropy monitors` lists them.
+    monitor_steps (`int`, *optional*, defaults to `50`):
+        Optimizer steps between two measurements.
+    monitor_max_length (`int`, *optional*, defaults to `512`):
+        Tokens of a sequence that monitors look at.
+
     > Parameters that control the diagnosis
 
     diagnosis (`str`, *optional*, defaults to `"true"`):
@@ -158,7 +170,7 @@ class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, ThermostatConfig, Kap
         checked(self, "log_token_entropies", lambda value: type(value) is int and value >= 0, "a whole number >= 0")
         own = [warning for method in methods for warning in method.check(self)]
         own += dose_warnings(self, methods)
-        found = [*self._idle_warnings(), *bonus_warnings(self), *thermostat_warnings(self)]
+        found = [*self._idle_warnings(), *bonus_warnings(self), *thermostat_warnings(self), *check_monitors(self)]
         for warning in (*found, *self._inert_warnings(methods), *own):
             logger.warning(warning)
 

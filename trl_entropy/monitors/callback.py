@@ -1,0 +1,201 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A callback that runs monitors in any trainer of transformers or TRL."""
+
+import inspect
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.logging import get_logger
+from accelerate.utils import gather, gather_object
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from ..settings import default_of, did_you_mean
+from .base import Monitor
+from .config import MonitorFields, build_monitors
+from .layers import language_model
+from .probe import FILE, Probe
+
+
+logger = get_logger(__name__)
+
+BATCH = 8  # sequences per forward
+RATIO = "geometry/rankme"  # also logged relative to its first value
+
+
+@contextmanager
+def evaluated(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, without gradients; afterwards each module is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+class MonitorCallback(TrainerCallback):
+    r"""
+    Looks at the model before the first step and every few steps, on a fixed set of sequences. Changes nothing: losses
+    are those of a run without it, to the bit.
+
+    The numbers are added to the next log line as `<monitor>/<key>`; those before the first step are a line of their
+    own in `state.log_history`. The sequences are kept in `output_dir/monitors`, so that a resumed run compares like
+    with like. If a monitor fails in the middle of a run, it is left out from then on, with a warning.
+
+    Args:
+        monitors (`list[str]`):
+            Names of the monitors.
+        every (`int`, *optional*, defaults to `50`):
+            Optimizer steps between two measurements.
+        max_length (`int`, *optional*, defaults to `512`):
+            Tokens of a sequence; of a longer one, the last are kept.
+        dataset (`Dataset`, *optional*):
+            Whose first rows are the probe. Defaults to the training dataset.
+        fields:
+            Fields of the monitors, such as `geometry_samples=512`.
+
+    Raises:
+        `ValueError`: a monitor or a field is unknown or out of range, or, when training begins, the model or the
+            dataset does not fit.
+
+    Example:
+
+    ```python
+    trainer = SFTTrainer(..., callbacks=[MonitorCallback(["geometry", "attention"])])
+    ```
+    """
+
+    adds_to_logs = True  # our trainers then call it before the callbacks that report logs
+
+    def __init__(
+        self,
+        monitors: list[str],
+        every: int = 50,
+        max_length: int = 512,
+        dataset: Iterable[dict[str, Any]] | None = None,
+        **fields: Any,
+    ):
+        known = {name: default_of(field) for name, field in MonitorFields.__dataclass_fields__.items()}
+        for name in fields:
+            if name not in known:
+                raise ValueError(f"`{name}` is no field of a monitor.{did_you_mean(name, known)}")
+        given = {"monitors": monitors, "monitor_steps": every, "monitor_max_length": max_length}
+        settings = SimpleNamespace(**known | fields | given)
+        self.monitors: list[Monitor] = build_monitors(settings)
+        if not self.monitors:
+            raise ValueError("`monitors` must name at least one monitor, got [].")
+        self.every, self.max_length, self.dataset = every, max_length, dataset
+        self.probe: Probe
+        self._pending: dict[str, float] = {}
+        self._first: float | None = None
+
+    # Events
+
+    def on_train_begin(self, args, state, control, model=None, processing_class=None, **kwargs):
+        for monitor in self.monitors:
+            monitor.check_model(model)
+        self.folder, self._pending = Path(args.output_dir), {}
+        self._first = next((line[RATIO] for line in state.log_history if RATIO in line), None)
+        path = self.folder / FILE
+        if state.global_step > 0 and path.exists():
+            self.probe = Probe.load(path)
+        else:
+            samples = max(monitor.samples for monitor in self.monitors)
+            self.probe = Probe.of(self._dataset(kwargs), processing_class, samples, self.max_length)
+            if state.is_world_process_zero:
+                self.probe.save(path)
+        if state.global_step == 0:
+            numbers = self._look(model, 0, state.is_world_process_zero, careful=False)
+            state.log_history.append({"step": 0, "epoch": 0.0, **numbers})
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step % self.every == 0:
+            self._pending = self._look(model, state.global_step, state.is_world_process_zero)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if logs and self._pending and not any(key.startswith("eval_") for key in logs):
+            logs.update(self._pending)
+            state.log_history[-1].update(self._pending)
+            self._pending = {}
+
+    def _dataset(self, given: dict[str, Any]) -> Iterable[dict[str, Any]]:
+        if self.dataset is not None:
+            return self.dataset
+        return given["train_dataloader"].dataset
+
+    @classmethod
+    def of(cls, config: Any, dataset: Iterable[dict[str, Any]]) -> "MonitorCallback":
+        """The callback as a trainer's config says."""
+        fields = {name: getattr(config, name) for name in MonitorFields.__dataclass_fields__}
+        return cls(config.monitors, config.monitor_steps, config.monitor_max_length, dataset, **fields)
+
+    # Measurement
+
+    def _look(self, model: nn.Module, step: int, writes: bool, careful: bool = True) -> dict[str, float]:
+        """What all monitors measure. With `careful`, one that fails is left out from then on."""
+        world, found = PartialState(), dict[str, float]()
+        for monitor in list(self.monitors):
+            reason = ""
+            try:
+                own = self._rows(model, monitor, world)
+            except Exception as error:
+                if not careful:
+                    raise
+                reason = f"{type(error).__name__}: {error}"
+            if any(gather_object([reason])):
+                self._leave_out(monitor, step, reason or "it failed in another process")
+                continue
+            rows = {
+                key: self.probe.in_order(gather(values.contiguous()), monitor.samples, world.num_processes)
+                for key, values in own.items()
+            }
+            found |= {f"{monitor.name}/{key}": value for key, value in monitor.measure(rows).items()}
+            if writes:
+                self._write(monitor, step)
+        if RATIO in found:
+            self._first = found[RATIO] if self._first is None else self._first
+            found[f"{RATIO}_ratio"] = found[RATIO] / self._first
+        return found
+
+    def _rows(self, model: nn.Module, monitor: Monitor, world: PartialState) -> dict[str, Tensor]:
+        """What a monitor keeps of this process's share of the probe."""
+        device = next(model.parameters()).device
+        options: dict[str, Any] = {"use_cache": False}
+        if "logits_to_keep" in inspect.signature(type(language_model(model)).forward).parameters:
+            options["logits_to_keep"] = 1
+        with evaluated(model):
+            for batch in self.probe.batches(monitor.samples, world.process_index, world.num_processes, BATCH, device):
+                mask = torch.arange(batch.input_ids.size(1), device=device) < batch.lengths[:, None]
+                with monitor.collecting(model, batch):
+                    model(input_ids=batch.input_ids, attention_mask=mask.long(), **options)
+        return monitor.collected()
+
+    def _leave_out(self, monitor: Monitor, step: int, reason: str) -> None:
+        logger.warning(f"Monitor {monitor.name!r} is off from step {step} on. {reason}")
+        self.monitors.remove(monitor)
+
+    def _write(self, monitor: Monitor, step: int) -> None:
+        """Keeps what the monitor leaves for a picture."""
+        if arrays := {key: values.contiguous().cpu() for key, values in monitor.arrays().items()}:
+            save_file(arrays, self.folder / "monitors" / f"{monitor.name}-{step}.safetensors")
+
+
+def add_monitors(trainer: Any) -> None:
+    """Adds the callback to one of our trainers, as its `args.monitors` says.
+
+    The probe is of its evaluation dataset, or else of its training dataset.
+    """
+    if trainer.args.monitors:
+        dataset = trainer.eval_dataset if trainer.eval_dataset is not None else trainer.train_dataset
+        first = next(iter(dataset.values())) if isinstance(dataset, dict) else dataset
+        trainer.add_callback(MonitorCallback.of(trainer.args, first))

@@ -1,0 +1,82 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Every monitor by its name in `monitors`, and their fields in a trainer's config."""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from ..settings import checked, default_of, did_you_mean
+from .attention import Attention, AttentionConfig
+from .base import Monitor
+from .geometry import Geometry, GeometryConfig
+
+
+MONITORS: dict[str, type[Monitor]] = {monitor.name: monitor for monitor in (Geometry, Attention)}
+
+
+@dataclass
+class MonitorFields(GeometryConfig, AttentionConfig):
+    """The fields of every monitor."""
+
+
+@dataclass
+class MonitorsConfig(MonitorFields):
+    """The settings of monitors: a mixin of the trainer's config."""
+
+    monitors: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Monitors, which look at the model while it trains and change nothing. Known: "
+            + ", ".join(MONITORS)
+            + "."
+        },
+    )
+    monitor_steps: int = field(
+        default=50,
+        metadata={"help": "Optimizer steps between two measurements. One more is made before the first step."},
+    )
+    monitor_max_length: int = field(
+        default=512, metadata={"help": "Tokens of a sequence of the probe. Of a longer one, the last are kept."}
+    )
+
+    @property
+    def watching(self) -> list[type[Monitor]]:
+        """The listed monitors, which a model card cites."""
+        return [MONITORS[name] for name in self.monitors]
+
+
+def build_monitors(config: Any) -> list[Monitor]:
+    """The monitors that `config.monitors` lists.
+
+    Raises:
+        `ValueError`: a name is unknown or repeated, or a field is out of range.
+    """
+    names = config.monitors
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"`monitors` must be a list of names, got {names!r}.")
+    for position, name in enumerate(names):
+        if name not in MONITORS:
+            hint = did_you_mean(name, MONITORS)
+            raise ValueError(f"`monitors` has the unknown name {name!r}.{hint} Known: {', '.join(MONITORS)}.")
+        if name in names[:position]:
+            raise ValueError(f"`monitors` must list each monitor once, got {name!r} twice.")
+    for name in ("monitor_steps", "monitor_max_length"):
+        checked(config, name, lambda value: type(value) is int and value >= 1, "a whole number >= 1")
+    return [MONITORS[name](config) for name in names]
+
+
+def check_monitors(config: MonitorsConfig) -> list[str]:
+    """Checks all fields, and returns a warning for each that is set although its monitor is not listed.
+
+    Raises:
+        `ValueError`: as [`build_monitors`].
+    """
+    build_monitors(config)
+    changed = [item.name for item in fields(MonitorsConfig) if getattr(config, item.name) != default_of(item)]
+    idle = {name: name.partition("_")[0] for name in changed if name != "monitors"}
+    return [
+        f"`{name}` is set to {getattr(config, name)!r}, but its monitor is not in `monitors` ({config.monitors}): it "
+        "does nothing."
+        for name, monitor in idle.items()
+        if (monitor not in config.monitors if monitor in MONITORS else not config.monitors)
+    ]
