@@ -4,7 +4,7 @@
 
 from typing import Any
 
-from ..functional import smallest_ratio
+from ..inert import below_one_token
 from ..methods import Method
 
 
@@ -17,15 +17,9 @@ def dose_warnings(config: Any, methods: list[Method]) -> list[str]:
     """
     found = []
     for method in methods if config.max_completion_length else ():
-        if method.token_ratio is None:
-            continue
-        rows, ratio = method.ratio_rows(config), getattr(config, method.token_ratio)
-        most = rows * config.max_completion_length
-        if ratio * most < 1:
+        if method.token_ratio is not None:
+            rows, ratio = method.ratio_rows(config), getattr(config, method.token_ratio)
             found.append(
-                f"`{method.token_ratio}` {ratio:g} of at most {most} tokens ({rows} completions of "
-                f"`max_completion_length` {config.max_completion_length}) is {ratio * most:.3g}, less than one token. "
-                f"Method {method.name!r} takes one token all the same, whatever the ratio is. The smallest ratio that "
-                f"acts is {smallest_ratio(most):g}."
+                below_one_token(method.name, method.token_ratio, ratio, rows, config.max_completion_length)
             )
-    return found
+    return [warning for warning in found if warning is not None]

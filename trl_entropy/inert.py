@@ -1,0 +1,93 @@
+# Copyright 2026 The trl-entropy Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Settings under which a method does nothing, or not what its ratio says: one rule and one text each.
+
+The trainers' configs and `trl-entropy recommend` share them, so this module imports nothing slow. `config` is a config
+or any other object with the fields of one.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from .ratios import smallest_ratio
+
+
+def single_update(config: Any) -> bool:
+    """Whether each generation batch serves one optimizer step, so that the current policy is the old one."""
+    return config.gradient_accumulation_steps % (config.steps_per_generation * config.num_iterations) == 0
+
+
+def without_ratio(name: str, config: Any) -> str:
+    """The warning about a method that acts on the ratio between the current and the old policy, if it is 1."""
+    effect = "amplifies numerical noise" if config.use_vllm else "does nothing"
+    return (
+        f"Method {name!r} acts on the ratio between the current and the old policy, which is 1 if each generation batch "
+        f"serves one optimizer step, so it {effect}. Set `num_iterations` (now {config.num_iterations}) above 1 or "
+        f"`steps_per_generation` (now {config.steps_per_generation}) above `gradient_accumulation_steps` (now "
+        f"{config.gradient_accumulation_steps})."
+    )
+
+
+def ratio_rows(scope: str, config: Any) -> int:
+    """The completions of which a method takes a ratio of tokens: a micro-batch, of all processes in scope `world`."""
+    return config.per_device_train_batch_size * (config.world_size if scope == "world" else 1)
+
+
+def below_one_token(name: str, field: str, ratio: float, rows: int, length: int) -> str | None:
+    """The warning about a ratio that is less than one token, however long completions are.
+
+    Args:
+        name: the method.
+        field: the field that holds the ratio.
+        ratio: its value.
+        rows: completions of which it is taken.
+        length: the longest completion.
+    """
+    most = rows * length
+    if ratio * most >= 1:
+        return None
+    return (
+        f"`{field}` {ratio:g} of at most {most} tokens ({rows} completions of `max_completion_length` {length}) is "
+        f"{ratio * most:.3g}, less than one token. Method {name!r} takes one token all the same, whatever the ratio "
+        f"is. The smallest ratio that acts is {smallest_ratio(most):g}."
+    )
+
+
+def one_completion(name: str) -> str:
+    """The warning about a method that centers advantages over a single completion, all of whose tokens share one."""
+    return (
+        f"Method {name!r} centers advantages over the completions of a micro-batch. There is one "
+        "(`per_device_train_batch_size` 1), whose tokens share one advantage, so it does nothing. Raise "
+        f"`per_device_train_batch_size`, or set `{name}_scope` to 'world' with several processes."
+    )
+
+
+def not_listed(field: str, value: Any, methods: Iterable[str]) -> str:
+    """The warning about a field whose method is not in `methods`."""
+    return (
+        f"`{field}` is set to {value!r}, but its method is not in `methods` ({[*methods]}): it does nothing."
+    )
+
+
+def switched_off(name: str, off: Iterable[Mapping[str, Any]], config: Any) -> str | None:
+    """The warning about a method that its own fields switch off.
+
+    Args:
+        name: the method.
+        off: fields and values; if all of one entry hold, the method does nothing.
+        config: has the fields.
+    """
+    for values in off:
+        if all(getattr(config, field) == value for field, value in values.items()):
+            reason = " and ".join(f"`{field}` is {value!r}" for field, value in values.items())
+            return f"Method {name!r} does nothing, since {reason}."
+    return None
+
+
+def unscaled(name: str) -> str:
+    """The warning about thresholds that assume scaled advantages, with `scale_rewards: none`."""
+    return (
+        f"The thresholds of method {name!r} assume advantages divided by their standard deviation, but "
+        "`scale_rewards` is 'none': scale the thresholds with the rewards, or set `scale_rewards` to 'group' or "
+        "'batch'."
+    )
