@@ -21,16 +21,26 @@ def without_ratio(name: str, config: Any) -> str:
     """The warning about a method that acts on the ratio between the current and the old policy, if it is 1."""
     effect = "amplifies numerical noise" if config.use_vllm else "does nothing"
     return (
-        f"Method {name!r} acts on the ratio between the current and the old policy, which is 1 if each generation batch "
-        f"serves one optimizer step, so it {effect}. Set `num_iterations` (now {config.num_iterations}) above 1 or "
-        f"`steps_per_generation` (now {config.steps_per_generation}) above `gradient_accumulation_steps` (now "
+        f"Method {name!r} acts on the ratio between the current and the old policy, which is 1 if each generation "
+        f"batch serves one optimizer step, so it {effect}. Set `num_iterations` (now {config.num_iterations}) above 1 "
+        f"or `steps_per_generation` (now {config.steps_per_generation}) above `gradient_accumulation_steps` (now "
         f"{config.gradient_accumulation_steps})."
     )
 
 
-def ratio_rows(scope: str, config: Any) -> int:
-    """The completions of which a method takes a ratio of tokens: a micro-batch, of all processes in scope `world`."""
-    return config.per_device_train_batch_size * (config.world_size if scope == "world" else 1)
+def ratio_rows(scope: str, config: Any, scored: bool = False) -> int:
+    """The completions of which a method takes a ratio of tokens.
+
+    Args:
+        scope: `micro_batch`: those of one process. `world`: of all processes. `generation`: of all processes, or their
+            whole generation batch if it is scored before training, which several updates and vLLM need.
+        config: has the batch sizes.
+        scored: whether the method itself needs the generation batch scored.
+    """
+    rows = config.per_device_train_batch_size * (1 if scope == "micro_batch" else config.world_size)
+    if scope == "generation" and (scored or config.use_vllm or not single_update(config)):
+        return rows * config.steps_per_generation
+    return rows
 
 
 def below_one_token(name: str, field: str, ratio: float, rows: int, length: int) -> str | None:
@@ -64,9 +74,7 @@ def one_completion(name: str) -> str:
 
 def not_listed(field: str, value: Any, methods: Iterable[str]) -> str:
     """The warning about a field whose method is not in `methods`."""
-    return (
-        f"`{field}` is set to {value!r}, but its method is not in `methods` ({[*methods]}): it does nothing."
-    )
+    return f"`{field}` is set to {value!r}, but its method is not in `methods` ({[*methods]}): it does nothing."
 
 
 def switched_off(name: str, off: Iterable[Mapping[str, Any]], config: Any) -> str | None:
@@ -79,7 +87,9 @@ def switched_off(name: str, off: Iterable[Mapping[str, Any]], config: Any) -> st
     """
     for values in off:
         if all(getattr(config, field) == value for field, value in values.items()):
-            reason = " and ".join(f"`{field}` is {value!r}" for field, value in values.items())
+            reason = " and ".join(  # a text only says in which mode
+                f"`{field}` is {value!r}" for field, value in values.items() if not isinstance(value, str)
+            )
             return f"Method {name!r} does nothing, since {reason}."
     return None
 
@@ -91,3 +101,28 @@ def unscaled(name: str) -> str:
         "`scale_rewards` is 'none': scale the thresholds with the rewards, or set `scale_rewards` to 'group' or "
         "'batch'."
     )
+
+
+def without_clip(config: Any) -> str:
+    """The warning about clip-higher, if no ratio differs from 1."""
+    return (
+        f"`epsilon_high` {config.epsilon_high:g} does nothing: each generation batch serves one optimizer step, so "
+        "the ratio is 1 and nothing is clipped."
+    )
+
+
+def idle_selection(rule: str, ratio: float, min_tokens: int, longest: int | None) -> str | None:
+    """The warning about a selection of TIP that keeps all tokens.
+
+    Args:
+        rule, ratio, min_tokens: fields of TIP.
+        longest: most tokens of a rollout, if known.
+    """
+    if ratio >= 1:
+        return f"`tip_rule` {rule!r} does nothing, since `tip_ratio` {ratio!r} keeps all tokens."
+    if longest is not None and min_tokens >= longest:
+        return (
+            f"`tip_rule` {rule!r} does nothing, since `tip_min_tokens` ({min_tokens}) is not below "
+            f"`max_completion_length` ({longest}): all tokens are kept."
+        )
+    return None

@@ -87,7 +87,7 @@ def test_it_leaves_alarms_to_the_diagnosis(caplog, last):
 @pytest.mark.parametrize("name, last", [("collapsed", 0.09), ("exploded", 3.1)])
 def test_deprecated_alarms(caplog, name, last, stop):
     PartialState()
-    with pytest.warns(FutureWarning, match="`stop` of `EntropyLawCallback` is deprecated: the diagnosis of the trainer"):
+    with pytest.warns(FutureWarning, match="`stop` of `EntropyLawCallback` is deprecated: the diagnosis"):
         callback = EntropyLawCallback(stop=stop)
     with caplog.at_level(logging.WARNING, logger="trl_entropy"):
         lines, control, _ = run(callback, [(1.0, 0.1), (0.11, 0.1), (last, 0.1)])

@@ -477,3 +477,20 @@ def test_unsloth_base_class_is_refused():
     base = type("UnslothGRPOTrainer", (trl.GRPOTrainer,), {})
     with pytest.raises(RuntimeError, match="UnslothGRPOTrainer"):
         refuse_unsloth(type("Trainer", (base,), {}))
+
+
+def test_one_completion_in_a_micro_batch(caplog, tmp_path):
+    one = dict(
+        num_generations=2,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=2,
+        num_iterations=2,
+        max_completion_length=5000,
+    )
+    for name in ("clip_cov", "kl_cov"):
+        (found,) = warnings_of(caplog, tmp_path, methods=[name], **one)
+        assert found.startswith(
+            f"Method '{name}' centers advantages over the completions of a micro-batch. There is one"
+        )
+    # A method before it may tell the tokens of a completion apart.
+    assert warnings_of(caplog, tmp_path, methods=["steer", "clip_cov"], **one) == []

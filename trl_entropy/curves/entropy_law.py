@@ -27,9 +27,9 @@ class EntropyLawCallback(TrainerCallback):
     before. The law is from [The Entropy Mechanism of Reinforcement Learning for Reasoning Language
     Models](https://huggingface.co/papers/2505.22617).
 
-    It no longer warns of collapse and explosion: the diagnosis of our trainers does. `collapse`, `explosion` and `stop`
-    are deprecated. If one is given, `entropy_law/collapsed` and `entropy_law/exploded` (0 or 1) are still logged, and
-    `stop` still stops the run.
+    The diagnosis of our trainers warns of collapse and explosion, so this callback no longer does. `collapse`,
+    `explosion` and `stop` are deprecated. If one is given, `entropy_law/collapsed` and `entropy_law/exploded` (0 or 1)
+    are still logged, and `stop` still stops the run.
 
     Args:
         min_points (`int`, *optional*, defaults to `10`):
@@ -67,13 +67,13 @@ class EntropyLawCallback(TrainerCallback):
             raise ValueError(f"`collapse` must be a share in [0, 1), got {collapse!r}.")
         if explosion is not None and not explosion > 1:
             raise ValueError(f"`explosion` must be a multiple above 1, got {explosion!r}.")
-        given = [name for name, value in dict(collapse=collapse, explosion=explosion, stop=stop).items() if value is not None]
+        deprecated = dict(collapse=collapse, explosion=explosion, stop=stop)
+        given = [f"`{name}`" for name, value in deprecated.items() if value is not None]
         self.alarms = bool(given)
         if given:
-            names = ", ".join(f"`{name}`" for name in given)
             warnings.warn(
-                f"{names} of `EntropyLawCallback` {'are' if len(given) > 1 else 'is'} deprecated: the diagnosis of the "
-                "trainer (`diagnosis: true` or `stop`) reports collapse and explosion.",
+                f"{', '.join(given)} of `EntropyLawCallback` {'are' if len(given) > 1 else 'is'} deprecated: the "
+                "diagnosis of the trainer (`diagnosis: true` or `stop`) reports collapse and explosion.",
                 FutureWarning,
                 stacklevel=2,
             )

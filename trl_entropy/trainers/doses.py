@@ -19,7 +19,5 @@ def dose_warnings(config: Any, methods: list[Method]) -> list[str]:
     for method in methods if config.max_completion_length else ():
         if method.token_ratio is not None:
             rows, ratio = method.ratio_rows(config), getattr(config, method.token_ratio)
-            found.append(
-                below_one_token(method.name, method.token_ratio, ratio, rows, config.max_completion_length)
-            )
+            found.append(below_one_token(method.name, method.token_ratio, ratio, rows, config.max_completion_length))
     return [warning for warning in found if warning is not None]
