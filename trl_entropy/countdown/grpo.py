@@ -40,6 +40,7 @@ def train(
     )
     seconds = train_and_save(trainer)
     last = progress.history[-max(1, len(progress.history) // 10) :]
-    found = evaluate(model, tokenizer, prompts(True, task), task=task)
-    write_card(trainer, label, found)
+    held_out = prompts(True, task)
+    found = evaluate(model, tokenizer, held_out, task=task)
+    write_card(trainer, label, found, len(held_out))
     return {"reward": fmean(point["reward"] for point in last), "seconds": seconds} | found, progress.history

@@ -158,7 +158,8 @@ class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, ThermostatConfig, Kap
         check_diagnosis(self)
         checked(self, "log_token_entropies", lambda value: type(value) is int and value >= 0, "a whole number >= 0")
         own = [warning for method in methods for warning in method.check(self)]
-        own += dose_warnings(self, methods)
+        self.dose_warnings = dose_warnings(self, methods)  # model cards state them
+        own += self.dose_warnings
         found = [*self._idle_warnings(), *bonus_warnings(self), *thermostat_warnings(self)]
         for warning in (*found, *self._inert_warnings(methods), *own):
             logger.warning(warning)
