@@ -82,6 +82,13 @@ def test_ratio_in_a_recipe_is_kept_if_it_acts_and_raised_if_not():
     ]
 
 
+def test_what_to_watch_is_what_the_method_says_of_itself():
+    assert found_for().watch == [
+        "If `clip_cov/kept_fraction` stays at 1, lower `clip_cov_low`: no covariance lies between the two bounds."
+    ]
+    assert found_for(**SEVERAL).watch == []
+
+
 def test_scope_world_counts_the_tokens_of_all_processes():
     batch = dict(
         methods=["clip_cov"], clip_cov_scope="world", per_device_train_batch_size=1, max_completion_length=500
@@ -283,7 +290,12 @@ def test_json_has_all_that_the_text_has(tmp_path, monkeypatch, capsys):
     assert found["based_on"] == "mine.yaml" and found["command"] == "grpo" and found["removed"] == ["kl_cov_coef"]
     assert found["recipe"] == yaml.safe_load(text)
     flat = " ".join(text.replace("\n#", "").split())
-    shown = [found["first"][key] for key in ("why", "evidence", "cost")] + found["batch"] + found["does_nothing"]
+    shown = (
+        [found["first"][key] for key in ("why", "evidence", "cost")]
+        + found["batch"]
+        + found["watch"]
+        + found["does_nothing"]
+    )
     assert all(" ".join(part.rstrip(".").split()) in flat for part in shown)
     assert "which mine.yaml does not have" in flat and "Removed: kl_cov_coef" in flat
 

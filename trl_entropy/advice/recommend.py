@@ -27,6 +27,7 @@ class Recommendation:
         in_place: whether the recipe has it already.
         problems: what in the recipe does nothing.
         batch: what the numbers are for, and what a ratio of tokens takes, as sentences.
+        watch: what the methods log while they do nothing, and what to change then, as sentences.
         changed: fields to set.
         removed: keys to remove.
         recipe: the whole recipe after the change.
@@ -37,6 +38,7 @@ class Recommendation:
     in_place: bool
     problems: list[str]
     batch: list[str]
+    watch: list[str]
     changed: dict[str, Any]
     removed: list[str]
     recipe: dict[str, Any]
@@ -81,11 +83,12 @@ def recommend(
     whole = {key: value for key, value in recipe.items() if key not in removed} | changed
     after = read_setup(whole, known, methods)
     if case.command == "grpo":
-        doses = doses_of(after, methods, known)
+        doses = doses_of(after, methods)
         changed, whole = changed | doses, whole | doses
         after = read_setup(whole, known, methods)
     changed = {key: value for key, value in changed.items() if key not in recipe or recipe[key] != value}
-    return Recommendation(task, choice, not missing, [*found], batch_of(case, after, methods), changed, removed, whole)
+    batch, watch = batch_of(case, after, methods), watch_of(choice.methods, methods)
+    return Recommendation(task, choice, not missing, [*found], batch, watch, changed, removed, whole)
 
 
 def check_case(task: str, recipe: Mapping[str, Any]) -> None:
@@ -119,7 +122,7 @@ def lines(
             changed |= own_settings(choice.methods, recipe, setup)
             removed += thermostat_keys(choice.methods, recipe, methods)
         removed += idle_keys(recipe, kept, methods)
-    elif setup.tip_rule != "none" and setup.tip_ratio < 0.5 and setup.tip_divergence_clip_quantile is None:
+    elif setup.tip_rule == "soft_or" and setup.tip_ratio < 0.5 and setup.tip_divergence_clip_quantile is None:
         changed["tip_divergence_clip_quantile"] = 0.98
     changed |= {key: value for key, value in case.requires.items() if getattr(setup, key, None) != value}
     if case.requires.get("use_vllm") is False:
@@ -157,13 +160,26 @@ def thermostat_keys(names: Iterable[str], recipe: Mapping[str, Any], methods: Fa
     return keys
 
 
-def doses_of(setup: SimpleNamespace, methods: Facts, defaults: Mapping[str, Any]) -> dict[str, float]:
+def doses_of(setup: SimpleNamespace, methods: Facts) -> dict[str, float]:
     """Ratios of tokens that say something for the batch of a recipe: its own, or the smallest that takes a token."""
     found = {}
     for name in setup.methods:
         if (own := dose(name, setup, methods)) is not None and setup.max_completion_length is not None:
             field, ratio, rows = own
             found[field] = max(ratio, two_digits_up(smallest_ratio(rows * setup.max_completion_length)))
+    return found
+
+
+def watch_of(names: Iterable[str], methods: Facts) -> list[str]:
+    """What methods log while they do nothing, and which field to change then."""
+    found = []
+    for name in names:
+        for sign in methods[name]["idle"]:
+            values = [
+                f"`{name}/{key}` stays {f'at {low:g}' if low == high else f'between {low:g} and {high:g}'}"
+                for key, (low, high) in sign["ranges"].items()
+            ]
+            found.append(f"If {' and '.join(values)}, {sign['turn']}.")
     return found
 
 

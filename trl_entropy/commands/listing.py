@@ -15,7 +15,7 @@ from ..methods import METHODS
 from ..methods.tip import Tip
 from ..report.known import defaults_of, known_from
 from ..settings import default_of
-from ..signs import as_plain
+from ..signs import as_plain, signs_of
 from .methods import STORED, digest
 
 
@@ -72,6 +72,7 @@ def facts_of(method: Any) -> dict[str, Any]:
     facts = {name: getattr(method, name) for name in names}
     return facts | {
         "off": [*facts["off"]],
+        "idle": as_plain(signs_of(method))["idle"],
         "sets_clip_bounds": method.overrides("clip_bounds"),
         "has_knob": method.knob is not None,
     }

@@ -79,6 +79,7 @@ def as_record(found: Recommendation, name: str) -> dict[str, Any]:
         "then": found.case.then,
         "note": found.case.note,
         "batch": found.batch,
+        "watch": found.watch,
         "does_nothing": found.problems,
         "changed": found.changed,
         "removed": found.removed,
@@ -94,6 +95,7 @@ def as_recipe(found: Recommendation, name: str) -> str:
         "Evidence": f"{choice.evidence.rstrip('.')}. Grades: docs/which_method.md.",
         "Cost": f"{choice.cost}.",
         "Batch": " ".join(found.batch),
+        "Watch": " ".join(found.watch),
         "Note": case.note,
         "Then": f"{case.then}.",
     }
