@@ -39,18 +39,25 @@ def box_answer_line(text: str) -> str:
     return solution_of(delimited[1] if delimited else answer)
 
 
+def said_last(completion: list[dict[str, Any]]) -> str:
+    """What the assistant says at the end of a conversation; "" if a tool has the last word."""
+    message = completion[-1]
+    return (message.get("content") or "") if message.get("role", "assistant") == "assistant" else ""
+
+
 def answer_line_accuracy_reward(
     completions: list[list[dict[str, str]]], solution: list[str], **kwargs: Any
 ) -> list[float | None]:
     """[`~trl.rewards.accuracy_reward`] for prompts that ask for a last line `Answer: ...`, as DAPO's and GSM8K's do.
 
     TRL's reward reads answers only in a box or in LaTeX delimiters, so a correct `Answer: 18` gets 0. Here the last
-    `Answer:` counts as a box. Completions without one are scored unchanged.
+    `Answer:` counts as a box. Completions without one are scored unchanged. Of an agent's completion the last
+    message is read: those before it call tools.
 
     Args:
-        completions: B conversations, whose first message is scored.
+        completions: B conversations, whose last message is scored.
         solution: B right answers.
         **kwargs: passed on to TRL's reward.
     """
-    boxed = [[{**completion[0], "content": box_answer_line(completion[0]["content"])}] for completion in completions]
+    boxed = [[{"role": "assistant", "content": box_answer_line(said_last(completion))}] for completion in completions]
     return accuracy_reward(boxed, solution, **kwargs)

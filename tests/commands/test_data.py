@@ -223,3 +223,14 @@ def test_real_prompts_name_their_answer_format():
         for name in FILES
     }
     assert asked == {"gsm8k_test": True, "math500": False, "DAPO-Math-17k": False}
+
+
+def test_answer_line_reward_reads_what_an_agent_says_last():
+    call = {"role": "assistant", "tool_calls": [{"type": "function"}]}
+    result = {"role": "tool", "name": "calculator", "content": "18"}
+    answers = [[call, result, {"role": "assistant", "content": "Answer: 18"}], [call, result], [call]]
+    solutions = [r"\boxed{18}"] * 3
+    assert answer_line_accuracy_reward(answers, solutions) == [1.0, 0.0, 0.0]
+    assert answer_line_accuracy_reward([[{"role": "assistant", "content": "Answer: 18"}, call]], solutions[:1]) == [
+        0.0
+    ]

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import logging
 import math
+import warnings
 
 import pytest
 from accelerate import PartialState
@@ -72,18 +73,30 @@ def test_lines_without_a_point_are_left_alone():
         assert str(logs) == str(copy) and state.log_history == [{}] and callback.entropies == []
 
 
+@pytest.mark.parametrize("last", [0.09, 3.1])
+def test_it_leaves_alarms_to_the_diagnosis(caplog, last):
+    PartialState()  # without which accelerate's loggers do not log
+    with warnings.catch_warnings(), caplog.at_level(logging.WARNING, logger="trl_entropy"):
+        warnings.simplefilter("error")
+        lines, control, _ = run(EntropyLawCallback(), [(1.0, 0.1), (0.11, 0.1), (last, 0.1)])
+    assert caplog.records == [] and not control.should_training_stop
+    assert all(line.keys() == {"entropy", "reward"} for line in lines)
+
+
 @pytest.mark.parametrize("stop", [False, True])
 @pytest.mark.parametrize("name, last", [("collapsed", 0.09), ("exploded", 3.1)])
-def test_alarms(caplog, name, last, stop):
-    PartialState()  # without which accelerate's loggers do not log
+def test_deprecated_alarms(caplog, name, last, stop):
+    PartialState()
+    with pytest.warns(FutureWarning, match="`stop` of `EntropyLawCallback` is deprecated: the diagnosis"):
+        callback = EntropyLawCallback(stop=stop)
     with caplog.at_level(logging.WARNING, logger="trl_entropy"):
-        lines, control, _ = run(EntropyLawCallback(stop=stop), [(1.0, 0.1), (0.11, 0.1), (last, 0.1), (last, 0.2)])
+        lines, control, _ = run(callback, [(1.0, 0.1), (0.11, 0.1), (last, 0.1)])
     other = {"collapsed": "exploded", "exploded": "collapsed"}[name]
-    assert [line[f"entropy_law/{name}"] for line in lines] == [0, 0, 1, 1]
+    assert [line[f"entropy_law/{name}"] for line in lines] == [0, 0, 1]
     assert all(line[f"entropy_law/{other}"] == 0 for line in lines)
     assert control.should_training_stop == stop
-    (record,) = caplog.records
-    assert record.getMessage().endswith(f"Entropy has {name}: {last:.4f} nats at step 0, after 1.0000.")
+    said = [record.getMessage().removeprefix("[RANK 0] ") for record in caplog.records]
+    assert said == [f"`EntropyLawCallback` stops the run at step 0: entropy has {name}."] * stop
 
 
 @pytest.mark.parametrize(
@@ -108,10 +121,11 @@ class Reporter(TrainerCallback):
         self.lines.append(dict(logs))
 
 
-@pytest.mark.parametrize("stop, later", [(False, False), (True, False), (False, True)])
-def test_in_a_run_it_comes_before_what_reports(make_trainer, stop, later):
+@pytest.mark.parametrize("later", [False, True])
+def test_in_a_run_it_comes_before_what_reports(make_trainer, later):
     reporter = Reporter()
-    law = EntropyLawCallback(min_points=3, collapse=0.999, stop=stop)
+    with pytest.warns(FutureWarning, match="`collapse` of `EntropyLawCallback` is deprecated"):
+        law = EntropyLawCallback(min_points=3, collapse=0.999)
     trainer = make_trainer(callbacks=[reporter] if later else [reporter, law], max_steps=5, reward_funcs=count_reward)
     if later:
         trainer.add_callback(law)
@@ -120,9 +134,7 @@ def test_in_a_run_it_comes_before_what_reports(make_trainer, stop, later):
     entropies = [line["entropy/mean"] for line in lines]
     below = [entropy < 0.999 * entropies[0] for entropy in entropies]
     assert any(below) and [line["entropy_law/collapsed"] for line in lines] == list(map(int, below))
-    assert len(lines) == (below.index(True) + 1 if stop else 5)
-    if not stop:
-        expected = fit_entropy_law(entropies, [line["reward"] for line in lines])
-        found = [lines[-1][f"entropy_law/{key}"] for key in ("a", "b", "r_squared")]
-        assert found == pytest.approx(expected)
-        assert trainer.state.log_history[4]["entropy_law/ceiling"] == pytest.approx(expected[1] - expected[0])
+    expected = fit_entropy_law(entropies, [line["reward"] for line in lines])
+    found = [lines[-1][f"entropy_law/{key}"] for key in ("a", "b", "r_squared")]
+    assert found == pytest.approx(expected)
+    assert trainer.state.log_history[4]["entropy_law/ceiling"] == pytest.approx(expected[1] - expected[0])

@@ -135,6 +135,14 @@ def test_each_rule_finds_what_deserves_it(rule):
     assert all(math.isfinite(value) for value in finding.numbers.values())
 
 
+def test_a_method_that_the_thermostat_keeps_weak_is_not_inert():
+    """At the weak end of its range a driven method does nothing. At the strong end that is a finding."""
+    idle = dict(loss=0.0, clip_cov__kept_fraction=1.0, entropy_keep__strength=1e-4)
+    assert found_in(lines_of(**idle, entropy_keep__saturated=0.0)) == []
+    (finding,) = found_in(lines_of(**idle, entropy_keep__saturated=[0.0] * 20 + [1.0] * 10))
+    assert finding.evidence.startswith("Method 'clip_cov' has done nothing in 10 log lines")
+
+
 def test_severe_findings_come_first():
     lines = lines_of(entropy=[1.0] * 20 + [0.01] * 20, frac_reward_zero_std=1.0)
     assert [finding.rule for finding in found_in(lines)] == ["collapse", "fast fall", "groups without signal"]

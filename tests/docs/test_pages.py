@@ -13,10 +13,13 @@ from pathlib import Path
 import pytest
 import yaml
 from support import tables
+from trl import ModelConfig
 
-from trl_entropy import EntropyGRPOConfig
+from trl_entropy import EntropyDistillationConfig, EntropyGRPOConfig
+from trl_entropy.advice.cases import CASES
 from trl_entropy.commands.listing import listed
 from trl_entropy.commands.methods import STORED
+from trl_entropy.commands.rewards import REWARDS
 from trl_entropy.methods import METHODS
 
 
@@ -43,6 +46,7 @@ def test_table_of_methods_is_that_of_the_registry(page):
 
 
 CHOICES = ROOT / "docs" / "which_method.md"
+KINDS = (ModelConfig, EntropyDistillationConfig, EntropyGRPOConfig)  # the last has its say on shared fields
 
 
 def test_each_method_is_a_choice():
@@ -55,19 +59,56 @@ def test_each_method_is_a_choice():
 
 def test_choices_exist():
     """What the rows name by `code` is a method or a setting, with a value that the config takes."""
-    settings = {field.name for field in fields(EntropyGRPOConfig)}
-    before, _, after = tables.split(CHOICES.read_text())
-    named = re.findall(r"`([^`]+)`", before.removesuffix(tables.BEGIN) + after)
+    settings = {field.name: kind for kind in KINDS for field in fields(kind)}
+    before, _, after = tables.split(re.sub("```.*?```", "", CHOICES.read_text(), flags=re.DOTALL))
+    before = before.removesuffix(tables.BEGIN).replace(tables.CASES_BEGIN, "")
+    named = re.findall(r"`([^`]+)`", before + after)
     assert len(named) > 60
     logged = {"entropy", "frac_reward_zero_std", "pass@1", "pass@k", "pass@2", "erc/dropped_fraction"}
     for text in named:
-        if text in logged or text.startswith(("methods: [", "trl-entropy methods")):
+        if text in logged or text in REWARDS or text.startswith(("methods: [", "trl-entropy ", "</think>")):
             continue
         name, _, value = text.partition(": ")
         assert name in METHODS or name in settings, text
         if value:
             given = dict(use_adaptive_entropy=True) if name == "entropy_controller" else {}
-            EntropyGRPOConfig("out", use_cpu=True, bf16=False, **given, **{name: yaml.safe_load(value)})
+            given |= {} if settings[name] is ModelConfig else dict(output_dir="out", use_cpu=True, bf16=False)
+            settings[name](**given | {name: yaml.safe_load(value)})
+
+
+def test_cases_are_those_of_the_command():
+    text = CHOICES.read_text()
+    assert text == tables.with_cases(text), "docs/which_method.md is stale: run `make tables`."
+
+
+def grades(text):
+    """The grade of each method or setting in a cell of evidence. `a` and `b` may share one: "`a`, `b` A+"."""
+    found = {}
+    for names, grade in re.findall(r"((?:`[^`]+`(?: \([^)]*\))?(?:, | and )?)+) (A\+ and C|A\+|A|B)(?![\w+])", text):
+        found |= dict.fromkeys(re.findall(r"`([^`]+)`", names), grade)
+    return found
+
+
+def test_grades_of_cases_are_those_of_the_symptoms():
+    """What the command says of a first choice, the rows by symptom say too."""
+    rows = re.search(r"## By symptom\n(.*?)\n## ", CHOICES.read_text(), flags=re.DOTALL)[1]
+    cells = [row.strip("|").split("|")[-1] for row in rows.strip().splitlines()]
+    found = {}
+    for cell in cells:
+        for name, grade in grades(cell.replace("clip-higher", "`epsilon_high: 0.28`")).items():
+            assert found.setdefault(name, grade) == grade, f"{name}: {found[name]} in one row, {grade} in another"
+    assert len(found) > 15
+    for case in CASES.values():
+        for choice in case.choices:
+            name, grade = choice.name.strip("`"), choice.evidence.split(".")[0]
+            assert name.startswith("tip_") or found[name] == grade, name
+
+
+def test_costs_of_first_choices_are_those_of_their_methods():
+    for case in CASES.values():
+        for choice in case.choices:
+            for name in choice.methods:
+                assert choice.cost == tables.costs(METHODS[name]), name
 
 
 def test_choices_of_two_can_be_listed_together():

@@ -156,3 +156,12 @@ def clip_cov_masks(draw):
     dropped = mask & ~kept
     assert not (kept & ~mask).any() and not (dropped & ~eligible).any()
     assert dropped.sum() == min(functional.ratio_count(ratio, int(mask.sum())), int((eligible & mask).sum()))
+
+
+def test_one_completion_is_left_alone():
+    """All its tokens share one advantage, so every covariance is 0. The config warns of it."""
+    method = METHODS["clip_cov"](config_of(clip_cov_low=0.0, clip_cov_ratio=1.0))
+    tokens = make_tokens([-0.05, -3.0, -5.0], [-0.05, -3.0, -5.0], [1.5] * 3)
+    advantages, logs = method.token_advantages(tokens)
+    assert method.compares_completions and logs["covariance_mean"].abs().max() < 1e-12
+    assert torch.equal(advantages, tokens.advantages) and logs["kept_fraction"].all()

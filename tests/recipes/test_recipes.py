@@ -10,10 +10,10 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from support.registry import settings_of
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
-from trl.scripts.grpo import GRPOScriptArguments
 
-from trl_entropy import METHODS, EntropyDistillationConfig, EntropyGRPOConfig
+from trl_entropy import METHODS, EntropyDistillationConfig
 from trl_entropy.commands.arguments import StrictParser
+from trl_entropy.commands.grpo import KINDS as GRPO_KINDS
 from trl_entropy.commands.rewards import reward_by_name
 from trl_entropy.kappa.config import KappaTune
 from trl_entropy.methods.tip import Tip
@@ -32,7 +32,6 @@ RUN = ("logging_steps", "save_steps", "seed")  # change nothing about the method
 BATCHES = {name: settings_of(name).batches for name in METHODS if settings_of(name).batches}
 
 
-GRPO_KINDS = (GRPOScriptArguments, EntropyGRPOConfig, ModelConfig, DatasetMixtureConfig)
 DISTILLATION_KINDS = (ScriptArguments, EntropyDistillationConfig, ModelConfig, DatasetMixtureConfig)
 
 

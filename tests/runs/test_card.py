@@ -19,11 +19,14 @@ from support.tiny import build_model
 from transformers.trainer_utils import SchedulerType
 
 from trl_entropy import METHODS
+from trl_entropy.diagnosis.callback import DiagnosisCallback
+from trl_entropy.diagnosis.rules import RULES, Finding
 from trl_entropy.kappa.config import KappaTune
-from trl_entropy.runs import card, card_hooks, card_sources, provenance
+from trl_entropy.runs import card, card_facts, card_hooks, card_sources, provenance
 from trl_entropy.trainers.grpo_config import EntropyGRPOConfig
 
 
+COLLAPSE = next(rule for rule in RULES if rule.name == "collapse")
 HISTORY = [
     {"step": 1, "entropy": 2.0, "reward": 0.25, "completions/mean_length": 8.0},
     {"step": 2, "entropy": 1.5, "completions/mean_length": float("nan")},
@@ -348,3 +351,89 @@ def test_cards_in_the_repository_are_whole(label, methods):
     measured = {entry.metric_type for entry in found.data.eval_results if entry.dataset_split == "test"}
     assert {"entropy", "pass@1", "pass@16"} <= measured
     assert f"({card.CURVE})" in found.text and (folder / card.CURVE).read_bytes().startswith(b"\x89PNG")
+
+
+def lines_of(entropies, **more):
+    return [{"step": step, "entropy": value, "reward": 0.5, **more} for step, value in enumerate(entropies, 1)]
+
+
+def test_thermostat_states_target_and_entropy(card_of):
+    held = {"entropy_keep/target": 0.8, "entropy_keep/strength": 0.0125, "entropy_keep/saturated": 0.0}
+    history = [{**line, **held, "entropy_keep/entropy": line["entropy"]} for line in lines_of([1.0, 1.0, 0.84, 0.84])]
+    history[0]["entropy_keep/saturated"], history[0]["entropy_keep/target"] = 1.0, None  # not known yet
+    history[1]["entropy_keep/saturated"] = 1.0
+    history.append({"step": 4, "train_runtime": 3725.4})
+    settings = dict(methods=["clip_cov"], entropy_keep=0.8, clip_cov_low=0.1)
+    text = card_of(history, **settings).text
+    assert "`entropy_keep: 0.8` drove `clip_cov_ratio`, last at 0.0125. Target entropy at the end: 0.800 nats" in text
+    assert "0.800 nats; entropy: 0.840 nats. Over the second half of the run entropy was +5.0 % off the target" in text
+    assert "The strongest setting did not suffice in 33 % of the logs." in text
+    assert "One run with seed 7, on a CPU with" in text and ", in 1 h 2 min." in text
+    assert "### Entropy thermostat" not in card_of(lines_of([1.0]), **settings).text
+    assert "### Entropy thermostat" not in card_of(history, methods=["clip_cov"]).text
+
+
+def test_diagnosis_states_its_findings(card_of):
+    text = card_of(lines_of([1.0] * 3 + [0.05] * 3)).text
+    assert (
+        "\n* collapse, step 4: Mean token entropy has fallen from 1 to 0.05 nats. The policy hardly explores" in text
+    )
+    assert "found nothing wrong in the log of the run." in card_of(lines_of([1.0] * 6)).text
+    assert "### Diagnosis" not in card_of(lines_of([0.05] * 6), diagnosis=False).text
+
+
+def test_findings_of_the_run_come_first_and_once(make_trainer, tmp_path):
+    trainer = make_trainer(output_dir=tmp_path / "tuned")
+    (callback,) = [one for one in trainer.callback_handler.callbacks if isinstance(one, DiagnosisCallback)]
+    early = Finding("truncation", 2, {}, "Seen early.", "Meant.", "Turn.", False)
+    collapse = Finding("collapse", 3, {}, "Seen first.", "Meant.", COLLAPSE.turn, True)
+    callback.findings = [early, collapse]
+    trainer.state.log_history = lines_of([1.0] * 3 + [0.05] * 3)
+    told, again, later = card_facts.findings_of(trainer)
+    assert (told, again) == (str(early), str(collapse)) and later.startswith("fast fall, step 6: ")
+
+
+def test_doses_are_stated(card_of):
+    settings = dict(methods=["clip_cov"], per_device_train_batch_size=8, max_completion_length=8)
+    text = card_of(**settings, clip_cov_ratio=0.001, diagnosis=False).text
+    assert "Before the run:\n\n* `clip_cov_ratio` 0.001 of at most 64 tokens (8 completions" in text
+    assert "Before the run" not in card_of(**settings, clip_cov_ratio=0.5).text
+
+
+def test_numbers_say_what_they_mean(card_of):
+    facts = dict(results={"pass@1": 0.5, "pass@16": 0.75, "distinct": 1.5, "other": 2.0})
+    text = card_of(facts=facts).text
+    assert text.count("* pass@k: unbiased estimate") == text.count("* entropy: mean token entropy") == 1
+    assert "* distinct" not in text and "* other" not in text
+
+
+def test_given_facts_about_the_evaluation(make_trainer, tmp_path):
+    trainer = make_trainer(output_dir=tmp_path / "tuned")
+    trainer.card_facts = {
+        "evaluation": "On 10 prompts, 4 samples each.",
+        "limitations": "It knows one task.",
+        "meanings": {"distinct": "different right answers"},
+    }
+    trainer.create_model_card(results={"distinct": 1.5})
+    text = ModelCard.load(tmp_path / "tuned" / "README.md").text
+    assert "\nOn 10 prompts, 4 samples each.\n\n* distinct: different right answers.\n" in text
+    limits = text.split("## Limitations\n\n")[1].split("\n\n")[0].splitlines()
+    assert limits == [
+        "* The numbers are from one run, so they do not show how much seeds differ.",
+        "* It knows one task.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.2, "less than a second"), (59.6, "1 min"), (61, "1 min 1 s"), (7199, "1 h 59 min"), (math.nan, None)],
+)
+def test_time(seconds, shown):
+    assert card_facts.time_of([{"train_runtime": 9.0}, {"train_runtime": seconds}, {"loss": 1.0}]) == shown
+
+
+def test_hardware(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA X")
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    shown = [card_facts.hardware_of(torch.device(kind), count) for kind in ("cuda", "cpu") for count in (1, 8)]
+    assert shown == ["NVIDIA X", "8 x NVIDIA X", "a CPU with 2 cores", "a CPU with 2 cores in 8 processes"]

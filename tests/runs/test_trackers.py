@@ -10,12 +10,17 @@ import pytest
 from support.tiny import build_trainer
 
 from trl_entropy import EntropyGRPOConfig, EntropyGRPOTrainer
+from trl_entropy.diagnosis import callback
+from trl_entropy.diagnosis.rules import Finding
 
 
 wandb = pytest.importorskip("wandb")
 trackio = pytest.importorskip("trackio")
 
 COLUMNS = ["step", "prompt", "completion", "count_reward", "token_entropy_max", "token_entropy_mean", "advantage"]
+FINDINGS = [
+    Finding("method inert", 1, {}, "Seen.", "Meant.", turn, severe) for turn, severe in (("A.", False), ("B.", True))
+]
 METHOD_KEYS = {
     *(f"train/clip_cov/{name}" for name in ("kept_fraction", "eligible_fraction", "covariance_mean")),
     *(f"train/kl_cov/{name}" for name in ("selected_fraction", "covariance_mean", "penalty_mean")),
@@ -32,6 +37,7 @@ def tracked(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_DIR", str(folder))
         patch.setenv("WANDB_SILENT", "true")
+        patch.setattr(callback, "diagnose", lambda history: FINDINGS)  # a run of two steps deserves none
         trainer = build_trainer(
             EntropyGRPOTrainer,
             EntropyGRPOConfig,
@@ -130,3 +136,24 @@ def test_trackio_has_the_metrics_and_the_completions(tracked):
 def test_card_names_no_tracker_that_others_cannot_see(tracked):
     text = (tracked[1] / "out" / "README.md").read_text()
     assert "wandb.ai" not in text and "[Weights & Biases]" not in text and "[Trackio]" not in text
+
+
+ALERTS = [("Diagnosis: method inert", f"Step 1: Seen. Meant. {turn}") for turn in ("A.", "B.")]
+
+
+def test_wandb_has_the_findings_as_alerts(tracked):
+    (path,) = tracked[1].glob("wandb/offline-run-*/*.wandb")
+    alerts = [record.alert for record in records(path) if record.HasField("alert")]
+    assert [(alert.title, alert.text) for alert in alerts] == ALERTS
+    assert [(alert.level, alert.wait_duration) for alert in alerts] == [("WARN", 1), ("ERROR", 1)]
+
+
+def test_trackio_has_the_findings_as_alerts(tracked):
+    from trackio.sqlite_storage import SQLiteStorage
+
+    (run,) = trackio.Api().runs("trackers")
+    alerts = SQLiteStorage.get_alerts("trackers", run.name, run_id=run.id)
+    assert sorted((alert["title"], alert["text"], alert["level"]) for alert in alerts) == [
+        (*ALERTS[0], "warn"),
+        (*ALERTS[1], "error"),
+    ]

@@ -17,6 +17,7 @@ RUNS = {
     "stock": {},
     "stock_two_iterations": dict(num_iterations=2),
     "clip_cov": dict(methods=["clip_cov"], clip_cov_ratio=0.02, clip_cov_low=0.1),
+    "thermostat": dict(methods=["clip_cov"], clip_cov_low=0.1, entropy_keep=0.7),
     "kl_cov": dict(methods=["kl_cov"], kl_cov_ratio=0.02, num_iterations=2),
     "clip_b": dict(methods=["clip_b"], clip_b_mu=1.0),
     "clip_v": dict(methods=["clip_v"], clip_v_mu=1.0, clip_v_max_ratio=0.02),

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from trl_entropy.advice.cases import CASES
 from trl_entropy.commands.listing import OTHERS, contents, stages, store
 from trl_entropy.commands.methods import STORED
 from trl_entropy.diagnosis.rules import RULES
@@ -196,6 +197,41 @@ def rules() -> str:
 OTHER_TABLES = {"docs/diagnosis.md": (doses, rules)}
 
 
+CASES_BEGIN, CASES_END = "<!-- `make tables` writes these cases -->\n", "<!-- end of the cases -->\n"
+
+
+def as_yaml(key: str, value: Any) -> str:
+    return f"`{key}: {yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}`"
+
+
+def choices() -> str:
+    """Each first choice of a case, once."""
+    rows = [["first choice", "if", "why", "evidence", "computes in addition"]]
+    for choice in dict.fromkeys(choice.name for case in CASES.values() for choice in case.choices):
+        one = next(one for case in CASES.values() for one in case.choices if one.name == choice)
+        rows.append([one.name, one.when or "-", one.why, one.evidence, one.cost])
+    return as_table(rows)
+
+
+def cases() -> str:
+    """What `trl-entropy recommend` says of each case."""
+    rows = [["case", "the first that applies", "settings", "then", "note", "recipe"]]
+    for name, case in CASES.items():
+        settings = [as_yaml(key, value) for key, value in {**case.requires, **case.suggests}.items()]
+        first = ", ".join(choice.name for choice in case.choices)
+        recipe = f"[{case.recipe}.yaml](../recipes/{case.recipe}.yaml)"
+        rows.append([f"{name}: {case.title}", first, ", ".join(settings) or "-", case.then, case.note or "-", recipe])
+    return as_table(rows)
+
+
+def with_cases(text: str) -> str:
+    """The text of the page of choices with its table of cases written again."""
+    before, begin, rest = text.partition(CASES_BEGIN)
+    _, end, after = rest.partition(CASES_END)
+    assert begin and end, f"The page must have the lines {CASES_BEGIN!r} and {CASES_END!r}."
+    return before + begin + choices() + "\n" + cases() + end + after
+
+
 def filled(page: str, text: str) -> str:
     """A page's text with its tables written again."""
     parts = text.split(BEGIN)
@@ -214,6 +250,8 @@ def main() -> int:
         path = ROOT / page
         before, _, after = split(path.read_text())
         path.write_text(before + render(page, list(own_methods().values())) + after)
+    path = ROOT / "docs" / "which_method.md"
+    path.write_text(with_cases(path.read_text()))
     outcomes = json.loads(compatibility.OUTCOMES.read_text())
     compatibility.TABLE.write_text(compatibility.render(outcomes, list(own_methods())))
     store()

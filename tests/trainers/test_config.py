@@ -477,3 +477,27 @@ def test_unsloth_base_class_is_refused():
     base = type("UnslothGRPOTrainer", (trl.GRPOTrainer,), {})
     with pytest.raises(RuntimeError, match="UnslothGRPOTrainer"):
         refuse_unsloth(type("Trainer", (base,), {}))
+
+
+def test_one_completion_in_a_micro_batch(caplog, tmp_path):
+    one = dict(
+        num_generations=2,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=2,
+        num_iterations=2,
+        max_completion_length=5000,
+    )
+    for name in ("clip_cov", "kl_cov"):
+        (found,) = warnings_of(caplog, tmp_path, methods=[name], **one)
+        assert f"Method '{name}' centers advantages over the completions of a micro-batch. There is one" in found
+    # A method before it may tell the tokens of a completion apart.
+    assert warnings_of(caplog, tmp_path, methods=["steer", "clip_cov"], **one) == []
+
+
+def test_a_driven_ratio_may_be_less_than_one_token(caplog, tmp_path):
+    """The thermostat rounds its tokens at random, so the ratio says what is taken on average."""
+    small = dict(methods=["clip_cov"], clip_cov_ratio=0.001, clip_cov_low=0.1, max_completion_length=16)
+    assert len(warnings_of(caplog, tmp_path, **small)) == 1
+    caplog.clear()
+    assert warnings_of(caplog, tmp_path, **small, entropy_keep=0.7) == []
+    assert len(warnings_of(caplog, tmp_path, **small, entropy_keep=0.7, entropy_keep_knob="entropy_coef")) == 1

@@ -14,9 +14,9 @@ from ..kappa.config import KappaConfig, KappaTune
 from ..methods import METHODS
 from ..methods.tip import Tip
 from ..monitors.config import MONITORS, MonitorFields
-from ..report.known import known_from
+from ..report.known import defaults_of, known_from
 from ..settings import default_of, fields_of
-from ..signs import as_plain
+from ..signs import as_plain, signs_of
 from .methods import STORED, digest
 
 
@@ -67,10 +67,23 @@ def driving(method: Any) -> str:
     return f"cannot drive it: {method.no_knob}" if method.knob is None else f"drives {method.knob.describe()}"
 
 
+def facts_of(method: Any) -> dict[str, Any]:
+    """What advice must know of a method."""
+    names = ("acts_on_ratio", "token_ratio", "ratio_scope", "compares_completions", "assumes_unit_advantages", "off")
+    facts = {name: getattr(method, name) for name in names}
+    return facts | {
+        "off": [*facts["off"]],
+        "idle": as_plain(signs_of(method))["idle"],
+        "sets_clip_bounds": method.overrides("clip_bounds"),
+        "has_knob": method.knob is not None,
+    }
+
+
 def record(method: Any) -> dict[str, Any]:
     """The description of one method: summary, paper, where it acts, and its fields."""
     config = KappaConfig if method is KappaTune else method.config
     hints = get_type_hints(config)
+    facts = {} if method in OTHERS else {"facts": facts_of(method)}
     source = getattr(method, "checked_against", None)  # methods of other packages need not say it
     return {
         "summary": method.summary,
@@ -79,6 +92,7 @@ def record(method: Any) -> dict[str, Any]:
         **({} if source is None else {"checked against": source}),
         **({} if method in OTHERS else {"entropy_keep": driving(method)}),
         "fields": {field.name: described(field, hints) for field in fields(config)},
+        **facts,
     }
 
 
@@ -112,6 +126,7 @@ def monitor_records() -> dict[str, dict[str, Any]]:
 
 def contents() -> dict[str, Any]:
     """What `methods.json` holds: the descriptions, what reports must know, and a hash of the sources."""
+    from ..trainers.distillation_config import EntropyDistillationConfig
     from ..trainers.grpo_config import EntropyGRPOConfig
 
     known = known_from(EntropyGRPOConfig)
@@ -123,6 +138,7 @@ def contents() -> dict[str, Any]:
             "methods": list(known.methods),
             "targets": sorted(known.targets),
             "defaults": known.defaults,
+            "distillation": defaults_of(EntropyDistillationConfig),
             "signs": {name: as_plain(signs) for name, signs in known.signs.items()},
         },
     }

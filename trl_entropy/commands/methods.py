@@ -54,9 +54,32 @@ def known_to_reports() -> Known:
     return known_from(EntropyGRPOConfig)
 
 
+def known_to_advice() -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Facts of the methods by name, and by training command the defaults of its config."""
+    if found := stored():
+        descriptions, known = found["methods"], found["known"]
+        defaults = {"grpo": known["defaults"], "distillation": known["distillation"]}
+    else:
+        from ..report.known import defaults_of
+        from ..trainers.distillation_config import EntropyDistillationConfig
+        from ..trainers.grpo_config import EntropyGRPOConfig
+
+        descriptions = known_methods()
+        configs = {"grpo": EntropyGRPOConfig, "distillation": EntropyDistillationConfig}
+        defaults = {command: defaults_of(config) for command, config in configs.items()}
+    facts = {
+        name: {**method["facts"], "fields": [*method["fields"]]}
+        for name, method in descriptions.items()
+        if "facts" in method
+    }
+    return facts, defaults
+
+
 def digest() -> str:
     """A hash of the sources that descriptions come from."""
-    trainers = (f"trainers/{name}.py" for name in ("grpo_config", "entropy_bonus", "thermostat_config"))
+    trainers = (
+        f"trainers/{name}.py" for name in ("grpo_config", "distillation_config", "entropy_bonus", "thermostat_config")
+    )
     others = ("knob.py", "signs.py", "diagnosis/config.py", "kappa/config.py", *trainers)
     rooms = [path for room in ("methods", "monitors") for path in sorted((SOURCES / room).glob("*.py"))]
     paths = [*rooms, *(SOURCES / name for name in others)]

@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from trl.rewards import (
     accuracy_reward,
@@ -39,14 +40,23 @@ def reward_by_name(name: str) -> Callable:
     """
     if name in REWARDS:
         return REWARDS[name]
-    module, _, attribute = name.rpartition(".")
-    if not module:
+    if not name.rpartition(".")[0]:
         hint = did_you_mean(name, REWARDS, ignore_case=False)
         known = ", ".join(REWARDS)
         raise ValueError(f"`reward_funcs` has the unknown name {name!r}.{hint} Known: {known}, or a dotted path.")
+    return imported(name, "reward_funcs")
+
+
+def imported(path: str, field: str) -> Any:
+    """What a dotted path names. Modules in the current folder are found too.
+
+    Raises:
+        `ValueError`: it cannot be imported. `field` is where the path was given.
+    """
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
+    module, _, attribute = path.rpartition(".")
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ModuleNotFoundError, AttributeError) as error:
-        raise ValueError(f"`reward_funcs` has {name!r}, which cannot be imported: {error}.") from error
+        raise ValueError(f"`{field}` has {path!r}, which cannot be imported: {error}.") from error

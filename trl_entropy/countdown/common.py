@@ -11,6 +11,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from ..curves.logged import entropy_of
 from ..runs.card_hooks import CardHooks
 from ..runs.provenance import public_value
+from .evaluation import SAMPLES
 from .model import progress_bar
 
 
@@ -60,16 +61,34 @@ def train_and_save(trainer: Trainer) -> float:
     return seconds
 
 
-def write_card(trainer: CardHooks, name: str, scores: dict[str, float]) -> None:
+MEANINGS = {
+    "distinct": "number of different right answers among the samples of a prompt",
+    "coverage": "that number divided by the number of all right answers of the prompt",
+    "divergence": "reverse KL from the teacher in nats, over all tokens",
+    "length": "tokens of a completion, with its end",
+}
+LIMITATIONS = (
+    "The model is tiny and solves only Countdown as the quickstart writes it: 42 words, short chains. Nothing follows "
+    "for language models in use."
+)
+
+
+def write_card(trainer: CardHooks, name: str, scores: dict[str, float], rows: int) -> None:
     """Writes the model card of a run whose folder holds its `recipe.yaml`.
 
     Args:
         trainer: the trainer after the run.
         name: of the run.
         scores: the row of the table. All but the seconds become results in the card.
+        rows: held-out prompts that it was evaluated on.
     """
     recipe = yaml.safe_load(Path(trainer.args.output_dir, "recipe.yaml").read_text())
     apart = {key: value for key, value in recipe.items() if not hasattr(trainer.args, key)}  # models, data, reward
-    trainer.card_facts = {"recipe": public_value(apart)}
+    trainer.card_facts = {
+        "recipe": public_value(apart),
+        "evaluation": f"Results are means over {rows} held-out prompts with {SAMPLES} samples each at temperature 1.",
+        "meanings": MEANINGS,
+        "limitations": LIMITATIONS,
+    }
     results = {key: value for key, value in scores.items() if key != "seconds"}
     trainer.create_model_card(model_name=f"countdown-{name}", license="apache-2.0", results=results)

@@ -63,6 +63,7 @@ def train(
     seconds = train_and_save(trainer)
     # Evaluation covers all tokens, whichever the run trained on.
     scores = {"divergence": trainer.evaluate()["eval_loss"], "seconds": seconds}
-    scores |= evaluate(student, tokenizer, prompts(held_out=True))
-    write_card(trainer, folder_name(label), scores)
+    held_out = prompts(held_out=True)
+    scores |= evaluate(student, tokenizer, held_out)
+    write_card(trainer, folder_name(label), scores, len(held_out))
     return scores, progress.history

@@ -13,6 +13,9 @@ from ..estimates import pass_at_k
 from .task import CHAIN, Prompt, Task, read_answer, solutions
 
 
+SAMPLES = 16
+
+
 @torch.no_grad()
 def sample(
     model: PreTrainedModel,
@@ -50,7 +53,7 @@ def evaluate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Prompt],
-    samples: int = 16,
+    samples: int = SAMPLES,
     temperature: float = 1.0,
     batch_size: int = 1024,
     seed: int = 0,

@@ -72,8 +72,9 @@ def train(
     )
     seconds = train_and_save(trainer) - trajectory.seconds
     last = progress.history[-max(1, len(progress.history) // 10) :]
-    found = evaluate(model, tokenizer, prompts(True, task), task=task)
+    held_out = prompts(True, task)
+    found = evaluate(model, tokenizer, held_out, task=task)
     trajectory.add(config.max_steps, found)
-    write_card(trainer, label, found)
+    write_card(trainer, label, found, len(held_out))
     row = {"reward": fmean(point["reward"] for point in last), "seconds": seconds} | found
     return row, progress.history, trajectory.points

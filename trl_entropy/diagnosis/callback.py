@@ -9,8 +9,9 @@ from accelerate.logging import get_logger
 from transformers import TrainerCallback
 
 from ..signs import Signs, signs_of
+from .alerts import Alerts
 from .history import History, numbers_of, training_lines
-from .rules import diagnose
+from .rules import Finding, diagnose
 
 
 logger = get_logger(__name__)
@@ -21,6 +22,8 @@ OFTEN = 200  # lines up to which every line is checked; of longer logs one in as
 class DiagnosisCallback(TrainerCallback):
     r"""
     Checks the log of a run after each log line, and warns once of each finding. Changes nothing else.
+
+    With `report_to: wandb` or `trackio`, each finding is also an alert there, sent by the main process.
 
     Long logs are checked at every 200th part of their length, since each check reads the whole log. After a run is
     resumed, findings that still hold are reported once more.
@@ -38,7 +41,9 @@ class DiagnosisCallback(TrainerCallback):
 
     def _forget(self) -> None:
         self._lines: list[dict[str, float]] = []
+        self.findings: list[Finding] = []
         self._told: set[tuple[str, str]] = set()
+        self._alerts = Alerts()
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._forget()
@@ -53,7 +58,10 @@ class DiagnosisCallback(TrainerCallback):
             key = (finding.rule, finding.turn)
             if key not in self._told:
                 self._told.add(key)
+                self.findings.append(finding)
                 logger.warning(f"Diagnosis: {finding}")
+                if state.is_world_process_zero:
+                    self._alerts.send(finding, getattr(args, "report_to", None) or ())
                 control.should_training_stop |= self.stop and finding.severe
 
 

@@ -117,6 +117,11 @@ def as_sentence(turn: str) -> str:
     return f"{turn[0].upper()}{turn[1:]}."
 
 
+def is_kept_weak(line: Mapping[str, float]) -> bool:
+    """Whether the thermostat may keep its method weak on purpose: it is there, and not at its strongest."""
+    return "entropy_keep/strength" in line and line.get("entropy_keep/saturated") != 1
+
+
 def inert(history: History, at: Thresholds) -> Iterator[Evidence]:
     if history.generation_batches() < at["batches"]:
         return
@@ -124,7 +129,7 @@ def inert(history: History, at: Thresholds) -> Iterator[Evidence]:
         known, sign = [], None
         for line in history.lines:
             held = [(one, one.holds(name, line)) for one in signs.idle]
-            if all(holds is None for _, holds in held):
+            if all(holds is None for _, holds in held) or is_kept_weak(line):
                 continue
             known.append(line)
             sign = next((one for one, holds in held if holds), None)

@@ -105,7 +105,7 @@ RULES = (
     Rule(
         "method inert",
         "A method's own values say in every log line so far, at least {lines}, and after {batches} generation "
-        "batches, that it does nothing.",
+        "batches, that it does nothing. With `entropy_keep`, only lines count in which it is saturated.",
         "The run is what it would be without the method.",
         "",
         dict(lines=5, batches=3),

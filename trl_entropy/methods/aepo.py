@@ -131,6 +131,7 @@ class Aepo(Method):
     year    = {2025}
 }""",
     )
+    off = ({"aepo_mode": "rollout", "aepo_coef": 0}, {"aepo_mode": "reweight", "aepo_gain": 0})
     idle = (
         Sign(
             {"auxiliary_positive_fraction": (0, 0)},

@@ -81,6 +81,7 @@ class AgenticAepo(Method):
 }""",
     )
     excludes = {"empg": "EMPG damps steps of high entropy and agentic AEPO amplifies tokens of high entropy"}
+    off = ({"agentic_aepo_coef": 0, "agentic_aepo_keep_gradient": False},)
     idle = (
         Sign(
             {"weight_min": (1, 1), "weight_max": (1, 1), "kept_gradient_fraction": (0, 0)},
@@ -98,8 +99,7 @@ class AgenticAepo(Method):
 
     def check(self, config) -> list[str]:
         if not self.keep_gradient:
-            unset = "Method 'agentic_aepo' does nothing, since `agentic_aepo_coef` is 0 and it keeps no gradient."
-            return [] if self.coef else [unset]
+            return super().check(config)
         self.require(config, "importance_sampling_level", "token", why=" and `agentic_aepo_keep_gradient`")
         if config.loss_type not in CLIPPING_LOSSES:
             return [

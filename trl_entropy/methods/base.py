@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ..inert import ratio_rows, switched_off
 from ..knob import Knob
 from ..paper import Paper
 from ..settings import checked
@@ -52,7 +53,11 @@ class Method:
         knob: the setting that `entropy_keep` may drive, if one moves entropy in one direction.
         no_knob: why there is none, as the end of a sentence.
         driven: of an instance: the thermostat sets the attribute that `knob` names.
+        compares_completions: the method centers advantages over a micro-batch, so a single completion is left alone.
+        off: fields and values; if all of one entry hold, the method does nothing. The base class warns of them.
         token_ratio: the field that takes a ratio of tokens of which the method takes at least one, if it has one.
+        ratio_scope: of which completions it does, as in `trl_entropy.inert.ratio_rows`. Without it, as the field
+            `<method>_scope` says, or else of a micro-batch.
         idle: what the method logs while it does nothing, and which field to change.
         strong: what it logs while it does too much, likewise.
     """
@@ -73,7 +78,10 @@ class Method:
     knob: ClassVar[Knob | None] = None
     no_knob: ClassVar[str] = "it declares no setting that moves entropy in one direction"
     driven: bool = False
+    compares_completions: ClassVar[bool] = False
+    off: ClassVar[tuple[dict[str, Any], ...]] = ()
     token_ratio: ClassVar[str | None] = None
+    ratio_scope: ClassVar[str | None] = None
     idle: ClassVar[tuple[Sign, ...]] = ()
     strong: ClassVar[tuple[Sign, ...]] = ()
 
@@ -85,7 +93,8 @@ class Method:
 
         Raises `ValueError` if the method cannot work at all.
         """
-        return []
+        warning = switched_off(self.name, self.off, config)
+        return [] if warning is None else [warning]
 
     def require(self, config: Any, field: str, *choices: str, why: str = "") -> None:
         """Raises `ValueError` if a training setting has none of the values with which the method works.
@@ -100,9 +109,9 @@ class Method:
         checked(config, field, lambda value: value in choices, f"{accepted} with method {self.name!r}{why}")
 
     def ratio_rows(self, config: Any) -> int:
-        """The completions of which `token_ratio` takes tokens: a micro-batch, of all processes in scope `world`."""
-        processes = config.world_size if getattr(self, "scope", "") == "world" else 1
-        return config.per_device_train_batch_size * processes
+        """The completions of which `token_ratio` takes tokens."""
+        scope = self.ratio_scope or getattr(self, "scope", "micro_batch")
+        return ratio_rows(scope, config, scored=getattr(self, "renormalize", False))
 
     def check_rewards(self, names: list[str]) -> None:
         """Once, before training: names of the reward functions. Raises `ValueError` if a required one is missing."""

@@ -100,6 +100,7 @@ class ClipCov(Method):
     config = ClipCovConfig
     paper = ENTROPY_MECHANISM
     assumes_unit_advantages = True
+    compares_completions = True
     knob = Knob("clip_cov_ratio", "ratio", low=1e-4, high=1.0, start=0.05, limited_by="clip_cov_low")
     token_ratio = "clip_cov_ratio"
     idle = (Sign({"kept_fraction": (1, 1)}, "lower `clip_cov_low`: no covariance lies between the two bounds"),)

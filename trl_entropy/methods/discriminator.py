@@ -190,6 +190,7 @@ class ClipV(DiscriminatorClip):
     knob = Knob("clip_v_max_ratio", "max_ratio", low=1e-4, high=0.5, start=0.02, limited_by="clip_v_mu")
     statistics = ("second_moments",)
     token_ratio = "clip_v_max_ratio"
+    ratio_scope = "generation"
     idle = (Sign({"kept_fraction": (1, 1)}, "lower `clip_v_mu`: no token lies that far out"),)
     strong = (Sign({"kept_fraction": (0, 0.5)}, "lower `clip_v_max_ratio`"),)
 
@@ -205,10 +206,3 @@ class ClipV(DiscriminatorClip):
         learned = self.learned_advantages(batch)
         draw = self.count_draw(*(batch.draw if isinstance(batch, TokenBatch) else (batch.batch,)))
         return clip_v_mask(scores, learned, batch.mask, self.mu, self.max_ratio, batch.world, draw)
-
-    def ratio_rows(self, config) -> int:
-        """A micro-batch of all processes, or their generation batch if `group_advantages` acts."""
-        forwards = config.steps_per_generation * config.num_iterations
-        scored = self.renormalize or config.use_vllm or config.gradient_accumulation_steps % forwards
-        rows = config.per_device_train_batch_size * config.world_size
-        return rows * config.steps_per_generation if scored else rows

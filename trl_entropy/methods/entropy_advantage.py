@@ -78,6 +78,7 @@ class EntropyAdvantage(Method):
     year    = {2025}
 }""",
     )
+    off = ({"entropy_advantage_coef": 0},)
     idle = (Sign({"bonus": (0, 0)}, "raise `entropy_advantage_coef`: no token gets a bonus"),)
     strong = (Sign({"capped_fraction": (0.9, 1)}, "lower `entropy_advantage_coef`: the cap sets almost all bonuses"),)
 
@@ -89,7 +90,7 @@ class EntropyAdvantage(Method):
 
     def check(self, config) -> list[str]:
         if not self.coef:
-            return ["Method 'entropy_advantage' does nothing, since `entropy_advantage_coef` is 0."]
+            return super().check(config)
         found = []
         before = config.methods[: config.methods.index(self.name)]
         if others := [name for name in before if name in WEIGHTS_BY_ENTROPY]:

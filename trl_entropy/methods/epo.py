@@ -94,6 +94,7 @@ class Epo(Method):
     year    = {2025}
 }""",
     )
+    off = ({"epo_coef": 0},)
     strong = (Sign({"outside_fraction": (0.5, 1)}, "raise `epo_high` or lower `epo_low`: most tokens are penalized"),)
 
     def __init__(self, config):
@@ -106,9 +107,6 @@ class Epo(Method):
         self.gamma = non_negative(config, "epo_gamma")
         self.step_mean = StepMean()
         self.history_total, self.history_steps = 0.0, 0
-
-    def check(self, config) -> list[str]:
-        return [] if self.coef else ["Method 'epo' does nothing, since `epo_coef` is 0."]
 
     def loss(self, tokens: TokenBatch) -> tuple[Tensor, Logs]:
         finished = self.step_mean.add_tokens(tokens, tokens.entropy) if tokens.training else None

@@ -115,12 +115,13 @@ class GroupMethod(Method):
     def check(self, config) -> list[str]:
         why = ", which compares the rewards of a group"
         self.require(config, "multi_objective_aggregation", "sum_then_normalize", why=why)
-        if self.divides or config.scale_rewards == "group":
-            return []
-        return [
-            f"`scale_rewards` {config.scale_rewards!r} does nothing with method {self.name!r}, which has a scale of "
-            "its own."
-        ]
+        found = super().check(config)
+        if not self.divides and config.scale_rewards != "group":
+            found.append(
+                f"`scale_rewards` {config.scale_rewards!r} does nothing with method {self.name!r}, which has a scale "
+                "of its own."
+            )
+        return found
 
     def advantages(self, rewards: Tensor, rollouts: Rollouts) -> tuple[Tensor, Logs]:
         """(P, G) rewards in float64, NaN if missing -> (P, G) advantages."""

@@ -94,6 +94,8 @@ class KlCov(Method):
     acts_on_ratio = True
     knob = Knob("kl_cov_ratio", "ratio", low=1e-4, high=0.1, start=0.02, brake=True, most=1.0)
     token_ratio = "kl_cov_ratio"
+    compares_completions = True
+    off = ({"kl_cov_coef": 0},)
     idle = (
         Sign(
             {"penalty_mean": (0, 0)},

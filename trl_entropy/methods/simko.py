@@ -83,6 +83,7 @@ class Simko(Method):
     year    = {2025}
 }""",
     )
+    off = ({"simko_mix": 0, "simko_penalty": 1},)
     idle = (Sign({"fork_fraction": (0, 0)}, "lower `simko_quantile`: no token counts as a fork"),)
     strong = (Sign({"fork_fraction": (0.8, 1)}, "raise `simko_quantile`"),)
 
@@ -96,8 +97,7 @@ class Simko(Method):
 
     def check(self, config) -> list[str]:
         self.require(config, "importance_sampling_level", "token", why=", which mixes gradients of tokens")
-        idle = "Method 'simko' does nothing, since `simko_mix` is 0 and `simko_penalty` is 1."
-        return [] if self.acts else [idle]
+        return super().check(config)
 
     def head_settings(self):
         return {"top_k": self.count if self.mix else 1} if self.acts else {}

@@ -87,6 +87,7 @@ class Siren(Method):
     year    = {2025}
 }""",
     )
+    off = ({"siren_coef": 0},)
     idle = (Sign({"peak_fraction": (0, 0)}, "lower `siren_quantile`: no token counts as a peak"),)
 
     def __init__(self, config):
@@ -98,9 +99,6 @@ class Siren(Method):
         self.anchor: float | None = None
         self.average: float | None = None
         self.first_step = StepMean()
-
-    def check(self, config) -> list[str]:
-        return [] if self.coef else ["Method 'siren' does nothing, since `siren_coef` is 0."]
 
     def head_settings(self):
         return {"top_p": self.top_p, "nucleus_rule": self.nucleus}

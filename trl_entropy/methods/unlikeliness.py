@@ -85,6 +85,7 @@ class Unlikeliness(GroupMethod):
     year    = {2025}
 }""",
     )
+    off = ({"unlikeliness_coef": 0},)
     idle = (Sign({"factor": (1, 1)}, "raise `unlikeliness_coef`: no reward is lowered"),)
 
     def __init__(self, config):
@@ -92,8 +93,6 @@ class Unlikeliness(GroupMethod):
 
     def check(self, config) -> list[str]:
         warnings = super().check(config)
-        if not self.coef:
-            warnings.append("Method 'unlikeliness' does nothing, since `unlikeliness_coef` is 0.")
         if config.num_generations < FEW:
             warnings.append(
                 f"Method 'unlikeliness' ranks the completions of a prompt, but `num_generations` is only "

@@ -12,6 +12,7 @@ from trl.trainer.utils import get_comet_experiment_url, get_config_model_id, get
 
 from .base import MixinBase
 from .card import build_card, described, draw_curve, last_values, papers_of, points_of, watched
+from .card_facts import findings_of, hardware_of, meanings_of, thermostat_facts, time_of
 from .card_sources import base_of, hub_id, license_of
 from .provenance import command_line
 
@@ -35,7 +36,8 @@ class CardHooks(MixinBase):
         methods: methods to cite.
         card_metrics: keys of the log. The card shows their last values in training and in evaluation.
         card_facts: facts that no trainer knows by itself, for cards written during training: `dataset_name`, `license`
-            and `results`, as in `create_model_card`, and `recipe`, settings to show before those of `args`.
+            and `results`, as in `create_model_card`, `recipe`, settings to show before those of `args`, `evaluation`
+            and `limitations`, sentences about the results and about the model, and `meanings`, what each result is.
     """
 
     methods: list[Any] = []  # of `Method` or `Tip`
@@ -80,6 +82,12 @@ class CardHooks(MixinBase):
         base_model = base_of(source) if source and source == repository else source  # trained further in place
         history = self.state.log_history
         entropies = [value for _, value in points_of(history, "entropy")]
+        metrics = {
+            "train": last_values(history, self.card_metrics),
+            "eval": last_values(history, [f"eval_{key}" for key in self.card_metrics]),
+            "test": facts.get("results") or {},
+        }
+        names = [name for values in metrics.values() for name in values]
         tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
         links = {
             "Weights & Biases": wandb_url(),
@@ -95,11 +103,7 @@ class CardHooks(MixinBase):
             license={"license": license} if license else license_of(source) if source else {},
             library_name="peft" if is_peft_model(self.model) else "transformers",
             tags=self._card_tags(tags),
-            metrics={
-                "train": last_values(history, self.card_metrics),
-                "eval": last_values(history, [f"eval_{key}" for key in self.card_metrics]),
-                "test": facts.get("results") or {},
-            },
+            metrics=metrics,
             recipe={key: value for key, value in identity.items() if value is not None}
             | facts.get("recipe", {})
             | self.args.given_settings,
@@ -115,6 +119,15 @@ class CardHooks(MixinBase):
             links={name: url for name, url in links.items() if url is not None},
             command=command_line(),
             processes=self.accelerator.num_processes,
+            seed=self.args.seed,
+            hardware=hardware_of(self.accelerator.device, self.accelerator.num_processes),
+            time=time_of(history),
+            thermostat=thermostat_facts(self),
+            findings=findings_of(self),
+            doses=getattr(self.args, "dose_warnings", []),
+            meanings=meanings_of(names, facts.get("meanings") or {}),
+            evaluation=facts.get("evaluation"),
+            limitations=facts.get("limitations"),
         )
         card.save(os.path.join(self.args.output_dir, "README.md"))
 

@@ -9,6 +9,7 @@ from accelerate.logging import get_logger
 from trl import DistillationConfig
 
 from ..diagnosis.config import DiagnosisConfig, check_diagnosis
+from ..inert import idle_selection
 from ..kappa.config import KappaConfig
 from ..methods.tip import Tip, TipConfig
 from ..monitors.config import MonitorsConfig, check_monitors
@@ -36,14 +37,8 @@ def inert_settings(config: TipConfig, tip: Tip, longest: int | None) -> list[str
             for item in fields(TipConfig)
             if item.name != "tip_rule" and getattr(config, item.name) != item.default
         ]
-    if not tip.selects:
-        return [f"`tip_rule` {tip.rule!r} does nothing, since `tip_ratio` {tip.ratio!r} keeps all tokens."]
-    if longest is not None and tip.min_tokens >= longest:
-        return [
-            f"`tip_rule` {tip.rule!r} does nothing, since `tip_min_tokens` ({tip.min_tokens}) is not below "
-            f"`max_completion_length` ({longest}): all tokens are kept."
-        ]
-    return []
+    warning = idle_selection(tip.rule, tip.ratio, tip.min_tokens, longest)
+    return [] if warning is None else [warning]
 
 
 @dataclass

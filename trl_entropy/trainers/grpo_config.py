@@ -10,6 +10,7 @@ from trl import GRPOConfig
 
 from ..diagnosis.config import DiagnosisConfig, check_diagnosis
 from ..head.patch import HEAD_STATISTICS
+from ..inert import not_listed, one_completion, single_update, unscaled, without_ratio
 from ..kappa.config import KappaConfig
 from ..methods import REGISTRY, Method, MethodsConfig, build_methods, idle_fields
 from ..methods import register as register
@@ -169,7 +170,8 @@ class EntropyGRPOConfig(
         check_diagnosis(self)
         checked(self, "log_token_entropies", lambda value: type(value) is int and value >= 0, "a whole number >= 0")
         own = [warning for method in methods for warning in method.check(self)]
-        own += dose_warnings(self, methods)
+        self.dose_warnings = dose_warnings(self, methods)  # model cards state them
+        own += self.dose_warnings
         found = [*self._idle_warnings(), *bonus_warnings(self), *thermostat_warnings(self), *check_monitors(self)]
         for warning in (*found, *self._inert_warnings(methods), *own):
             logger.warning(warning)
@@ -194,28 +196,16 @@ class EntropyGRPOConfig(
             raise ValueError(f"`record_entropies` must be false with {found[0]}, got True.")
 
     def _idle_warnings(self) -> list[str]:
-        return [
-            f"`{name}` is set to {getattr(self, name)!r}, but its method is not in `methods` ({self.methods}): it "
-            "does nothing."
-            for name in idle_fields(self)
-        ]
+        return [not_listed(name, getattr(self, name), self.methods) for name in idle_fields(self)]
 
     def _inert_warnings(self, methods: list[Method]) -> list[str]:
         """Warnings about settings under which a method does nothing, or not what its paper intends."""
         found = []
-        single_update = self.gradient_accumulation_steps % (self.steps_per_generation * self.num_iterations) == 0
-        if single_update:
-            for method in methods:
-                if method.acts_on_ratio:
-                    effect = "amplifies numerical noise" if self.use_vllm else "does nothing"
-                    found.append(
-                        f"Method {method.name!r} acts on the ratio between the current and the old policy, "
-                        "which is 1 if each generation batch serves one optimizer step, so it "
-                        f"{effect}. Set `num_iterations` (now {self.num_iterations}) above 1 or "
-                        f"`steps_per_generation` (now {self.steps_per_generation}) above "
-                        f"`gradient_accumulation_steps` (now {self.gradient_accumulation_steps})."
-                    )
-        if self.record_entropies and not single_update:
+        once = single_update(self)
+        found += [without_ratio(method.name, self) for method in methods if once and method.acts_on_ratio]
+        if methods and methods[0].compares_completions and methods[0].ratio_rows(self) == 1:
+            found.append(one_completion(methods[0].name))  # methods before it may tell tokens apart
+        if self.record_entropies and not once:
             found.append(
                 "`record_entropies` does nothing: a generation batch serves more than one optimizer step, so TRL "
                 "scores its rollouts and entropies are free."
@@ -228,13 +218,7 @@ class EntropyGRPOConfig(
                     "advantages of that method: list it last."
                 )
         if self.scale_rewards == "none":
-            for method in methods:
-                if method.assumes_unit_advantages:
-                    found.append(
-                        f"The thresholds of method {method.name!r} assume advantages divided by their standard "
-                        "deviation, but `scale_rewards` is 'none': scale the thresholds with the rewards, or set "
-                        "`scale_rewards` to 'group' or 'batch'."
-                    )
+            found += [unscaled(method.name) for method in methods if method.assumes_unit_advantages]
         return found
 
 
