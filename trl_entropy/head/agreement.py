@@ -19,6 +19,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from .forwards import FUSED_FORWARD
 from .spec import FLOOR
+from .zero3 import forget_order
 
 
 TOKENS = 8
@@ -83,6 +84,7 @@ def check_head(
             logits = model(**inputs).logits[:, -TOKENS:-1]
             labels, expected, tolerance, masked = _expected(logits, temperature, base)
             labels = torch.cat([ids[:, :1], labels.to(ids.device)], 1)
+            forget_order(model)
             outputs = model(**inputs, labels=labels, fused_lm_head=True)
     found = torch.stack([outputs.log_probs, outputs.entropy])[..., 1 - TOKENS :].float().to(expected.device)
     differences = (found - expected).abs()
