@@ -74,6 +74,7 @@ def check_head(
         try:
             largest = model(**inputs).logits.float().amax(-1).abs().max().item()
         except Exception as error:  # a model that takes no text alone is not wrong for that
+            forget_order(model)
             warnings.warn(
                 f"The fused head of `{type(base).__name__}` was not compared with its plain logits, as a forward of "
                 f"{TOKENS} tokens failed: {error}",
