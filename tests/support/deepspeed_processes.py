@@ -139,17 +139,18 @@ def refusals(folder):
 
 if __name__ == "__main__":
     folder, rank = Path(sys.argv[1]), os.environ["RANK"]
-    found = {}
-    for kind, stage in {"ddp": None, **STAGES}.items():
+    chosen, found = json.loads((folder / "chosen.json").read_text()), {}
+    for kind, stage in {"ddp": None, **STAGES}.items() if chosen["others"] else ():
         for name, settings in (RUNS | (ZERO3_RUNS if stage in (None, 3) else {})).items():
             build = distiller if name.startswith("tip") else grpo
             found[kind, name] = run(build(folder / "out", stage, **settings))
-    for name in json.loads((folder / "chosen.json").read_text()):
-        for kind, stage in (("ddp", None), ("zero3", 3)):
+    for kind, stage in (("ddp", None), ("zero3", 3)):
+        for name in chosen["methods"]:
             if (kind, name) not in found:
                 found[kind, name] = run(grpo(folder / "out", stage, [name], **rewarded([name])))
-    for kind, stage in (("ddp", None), ("zero3", 3)):
-        found[kind, "loaded"] = run(loaded(folder, stage))
-    found |= resumed(folder) | {"refusals": refusals(folder / "out")}
+        if chosen["others"]:
+            found[kind, "loaded"] = run(loaded(folder, stage))
+    if chosen["others"]:
+        found |= resumed(folder) | {"refusals": refusals(folder / "out")}
     torch.save(found, folder / f"rank{rank}.pt")
     torch.distributed.destroy_process_group()

@@ -19,17 +19,21 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not is_deepspeed_available(), reason="needs DeepSpeed, which `make test-deepspeed` installs"),
 ]
-# The same float32 operations in other orders: PLACEHOLDER
-LOGS, WEIGHTS = dict(rel=2e-5, abs=2e-6), dict(rtol=0, atol=2e-5)
+# The same float32 operations in other orders. Before the first update only sums differ, by 1e-6 of their size. AdamW
+# divides each gradient by its size, so small ones move weights by their rounding: by at most 2e-5 in these runs, where
+# three steps move weights by up to 0.1. Norms of later gradients then differ by up to 3e-5 of their size.
+FIRST, LATER, WEIGHTS = dict(rel=3e-6, abs=1e-6), dict(rel=1e-4, abs=1e-5), dict(rtol=0, atol=5e-5)
 
 
 @pytest.fixture(scope="module")
 def found(request, tmp_path_factory):
-    """What both processes found: the runs of `RUNS`, and one of each method whose test is run."""
+    """What both processes found: runs of the methods whose tests are run, and if there are other tests, all others."""
     folder = tmp_path_factory.mktemp("deepspeed")
-    items = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
-    chosen = {item.callspec.params["methods"][0] for item in items if "methods" in item.callspec.params}
-    (folder / "chosen.json").write_text(json.dumps([name for name in METHODS if name in chosen]))
+    items = [item for item in request.session.items if item.path == request.path]
+    params = [item.callspec.params if hasattr(item, "callspec") else {} for item in items]
+    chosen = [name for name in METHODS if {"methods": [name]} in params]
+    others = any("methods" not in found for found in params)
+    (folder / "chosen.json").write_text(json.dumps({"methods": chosen, "others": others}))
     build_model().save_pretrained(folder / "model")
     run_processes("deepspeed_processes.py", 2, folder, timeout=1500)
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
@@ -37,10 +41,11 @@ def found(request, tmp_path_factory):
 
 def compare(first, second, weights=WEIGHTS):
     assert len(first["rows"]) == len(second["rows"]) > 2
-    for row, other in zip(first["rows"], second["rows"], strict=True):
+    for number, (row, other) in enumerate(zip(first["rows"], second["rows"], strict=True)):
         assert row.keys() == other.keys()
+        tolerance = LATER if number else FIRST
         for key in row.keys() - {"step_time"}:
-            expected = None if other[key] is None else pytest.approx(other[key], nan_ok=True, **LOGS)
+            expected = None if other[key] is None else pytest.approx(other[key], nan_ok=True, **tolerance)
             assert row[key] == expected, key
     torch.testing.assert_close(first["weights"], second["weights"], **weights)
 
