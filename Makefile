@@ -2,9 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+DEEPSPEED ?= .venv-deepspeed
+INSTALL := bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(VENV)/$(INSTALL)
 
-.PHONY: quickstart quickstart-distillation test test-all compatibility tables quality style clean
+.PHONY: quickstart quickstart-distillation test test-all test-deepspeed compatibility compatibility-deepspeed tables quality style clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/trl-entropy quickstart
@@ -18,8 +20,15 @@ test: $(VENV)/.installed
 test-all: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
+# In an environment of its own, as transformers and accelerate change what they do if DeepSpeed is there.
+test-deepspeed: $(DEEPSPEED)/.installed
+	$(DEEPSPEED)/bin/python -m pytest tests/trainers/test_deepspeed.py
+
 compatibility: $(VENV)/.installed
 	$(BIN)/python -m tests.support.compatibility $(if $(ONLY),--only $(ONLY))
+
+compatibility-deepspeed: $(DEEPSPEED)/.installed
+	$(DEEPSPEED)/bin/python -m tests.support.compatibility --features "2 processes (ZeRO-3)" $(if $(ONLY),--only $(ONLY))
 
 tables: $(VENV)/.installed
 	$(BIN)/python -m tests.support.tables
@@ -41,5 +50,11 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt
 	$(PIP) --editable '.[test,quality]'
 	touch $@
 
+$(DEEPSPEED)/.installed: pyproject.toml setup.py constraints.txt
+	$(PYTHON) -m venv $(DEEPSPEED)
+	$(DEEPSPEED)/$(INSTALL) torch
+	DS_BUILD_OPS=0 $(DEEPSPEED)/$(INSTALL) --editable '.[test,deepspeed]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) .cache runs build dist *.egg-info
+	rm -rf $(VENV) $(DEEPSPEED) .cache runs build dist *.egg-info

@@ -143,16 +143,21 @@ class StepMean:
 
     def add(self, step: int, total: Tensor, count: Tensor | int, world: Collectives) -> float | None:
         """Adds a forward. Returns the mean of the previous step if this forward begins a new one, else `None`."""
-        finished = None
-        if step != self.step:
-            finished = self.mean
-            self.step, self.total, self.count = step, 0.0, 0.0
+        finished = self.begin(step)
         dtype = accumulator_dtype(total.device)
         added = torch.stack([total.detach().to(dtype), torch.as_tensor(count, dtype=dtype, device=total.device)])
         total, count = world.sum(added).tolist()
         if math.isfinite(total + count):
             self.total += total
             self.count += count
+        return finished
+
+    def begin(self, step: int) -> float | None:
+        """Returns the mean of the previous step if `step` is a new one, else `None`. Forwards count for `step` now."""
+        if step == self.step:
+            return None
+        finished = self.mean
+        self.step, self.total, self.count = step, 0.0, 0.0
         return finished
 
     @property

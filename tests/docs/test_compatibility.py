@@ -28,7 +28,7 @@ def test_committed_matrix_has_each_method_and_is_made_of_the_outcomes():
     check_page(TABLE.read_text(), outcomes, list(METHODS))
     features = {feature for section in SECTIONS.values() for feature in section}
     assert all(set(row) <= features for row in outcomes.values()) and LOSSES == LOSS_TYPES
-    assert all("vLLM" not in row and "DeepSpeed" not in row for row in outcomes.values())  # nothing runs them
+    assert all("vLLM" not in row for row in outcomes.values())  # nothing runs it
 
 
 def test_a_method_without_outcomes_needs_no_new_page():
@@ -66,8 +66,8 @@ def item(nodeid, marker="{kind} loss", **params):
 
 
 def report(nodeid, when="call", outcome="passed"):
-    passed, failed = outcome == "passed", outcome == "failed"
-    return SimpleNamespace(nodeid=nodeid, when=when, passed=passed, failed=failed, user_properties=[])
+    flags = {name: outcome == name for name in ("passed", "failed", "skipped")}
+    return SimpleNamespace(nodeid=nodeid, when=when, **flags, user_properties=[])
 
 
 def test_outcomes_are_recorded():
@@ -103,6 +103,24 @@ def test_some_rows_are_run_and_the_others_kept():
     assert merged(stored, recorder.outcomes, None) == {"two": {"some loss": "failed"}}
 
 
+def test_outcomes_of_other_environments_are_kept():
+    recorder = Recorder(features=["own", "other"])
+    items = [item("one", "own", methods=["one"]), item("some", methods=["one"], kind="some")]
+    items += [item("two", "other", methods=["two"])]
+    recorder.pytest_collection_modifyitems(items)
+    assert [kept.nodeid for kept in items] == ["one", "two"]
+    recorder.pytest_runtest_logreport(report("one"))
+    recorder.pytest_runtest_logreport(report("two", "setup", "skipped"))
+    assert recorder.outcomes == {"one": {"own": "passed"}} and recorder.skipped == [("two", "other")]
+    stored = {
+        "one": {"own": "failed", "other": "passed", "LoRA": "failed"},
+        "two": {"own": "passed", "other": "failed"},
+    }
+    found = merged(stored, recorder.outcomes, None, recorder.features, recorder.skipped)
+    # A test that is gone leaves no outcome, one that was skipped or not asked for does
+    assert found == {"one": {"own": "passed", "LoRA": "failed"}, "two": {"other": "failed"}}
+
+
 def test_words_of_the_table():
     page = render({"one": {"LoRA": "passed", "bf16": "failed"}}, ["one", "two"])
     assert "| `one` | yes | **no** | not tested |" in page and "| `two` | not tested | not tested |" in page
@@ -112,4 +130,4 @@ def test_every_feature_has_a_test():
     sources = "".join(path.read_text() for path in Path(__file__).parents[1].rglob("test_*.py"))
     marked = set(re.findall(r'^@pytest.mark.compatibility\("(.*)"\)', sources, flags=re.MULTILINE))
     features = {feature for section in SECTIONS.values() for feature in section}
-    assert marked == features - {*LOSSES, "vLLM", "DeepSpeed"} | {"{loss_type}"}
+    assert marked == features - {*LOSSES, "vLLM"} | {"{loss_type}"}

@@ -19,7 +19,7 @@ from trl_entropy import (
     EntropyGRPOConfig,
     EntropyGRPOTrainer,
 )
-from trl_entropy.head import add_entropy_head, check_head
+from trl_entropy.head import add_entropy_head, agreement, check_head
 
 
 SIZES = dict(
@@ -131,6 +131,21 @@ def test_a_model_that_takes_no_text_alone_is_not_refused():
         check_head(model)
 
 
+def test_order_of_plain_forwards_is_forgotten_before_the_fused_one(monkeypatch):
+    """ZeRO-3 would gather the weight of the head ahead, which the fused head gathers itself."""
+    model, seen = build_model(), []
+    add_entropy_head(model, 1.0)
+    forward = model.forward
+    model.forward = lambda *args, fused_lm_head=False, **kwargs: (
+        seen.append("fused" if fused_lm_head else "plain"),
+        forward(*args, fused_lm_head=fused_lm_head, **kwargs),
+    )[1]
+    monkeypatch.setattr(agreement, "_has_head", lambda model: True)
+    monkeypatch.setattr(agreement, "forget_order", lambda model: seen.append("forgotten"))
+    check_head(model)
+    assert seen == ["plain", "plain", "forgotten", "fused"]
+
+
 # In trainers
 
 
@@ -173,3 +188,17 @@ def test_sharded_models_are_compared_at_their_first_forward(tmp_path, monkeypatc
         trainer = build_distiller(EntropyDistillationTrainer, EntropyDistillationConfig, tmp_path, model=modern())
     with pytest.raises(ValueError, match=REFUSED.format("model", "ModernBertDecoderForCausalLM")):
         trainer.train()
+
+
+@pytest.mark.parametrize("gathers", [True, False])
+@pytest.mark.parametrize("kind", ["grpo", "distillation"])
+def test_order_of_a_generation_in_pieces_is_forgotten(tmp_path, monkeypatch, kind, gathers):
+    """If TRL gathers all weights for it, it has the order forgotten itself."""
+    forgotten, settings = [], dict(max_steps=2, ds3_gather_for_generation=gathers)
+    monkeypatch.setattr(f"trl_entropy.trainers.{kind}.forget_order", forgotten.append)
+    if kind == "grpo":
+        trainer = build_trainer(EntropyGRPOTrainer, EntropyGRPOConfig, tmp_path, **settings)
+    else:
+        trainer = build_distiller(EntropyDistillationTrainer, EntropyDistillationConfig, tmp_path, **settings)
+    trainer.train()
+    assert forgotten == ([] if gathers else [trainer.model_wrapped] * 2)

@@ -151,7 +151,45 @@ def test_training(make_trainer, steps_per_generation, mode):
     assert rows[3]["aepo/target_entropy"] == 1
 
 
+WIDE = dict(aepo_temperature_min=0.1, aepo_temperature_max=10.0)  # temperatures between the bounds
+
+
+@pytest.mark.parametrize("settings", [{}, dict(entropy_keep=0.9, entropy_keep_batches=1)], ids=["target", "driven"])
+def test_temperature_is_complete_before_the_forward_that_reads_it(make_trainer, settings):
+    """Also for the first forward of a step, which begins it: the only one without accumulation."""
+    trainer = make_trainer(
+        methods=["aepo"],
+        aepo_mode="reweight",
+        aepo_target_entropy=None if settings else 2.1,
+        max_steps=4,
+        **WIDE,
+        **settings,
+    )
+    method, of_head, logged = trainer.methods[0], [], []
+    head_settings, token_advantages = method.head_settings, method.token_advantages
+
+    def spied(tokens):
+        advantages, logs = token_advantages(tokens)
+        logged.append(logs["temperature"].item())
+        return advantages, logs
+
+    method.head_settings = lambda: (found := head_settings(), of_head.append(found["second_temperature"]))[0]
+    method.token_advantages = spied
+    trainer.train()
+    assert of_head == pytest.approx(logged) and len(logged) == 4
+    assert logged[0] == 1 and len(set(logged)) == 4  # each step moved it
+
+
 # A second rollout
+
+
+def test_second_rollout_has_the_temperature_of_the_step_before(make_trainer):
+    trainer = make_trainer(methods=["aepo"], aepo_target_entropy=2.1, max_steps=4, **WIDE)
+    drawn, generate = [], trainer.model.generate
+    trainer.model.generate = lambda *a, **k: (drawn.append(k["generation_config"].temperature), generate(*a, **k))[1]
+    trainer.train()
+    logged = [row["aepo/temperature"] for row in trainer.state.log_history if "loss" in row]
+    assert drawn[::2] == [1] * 4 and drawn[1::2] == pytest.approx(logged) and len(set(logged)) == 4
 
 
 def test_auxiliary_rollouts_are_drawn_at_the_regulated_temperature_and_leave_no_trace(make_trainer):

@@ -20,6 +20,7 @@ def run_processes(script: str, count: int, folder: Path, timeout: int = 240) -> 
     shared = dict(
         WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=port, OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="1"
     )
+    shared["DS_ACCELERATOR"] = "cpu"  # read when DeepSpeed is imported
     shared["PYTHONPATH"] = f"{HERE.parents[1]}:{HERE.parent}"
     # Files, not pipes: a process that waits for one to be read would hold up the others.
     with (folder / "log.txt").open("w") as log:

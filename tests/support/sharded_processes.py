@@ -48,14 +48,28 @@ def train(trainer_class, output_dir, methods, resume=None, **settings):
         **{"max_steps": 3, **settings, **strong(methods)},
         ddp_backend="gloo",
     )
+    return run(trainer, resume)
+
+
+def run(trainer, resume=None):
+    """What the trainer logs, and the weights that it ends with."""
     trainer.train(resume_from_checkpoint=resume)
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    kind = str(trainer.accelerator.distributed_type)
+    if trainer.is_deepspeed_enabled:
+        from deepspeed.runtime.zero import GatheredParameters
+
+        parameters = dict(trainer.accelerator.unwrap_model(trainer.model_wrapped).named_parameters())
+        sharded = all(hasattr(value, "ds_id") for value in parameters.values())
+        with GatheredParameters(list(parameters.values())):
+            weights = {name: value.detach().clone() for name, value in parameters.items()}
+        return {"rows": rows, "weights": weights, "sharded": sharded, "kind": kind}
     weights = {
         name.removeprefix("module."): value.full_tensor() if isinstance(value, DTensor) else value.clone()
         for name, value in trainer.model_wrapped.state_dict().items()
     }
     sharded = all(isinstance(value, DTensor) for value in trainer.model_wrapped.parameters())
-    rows = [row for row in trainer.state.log_history if "loss" in row]
-    return {"rows": rows, "weights": weights, "sharded": sharded, "kind": str(trainer.accelerator.distributed_type)}
+    return {"rows": rows, "weights": weights, "sharded": sharded, "kind": kind}
 
 
 if __name__ == "__main__":

@@ -297,6 +297,16 @@ def test_fsdp_on_a_cpu_is_ddp(tmp_path, caplog, kind):
     assert "`fsdp` does nothing with `use_cpu`" in caplog.text
 
 
+@pytest.mark.parametrize("kind", CLASSES)
+def test_data_parallel_is_refused(tmp_path, monkeypatch, kind):
+    """TRL's experimental trainers do not refuse it themselves."""
+    monkeypatch.setattr(CLASSES[kind][1], "n_gpu", 2)
+    message = message_of(kind, tmp_path)
+    expected = "does not support `nn.DataParallel`, which `Trainer` uses when several GPUs are visible to a single"
+    assert message.startswith(f"{CLASSES[kind][0].__name__} {expected} process")
+    assert ("got 2 of them" in message) == (kind in ("SDFT", "SDPO"))  # the others are refused by TRL, in these words
+
+
 def test_dataset_of_another_library_is_left_to_trl():
     rows = [{"prompt": prompt} for prompt in build_dataset()["prompt"]]
     check_datasets(PROMPT, train_dataset=rows)

@@ -52,18 +52,22 @@ def test_joined_quantiles_of_many_values():
     assert len(parts[0].sample) == SAMPLE_SIZE
 
 
-def log_line(trainer, batch, splits):
-    """One optimizer step on a batch that is split into micro-batches, and its line of the log."""
+def two_steps(trainer, batch, splits):
+    """Two optimizer steps on a batch that is split into micro-batches, at the same weights: their line of the log, and
+    the gradients of the second, in which methods use what they measured in the first."""
     trainer.remove_callback(PrinterCallback)
-    trainer.state.max_steps, trainer.state.global_step = 10, 1
+    trainer.state.max_steps = 10
     rows = len(batch["completion_ids"]) // splits
-    for index in range(splits):
-        trainer._step = index
-        part = {k: v if v.dim() == 0 else v[index * rows :][:rows] for k, v in batch.items()}
-        trainer.accelerator.gradient_state._set_sync_gradients(index == splits - 1)
-        loss_and_gradients(trainer, part)
+    for step in (1, 2):
+        trainer.state.global_step, summed = step, {}
+        for index in range(splits):
+            trainer._step = (step - 1) * splits + index
+            part = {k: v if v.dim() == 0 else v[index * rows :][:rows] for k, v in batch.items()}
+            trainer.accelerator.gradient_state._set_sync_gradients(index == splits - 1)
+            _, gradients = loss_and_gradients(trainer, part)
+            summed = {name: summed.get(name, 0) + value for name, value in gradients.items()}
     trainer.log({})
-    return trainer.state.log_history[-1]
+    return trainer.state.log_history[-1], summed
 
 
 OF_TOKENS = {"tip/kept_fraction", "tip/selected_tokens", "tip/entropy_kept_mean", "tip/entropy_dropped_mean"}
@@ -95,6 +99,8 @@ OF_A_FORWARD = {
         "discriminator_std": "about the mean of the forward",
         "kept_fraction": "a threshold in units of that deviation, and a share of the forward's tokens, at least one",
         "selected_tokens": "counts these tokens",
+        "entropy/predicted_change": "of the kept tokens",
+        "entropy/predicted_change_negative": "of the kept tokens with a negative advantage",
     },
     "m2po": {
         "clip_low": "the bound is read off the forward's tokens; the mean over forwards that have one",
@@ -110,10 +116,11 @@ def window_batch(on_policy):
     batch = off_policy_batch(build_model(), rows=8)
     if on_policy:
         del batch["old_per_token_logps"]
+    else:
+        batch["old_second_logps"] = off_policy_batch(build_model(), rows=8)["old_per_token_logps"] + 0.2
     batch["completion_mask"][0, 2:] = 0
     batch["rewards"] = torch.tensor([0.0, 1, 0, 1, 1, 1, 0, 1])
     batch["all_rewards"] = batch["rewards"].expand(8, 8)
-    batch["old_second_logps"] = off_policy_batch(build_model(), rows=8)["old_per_token_logps"] + 0.2
     return batch
 
 
@@ -123,26 +130,37 @@ def differs(value, expected):
     return value != pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
+# Loss terms that are of a forward by nature, besides those of methods above; with the reason.
+GRADIENT_OF_A_FORWARD = {
+    "siren": "squares the distance of a forward's mean (`siren_square: ema` that of a running mean)",
+    "entropic": "steers by the entropy of the forward, and averages over its likely tokens, as the released code",
+}
+
+
 @pytest.mark.parametrize("name", ["", *(name for name in covered() if acts(name, IN_FORWARD))])
-def test_logs_do_not_depend_on_the_split_of_a_batch(make_trainer, name):
-    """But for those of `OF_A_FORWARD`, which do, on policy or off."""
+def test_logs_and_gradients_do_not_depend_on_the_split_of_a_batch(make_trainer, name):
+    """But for those of `OF_A_FORWARD` and `GRADIENT_OF_A_FORWARD`, which do, on policy or off."""
     methods = [name] if name else []
     settings = strong(methods) | ({"aepo_mode": "reweight"} if name == "aepo" else {})
-    found = set()
+    found, apart = set(), False
     for batch in (window_batch(on_policy=False), window_batch(on_policy=True)):
-        lines = []
+        lines, gradients = [], []
         for splits in (1, 2, 4):
             trainer = make_trainer(
                 methods=methods, gradient_accumulation_steps=splits, model=build_model(), num_iterations=2, **settings
             )
-            lines.append(log_line(trainer, batch, splits))
+            line, summed = two_steps(trainer, batch, splits)
+            lines.append(line)
+            gradients.append(torch.cat([gradient.flatten() for gradient in summed.values()]))
         ours = [key for key in lines[0] if key.startswith(("entropy/", f"{name}/"))]
         assert "entropy/mean" in ours and "entropy/quantile_50" in ours
         found |= {key for key in ours for line in lines[1:] if differs(line[key], lines[0][key])}
         expected = lines[0]["entropy"]  # of one forward TRL's is the mean over its tokens
         assert lines[2]["entropy/mean"] == pytest.approx(expected, rel=1e-5)
         assert lines[2]["entropy"] != pytest.approx(expected, rel=1e-3)
-    assert found == {f"{name}/{key}" for key in OF_A_FORWARD.get(name, ())}
+        apart |= any((found - gradients[0]).abs().max() > 1e-5 for found in gradients[1:])
+    assert apart == (name in GRADIENT_OF_A_FORWARD or name in OF_A_FORWARD), name
+    assert found == {key if "/" in key else f"{name}/{key}" for key in OF_A_FORWARD.get(name, ())}
 
 
 def test_rewarded_share_is_that_of_the_generation_batch(make_trainer):

@@ -19,6 +19,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from .forwards import FUSED_FORWARD
 from .spec import FLOOR
+from .zero3 import forget_order
 
 
 TOKENS = 8
@@ -73,6 +74,7 @@ def check_head(
         try:
             largest = model(**inputs).logits.float().amax(-1).abs().max().item()
         except Exception as error:  # a model that takes no text alone is not wrong for that
+            forget_order(model)
             warnings.warn(
                 f"The fused head of `{type(base).__name__}` was not compared with its plain logits, as a forward of "
                 f"{TOKENS} tokens failed: {error}",
@@ -83,6 +85,7 @@ def check_head(
             logits = model(**inputs).logits[:, -TOKENS:-1]
             labels, expected, tolerance, masked = _expected(logits, temperature, base)
             labels = torch.cat([ids[:, :1], labels.to(ids.device)], 1)
+            forget_order(model)
             outputs = model(**inputs, labels=labels, fused_lm_head=True)
     found = torch.stack([outputs.log_probs, outputs.entropy])[..., 1 - TOKENS :].float().to(expected.device)
     differences = (found - expected).abs()

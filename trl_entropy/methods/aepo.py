@@ -181,11 +181,16 @@ class Aepo(Method):
     def head_settings(self):
         return {} if self.rollout else {"second_temperature": self.temperature}
 
-    @torch.no_grad()
-    def token_advantages(self, tokens: TokenBatch) -> tuple[Tensor, Logs]:
-        finished = self.step_mean.add_tokens(tokens, tokens.entropy) if tokens.training else None
+    def begin_step(self, step):
+        finished = self.step_mean.begin(step)
         if finished is not None:
             self.entropy = finished
+
+    @torch.no_grad()
+    def token_advantages(self, tokens: TokenBatch) -> tuple[Tensor, Logs]:
+        if tokens.training:
+            self.begin_step(tokens.step)
+            self.step_mean.add_tokens(tokens, tokens.entropy)
         logs = {
             "temperature": torch.tensor(self.temperature, device=tokens.mask.device),
             "target_entropy": torch.tensor(float(self.target), device=tokens.mask.device),

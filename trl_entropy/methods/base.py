@@ -119,6 +119,13 @@ class Method:
     def setup(self, decode: Callable[[list[int]], str]) -> None:
         """Once, before training: receives the function that turns token ids into text, special tokens included."""
 
+    def begin_step(self, step: int) -> None:
+        """Before generation and before each forward of training: the number of the optimizer step.
+
+        What `head_settings` and `auxiliary_rollouts` read from a step before must be complete here: a later hook sees
+        only the second forward of an accumulation with it.
+        """
+
     def prompts(self, rows: list[dict[str, Any]], draw: tuple[int, int], training: bool) -> list[dict[str, Any]]:
         """Before generation: dataset rows, each repeated once per completion -> rows. Changed rows are copies.
 

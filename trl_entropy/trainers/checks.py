@@ -100,8 +100,23 @@ def check_given(
         check_eos(arguments.get("processing_class"))
 
 
+def check_one_device(trainer: Any) -> None:
+    """Raises `ValueError` if the model would be wrapped in `nn.DataParallel`, as TRL does in most of its trainers.
+
+    Its replicas run what is bound to the original model. It is known once `Trainer` has been built: a model that is
+    split across devices is not wrapped.
+    """
+    if trainer.args.n_gpu > 1:
+        raise ValueError(
+            f"{type(trainer).__name__} does not support `nn.DataParallel`, which `Trainer` uses when several GPUs "
+            f"are visible to a single process, got {trainer.args.n_gpu} of them. Launch the script with `accelerate "
+            "launch` or `torchrun`, or make a single GPU visible with `CUDA_VISIBLE_DEVICES`."
+        )
+
+
 def check_built(trainer: Any, fused: bool = True, ends: bool = True) -> None:
     """Checks what TRL has loaded and wrapped. Arguments and errors are those of [`check_given`]."""
+    check_one_device(trainer)
     teacher = getattr(trainer, "teacher_model", None)
     for name, model in {"model": trainer.model, "teacher_model": teacher}.items():
         if fused and model is not None:

@@ -24,6 +24,7 @@ from ..head.agreement import is_sharded
 from ..head.divergence import Divergences, Head, divergences, entropy_first_is_cheaper, student_entropy
 from ..head.function import DYNAMIC_DEVICES
 from ..head.rebinding import rebound, swapped
+from ..head.zero3 import forget_order
 from ..kappa.wiring import with_kappa
 from ..methods.tip import Tip, TipTokens
 from ..monitors.callback import add_monitors
@@ -195,6 +196,12 @@ class EntropyDistillationTrainer(RunMixin, DistillationTrainer):
             if checked is not None:
                 unwrapped = self.accelerator.unwrap_model(checked)
                 check_head(checked, self.temperature, unwrapped, self.accelerator.autocast(), field)
+
+    def _generate_single_turn(self, *args, **kwargs):
+        output = super()._generate_single_turn(*args, **kwargs)
+        if not self.args.ds3_gather_for_generation:
+            forget_order(self.model_wrapped)
+        return output
 
     def _generate_and_score_completions(self, inputs):
         output = super()._generate_and_score_completions(inputs)

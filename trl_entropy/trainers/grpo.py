@@ -20,6 +20,7 @@ from ..diagnosis.callback import add_diagnosis
 from ..head import add_entropy_head, check_head
 from ..head.agreement import is_sharded
 from ..head.forwards import bind_to_module
+from ..head.zero3 import forget_order
 from ..kappa.wiring import with_kappa
 from ..methods import Method, build_methods
 from ..monitors.callback import add_monitors
@@ -180,7 +181,10 @@ class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
         return self._generation.generate(super()._generate, prompts)
 
     def _generate_single_turn(self, *args, **kwargs):
-        return self._generation.generate_turn(super()._generate_single_turn, *args, **kwargs)
+        output = self._generation.generate_turn(super()._generate_single_turn, *args, **kwargs)
+        if not self.args.ds3_gather_for_generation:
+            forget_order(self.model_wrapped)
+        return output
 
     def _tokenize_prompts(self, prompts):
         stock = super()._tokenize_prompts
@@ -218,7 +222,7 @@ class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
         """TRL's forward. Its results also go to the current [`Generation`], in its scoring pass, or [`Update`]."""
         if self._checks_head and model is not self.ref_model:
             self._checks_head = False
-            self._check_head(model)
+            self._check_head(self.model_wrapped)  # TRL scores rollouts with the model below it
         scores = self._generation is not None and self._generation.is_scoring_pass(model)
         mask = attention_mask
         if scores:  # free, because the head always computes entropies

@@ -50,6 +50,7 @@ def whole_groups(rows: int, share: float, group: int, steps: int) -> int:
 
 def make_rollouts(trainer: Any, stock: Callable, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """TRL's `_generate_and_score_completions` with the prompts, rewards and advantages of the methods."""
+    begin_step(trainer)
     for method in trainer.methods:
         rows = method.prompts(rows, (trainer.args.seed, trainer.state.global_step), trainer.model.training)
     generation = Generation(trainer)
@@ -118,6 +119,16 @@ def apply_group_hooks(trainer: Any, generation: Generation, output: dict[str, An
         # The tool mask removes tokens from the loss and its denominators without changing attention.
         output["tool_mask"] = rollouts.mask.to(output["completion_mask"].dtype)
         output["num_items_in_batch"] = trainer._world.sum(loss_mask(output).sum())
+
+
+def begin_step(trainer: Any) -> None:
+    """Completes what was measured before this step and generation batch: some settings are read before a forward."""
+    if not trainer.model.training:
+        return
+    if trainer._thermostat is not None:
+        trainer._thermostat.begin_batch(batches_made(trainer))
+    for method in trainer.methods:
+        method.begin_step(trainer.state.global_step)
 
 
 def batches_made(trainer: Any) -> int:

@@ -101,16 +101,21 @@ class Thermostat:
         total, count = self.trainer._world.sum(sums).tolist()
         self._update(total, count, batch)
 
-    def before_methods(self, tokens: TokenBatch, batch: int) -> None:
-        """Adds a forward to the mean of its generation batch, and measures the one before when a new one begins."""
-        if scores_rollouts(self.trainer) or not tokens.training:
-            return
-        window = self.window
-        before, total, count = window.step, window.total, window.count
-        values = tokens.old_entropy.detach().masked_fill(~tokens.mask, 0)
-        window.add(batch, values.sum(), tokens.mask.sum(), tokens.world)
+    def begin_batch(self, batch: int) -> None:
+        """Measures the generation batch before, if `batch` is a new one. Before its rollouts and forwards, as some
+        driven settings are read ahead of them."""
+        before, total, count = self.window.step, self.window.total, self.window.count
+        self.window.begin(batch)
         if before is not None and before != batch:
             self._update(total, count, before)
+
+    def before_methods(self, tokens: TokenBatch, batch: int) -> None:
+        """Adds a forward to the mean of its generation batch."""
+        if scores_rollouts(self.trainer) or not tokens.training:
+            return
+        self.begin_batch(batch)
+        values = tokens.old_entropy.detach().masked_fill(~tokens.mask, 0)
+        self.window.add(batch, values.sum(), tokens.mask.sum(), tokens.world)
 
     def _update(self, total: float, count: float, batch: int) -> None:
         """Moves the strength. A batch without a finite entropy changes nothing, and none counts twice."""

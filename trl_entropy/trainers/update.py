@@ -19,7 +19,7 @@ from ..tokens import TokenBatch
 from .clipping import bounds_restored, set_bounds
 from .metrics import entropy_metrics, entropy_quantiles
 from .policy_gradient import clip_bounds, policy_weights
-from .rollouts import batches_made, forward_inputs, loss_mask
+from .rollouts import batches_made, begin_step, forward_inputs, loss_mask
 
 
 class Update:
@@ -47,6 +47,7 @@ class Update:
         trainer = self.trainer
         trainer._update = self
         trainer._bonus.before_loss(trainer)
+        begin_step(trainer)
         try:
             with bounds_restored(trainer):
                 loss = stock(model, self.batch)
