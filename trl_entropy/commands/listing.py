@@ -7,7 +7,7 @@ reads while the sources of the methods are those that it was written from. `make
 """
 
 import json
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ..kappa.config import KappaConfig, KappaTune
@@ -102,7 +102,7 @@ def contents() -> dict[str, Any]:
         "methods": records(),
         "known": {
             "methods": list(known.methods),
-            "targets": sorted(known.targets),
+            "bands": {name: asdict(band) for name, band in sorted(known.bands.items())},
             "defaults": known.defaults,
             "signs": {name: as_plain(signs) for name, signs in known.signs.items()},
         },
