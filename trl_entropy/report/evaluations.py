@@ -35,8 +35,10 @@ def run_folders(folder: Path) -> list[Path]:
     """The folders of a quickstart's runs, in the order in which it made them; any other folder alone."""
     if not (folder / RESULTS).exists() or (folder / STATE).exists():
         return [folder]
-    made = [folder_name(name) for name in read_results(folder).get("history", {})]
-    order = {name: place for place, name in enumerate(made)}
+    results = read_results(folder)
+    if not results:
+        return [folder]
+    order = {folder_name(name): place for place, name in enumerate(results["history"])}
     found = [path.parent for path in folder.glob(f"*/{STATE}")]
     return sorted(found, key=lambda path: (order.get(path.name, len(order)), path.name)) or [folder]
 

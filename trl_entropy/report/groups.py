@@ -45,7 +45,9 @@ def group_runs(runs: list[Run]) -> list[Group]:
 def without_seed(run: Run) -> str:
     """What tells a run from those that differ only by their seed."""
     settings = run.with_defaults()
-    return repr(sorted((name, value) for name, value in settings.items() if name not in SEEDS and not is_private(name)))
+    return repr(
+        sorted((name, value) for name, value in settings.items() if name not in SEEDS and not is_private(name))
+    )
 
 
 def shared_name(runs: list[Run]) -> str:

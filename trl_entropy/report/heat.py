@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 HOTTEST = (217, 72, 1)  # black text on it has a contrast of 5 to 1
 LOWEST_SCALE = 0.1  # nats; a finer scale would color noise in completions that are certain throughout
 SHOWN_TOKENS = 800  # of a completion,
-MOST_TOKENS = 24_000  # and of all; but
+MOST_TOKENS = 18_000  # and of all; but
 FEWEST_TOKENS = 50  # of each are always shown
 UNPRINTABLE = "\ufffd"
 COLD = 0.03  # below this share of the scale, tokens in the terminal keep the background color

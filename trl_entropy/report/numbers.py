@@ -10,8 +10,9 @@ from typing import Any
 from .panel import LINES, Panel, Series
 
 
+FEWEST_BENDS = 8  # second differences that tell noise from a bend
 DIGITS = 6  # significant
-MOST_NUMBERS = 80_000  # about half a megabyte
+MOST_NUMBERS = 60_000  # about half a megabyte
 FEWEST_POINTS = 50  # a series is never thinned to fewer
 NOISE_SPANS = 10  # an axis spans at least so many standard deviations of a line's noise,
 MOST_WIDENED = 2  # but for that at most so many times the range of the values,
@@ -103,4 +104,4 @@ def least_span(panel: Panel) -> float:
 def noise_of(values: list[float]) -> float:
     """The standard deviation of a line's noise: robust, and 0 for a straight line, from its second differences."""
     bends = [abs(after - before) for before, after in pairwise(after - before for before, after in pairwise(values))]
-    return 1.4826 * median(bends) / 6**0.5 if bends else 0.0
+    return 1.4826 * median(bends) / 6**0.5 if len(bends) >= FEWEST_BENDS else 0.0

@@ -38,7 +38,7 @@ class Passes:
 
 
 def all_passes(runs: list[Run]) -> list[Passes]:
-    """The pass@k of each run, from the tables of completions or, without them, as logged in training and evaluation."""
+    """The pass@k of each run, from the tables of completions or, without them, as logged."""
     found = []
     for index, run in enumerate(runs):
         tables = pass_at_k_points(run)

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ..methods.pieces import token_texts
@@ -68,6 +68,14 @@ def changed_settings(args: TrainingArguments) -> dict[str, Any]:
     return found
 
 
+def write_state(args: TrainingArguments, state: TrainerState) -> None:
+    """Writes the trainer state into the run's folder, in one step, so that no one reads a half of it."""
+    if state.is_world_process_zero and state.log_history:
+        path = os.path.join(args.output_dir, TRAINER_STATE_NAME)
+        state.save_to_json(f"{path}.part")
+        os.replace(f"{path}.part", path)
+
+
 class SettingsCallback(TrainerCallback):
     """Writes the settings of a run into its folder when training starts, so a run that ends early has them too.
 
@@ -80,12 +88,12 @@ class SettingsCallback(TrainerCallback):
 
     def on_log(self, args, state, control, **kwargs):
         began = time.monotonic()
-        if state.is_world_process_zero and state.log_history and began >= self._next:
-            path = os.path.join(args.output_dir, TRAINER_STATE_NAME)
-            state.save_to_json(f"{path}.part")
-            os.replace(f"{path}.part", path)  # a reader never sees a half
-            took = time.monotonic() - began
-            self._next = began + max(LIVE_SECONDS, 100 * took)
+        if began >= self._next:
+            write_state(args, state)
+            self._next = began + max(LIVE_SECONDS, 100 * (time.monotonic() - began))
+
+    def on_train_end(self, args, state, control, **kwargs):
+        write_state(args, state)
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._next = 0.0
