@@ -1,10 +1,35 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Signs in a log that a method does nothing, or too much, as plain data. Imports nothing slow."""
+"""What a log says of a method, as plain data: that it does nothing or too much, and its entropy target.
+
+Imports nothing slow.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+
+@dataclass(frozen=True)
+class EntropyBand:
+    """The band in which a method tries to hold mean token entropy, for plots.
+
+    Attributes:
+        low, high: its ends in nats, as numbers or as fields of the config.
+        times: key of a logged value by which both are multiplied.
+    """
+
+    low: float | str
+    high: float | str
+    times: str | None = None
+
+    def ends(self, settings: Mapping[str, Any], logged: Mapping[str, float]) -> tuple[float, float] | None:
+        """The band (nats) at a log line; `None` if the line lacks `times`."""
+        factor = 1.0 if self.times is None else logged.get(self.times)
+        if factor is None:
+            return None
+        low, high = (settings[end] if isinstance(end, str) else end for end in (self.low, self.high))
+        return factor * low, factor * high
 
 
 @dataclass(frozen=True)

@@ -321,7 +321,7 @@ def test_metrics_and_resume(make_trainer, tmp_path):
 
 
 def test_plots_show_the_target():
-    assert entropic.Entropic.entropy_range(dict(entropic_target=0.3), {}) == (0.3, 0.3)
+    assert entropic.Entropic.entropy_band.ends(dict(entropic_target=0.3), {}) == (0.3, 0.3)
 
 
 # Searched by test_fuzzing.py

@@ -2,106 +2,38 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report: its numbers are those of the runs, it loads nothing from outside, and errors are one line."""
 
+import hashlib
 import json
 import math
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
-import pandas as pd
 import pytest
-from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
+from support.report_runs import (
+    ENTROPY,
+    REWARD,
+    Page,
+    lines_of,
+    one_run,
+    panel_of,
+    write_completions,
+    write_run,
+    write_tokens,
+)
 
 from trl_entropy import cli
 from trl_entropy.commands.report import write_report
-from trl_entropy.report.drawing import color_of, draw_panel, draw_png, draw_svg
+from trl_entropy.report.colors import color_of
 from trl_entropy.report.heat import color_at, colored_text, heat_maps, scale_of
-from trl_entropy.report.panels import Panel, Series, build_panels, paired_changes
+from trl_entropy.report.panels import build_panels, paired_changes
 from trl_entropy.report.runs import labels_of, read_runs
 from trl_entropy.report.samples import pass_at_k_points, tip_scatter, token_logs
 from trl_entropy.report.summary import differing_settings, named_methods, summarize
 
 
 ROOT = Path(__file__).parents[2]
-ENTROPY = [1.0 - 0.05 * step for step in range(12)]
-REWARD = [1.2 - 0.3 * math.exp(entropy) for entropy in ENTROPY]
-
-
-def lines_of(**columns):
-    """Log lines from columns, one per optimizer step."""
-    names, rows = list(columns), zip(*columns.values(), strict=True)
-    return [{"step": step, **dict(zip(names, row, strict=True))} for step, row in enumerate(rows, start=1)]
-
-
-def write_run(folder, lines=None, settings=None, **state):
-    """A run's folder, by default of twelve steps on the law R = 1.2 - 0.3 exp(H)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = lines_of(entropy=ENTROPY, reward=REWARD) if lines is None else lines
-    state = {"global_step": lines[-1]["step"] if lines else 0, "log_history": lines, **state}
-    (folder / "trainer_state.json").write_text(json.dumps(state))
-    if settings is not None:
-        (folder / "run_settings.json").write_text(json.dumps(settings))
-    return folder
-
-
-def write_tokens(folder, step, tokens, entropies, prompt="?", **extra):
-    (folder / "completions").mkdir(exist_ok=True)
-    record = {"prompt": prompt, "advantage": 0.5, "tokens": tokens, "entropies": entropies, **extra}
-    path = folder / "completions" / f"token_entropies_{step:05d}.json"
-    path.write_text(json.dumps({"step": step, "completions": [record]}))
-    return path
-
-
-def write_completions(folder, step, prompts, **rewards):
-    (folder / "completions").mkdir(exist_ok=True)
-    table = pd.DataFrame({"step": step, "prompt": prompts, "completion": "x", **rewards, "advantage": 0.0})
-    table.to_parquet(folder / "completions" / f"completions_{step:05d}.parquet")
-
-
-def one_run(folder, *args, **keywords):
-    return read_runs([write_run(folder, *args, **keywords)])
-
-
-def panel_of(runs, title):
-    (panel,) = [panel for panel in build_panels(runs) if panel.title.startswith(title)]
-    return panel
-
-
-class Page(HTMLParser):
-    """The parts of a page: start tags with their attributes, the cells of tables, the colored tokens, the data."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.tables, self.tokens, self.data, self.open = [], {}, [], "", []
-        self.feed(text)
-        self.data = json.loads(self.data)
-
-    def handle_starttag(self, tag, attributes):
-        attributes = dict(attributes)
-        self.tags.append((tag, attributes))
-        self.open.append((tag, attributes))
-        if tag == "table":
-            self.table = self.tables.setdefault(attributes["id"], [])
-        elif tag == "tr":
-            self.table.append([])
-        elif tag in ("td", "th"):
-            self.table[-1].append("")
-
-    def handle_endtag(self, tag):
-        while self.open and self.open.pop()[0] != tag:
-            pass
-
-    def handle_data(self, text):
-        tag, attributes = self.open[-1] if self.open else ("", {})
-        if {"td", "th"} & {name for name, _ in self.open}:
-            self.table[-1][-1] += text
-        elif tag == "b" and "title" in attributes:
-            self.tokens.append((text, attributes["title"], attributes["style"]))
-        elif attributes.get("id") == "data":
-            self.data += text
 
 
 @pytest.fixture(scope="module")
@@ -127,13 +59,19 @@ def test_page_holds_the_numbers_of_the_runs(report):
     panels = {panel["title"]: panel["series"] for panel in page.data["panels"]}
     entropy = panels["token entropy (nats)"]
     assert [item["run"] for item in entropy] == [0, 1]
-    assert entropy[0]["x"] == list(range(1, 13)) and entropy[0]["y"] == ENTROPY and entropy[1]["y"] == [1.0] * 12
-    assert panels["reward"][1]["y"] == REWARD
+    assert page.data["axes"][entropy[0]["x"]] == list(range(1, 13)) and entropy[0]["x"] == entropy[1]["x"]
+    assert entropy[0]["y"] == pytest.approx(ENTROPY) and entropy[1]["y"] == [1.0] * 12  # six digits are kept
+    assert panels["reward"][1]["y"] == pytest.approx(REWARD, abs=1e-6)
     (kept,) = panels["clip_cov/kept_fraction"]
     assert (kept["run"], kept["y"][-1]) == (1, pytest.approx(0.88))
     # The means over a tenth of twelve lines are those of one line.
     header, stock, method = page.tables["runs"]
     assert header[:5] == ["run", "methods", "steps", "entropy (nats)", "reward"]
+    # A panel sums up its lines: first, last, lowest, highest, number of points.
+    assert page.tables["numbers1"] == [
+        ["run", "first", "last", "lowest", "highest", "points"],
+        *([name, "0.3845", "0.7295", "0.3845", "0.7295", "12"] for name in ("stock", "<b>method")),
+    ]
     assert stock[:5] == ["stock", "none", "12", "1.000 to 0.450", f"{REWARD[-1]:.4g}"]
     assert method[:4] == ["<b>method", "clip_cov", "12", "1.000 to 1.000"]
     assert page.tables["settings"][1:] == [
@@ -143,60 +81,69 @@ def test_page_holds_the_numbers_of_the_runs(report):
     ]
 
 
-def test_page_needs_nothing_from_outside(report):
-    text = (report[0] / "report.html").read_text()
-    page = Page(text)
+def test_page_loads_nothing_from_outside(report):
+    page = Page((report[0] / "report.html").read_text())
     assert not {tag for tag, _ in page.tags} & {"link", "img", "iframe", "object", "embed", "base", "video", "audio"}
-    assert [attributes["type"] for tag, attributes in page.tags if tag == "script"] == ["application/json"]
-    targets = [
-        value for _, attributes in page.tags for key, value in attributes.items() if re.search("href|src|data", key)
-    ]
-    assert targets and all(value.startswith("#") for value in targets)
-    assert "@import" not in text and not re.search(r"url\((?!#)", text)
-    assert sum(tag == "svg" for tag, _ in page.tags) == len(page.data["panels"])
-    named = [attributes["id"] for tag, attributes in page.tags if tag in ("clippath", "figure") and "id" in attributes]
-    assert named and len(set(named)) == len(named)  # panels do not borrow each other's clip paths
+    scripts = [attributes for tag, attributes in page.tags if tag == "script"]
+    assert [attributes.get("type") for attributes in scripts] == ["application/json", "text/plain", None, None, None]
+    assert not any({"src", "href", "srcset", "action"} & attributes.keys() for _, attributes in page.tags)
+    # The browser refuses what the page may still try.
+    (policy,) = [attributes["content"] for tag, attributes in page.tags if "http-equiv" in attributes]
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline' 'unsafe-eval'"
+    assert not re.search(r"url\(|@import", page.css)
+
+
+def test_library_is_the_published_one_with_its_license(report):
+    folder = ROOT / "trl_entropy" / "templates"
+    license = (folder / "vega.license.txt").read_text()
+    assert hashlib.sha256((folder / "vega.min.js").read_bytes()).hexdigest() in license
+    text = (report[0] / "report.html").read_text()
+    assert "University of Washington Interactive Data Lab" in text and "Mike Bostock" in text
 
 
 def test_texts_of_runs_are_escaped(report):
     text = (report[0] / "report.html").read_text()
     page = Page(text)
-    assert "<script>alert" not in text and "<b>method" not in text and text.count("</script>") == 1
-    assert [token for token, _, _ in page.tokens] == ["a", "<script>alert(1)</script>", "\u21b5\n", "last", " & least"]
+    assert "<script>alert" not in text and "<b>method" not in text and text.count("</script>") == 5
+    first, last = page.data["completions"]
+    assert first["tokens"] == ["a", "<script>alert(1)</script>", "\n", " z"] and last["tokens"] == ["last", " & least"]
 
 
-def test_heat_of_tokens(report):
-    tokens = Page((report[0] / "report.html").read_text()).tokens
-    assert [title for _, title, _ in tokens] == [
-        f"{value} nats" for value in ("0.000", "2.000", "0.500", "1.000", "0.250")
-    ]
-    # The hottest token sets the scale, 2 nats: white, (217, 72, 1), a quarter, a half and an eighth of the way.
-    colors = ["#ffffff", "#d94801", "#f6d1c0", "#eca480", "#fae8df"]
-    assert [style.split()[-1].strip(";") for _, _, style in tokens] == colors
+def test_entropies_of_tokens(report):
+    page = Page((report[0] / "report.html").read_text())
+    first, last = page.data["completions"]
+    assert (first["entropies"], last["entropies"]) == ([0.0, 2.0, 0.5, None], [1.0, 0.25])
+    assert page.data["scale"] == 2.0  # the hottest token
+    assert [text for tag, text in page.texts if tag == "b"] == ["0.00", "0.50", "1.00", "1.50", "2.00"]
+    heats = [attributes["style"] for tag, attributes in page.tags if tag == "b"]
+    assert heats == [f"--heat: {share}" for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
 
 
-def test_picture(report):
-    image = (report[0] / "report.png").read_bytes()
-    assert image.startswith(b"\x89PNG") and len(image) > 20_000
-    width, height = int.from_bytes(image[16:20], "big"), int.from_bytes(image[20:24], "big")
-    assert width == pytest.approx(3 * 4.3 * 110, abs=2) and height == pytest.approx((2 * 2.9 + 0.5) * 110, abs=2)
-
-
-def test_dollar_signs_are_no_formulas(tmp_path):
-    name = r"a$\foo$"
-    panel = Panel(name, [Series(0, [1, 2], [1.0, 2.0], "line", name)])
-    draw_png([panel], [name], tmp_path / "picture.png")
-    assert draw_svg(panel, "panel").count(f">{name}<") == 2
-
-
-def test_each_run_has_a_color_of_its_own():
-    assert len({color_of(run) for run in range(200)}) == 200
+def test_page_is_for_keyboards_and_screen_readers(report):
+    page = Page((report[0] / "report.html").read_text())
+    assert ("html", {"lang": "en"}) in page.tags
+    ranges = [attributes for tag, attributes in page.tags if tag == "input" and attributes["type"] == "range"]
+    cursors = [attributes["aria-label"] for attributes in ranges if attributes.get("class") == "cursor"]
+    titles = [panel["title"] for panel in page.data["panels"]]
+    assert cursors[:2] == ["Values of token entropy (nats)", "Values of reward"] and len(cursors) == len(titles)
+    # Besides: smoothing, and one slider for each completion, with a label around it.
+    assert len(ranges) == len(cursors) + 1 + len(page.data["completions"])
+    figures = [attributes["aria-labelledby"] for tag, attributes in page.tags if tag == "figure"]
+    identifiers = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert set(figures) <= set(identifiers) and len(set(identifiers)) == len(identifiers)
+    regions = [attributes for _, attributes in page.tags if attributes.get("role") == "region"]
+    assert len(regions) == len(page.tables) and all(region["tabindex"] == "0" for region in regions)
+    heads = [attributes["scope"] for tag, attributes in page.tags if tag == "th"]
+    assert heads.count("row") == sum(len(rows) - 1 for rows in page.tables.values())
+    assert heads.count("col") == sum(len(rows[0]) for rows in page.tables.values())
+    captions = [text for tag, text in page.texts if tag == "caption"]
+    assert captions[:2] == ["Runs", "Settings that differ"] and len(captions) == len(page.tables)
 
 
 def test_table_of_the_terminal(report):
     header, stock, method, where = report[1].splitlines()
     assert header.split()[:3] == ["run", "methods", "steps"] and method.startswith("<b>method  clip_cov     12")
-    assert "1.000 to 0.450" in stock and where.startswith("page and picture: ")
+    assert "1.000 to 0.450" in stock and where == f"page: {report[0] / 'report.html'}"
 
 
 @pytest.mark.parametrize(
@@ -225,16 +172,6 @@ def test_target_is_drawn(tmp_path, settings, logged, low, high):
     panel = panel_of(runs, "token entropy")
     (band,) = [item for item in panel.series if item.kind == "band"]
     assert (band.x, band.y, band.upper) == ([1, 2], pytest.approx(low), pytest.approx(high))
-    axes = Figure().subplots()
-    draw_panel(axes, panel)
-    if low == high:
-        (dotted,) = [line for line in axes.lines if line.get_linestyle() == ":"]
-        assert list(dotted.get_ydata()) == low
-    else:
-        (area,) = axes.collections
-        drawn = area.get_paths()[0].get_extents()
-        assert (drawn.y0, drawn.y1) == pytest.approx((min(low), max(high)))
-        assert to_hex(area.get_facecolor()[0]) == color_of(0)
 
 
 def test_no_target(tmp_path):
@@ -355,31 +292,15 @@ def test_tokens_of_a_distillation(tmp_path):
     assert [(item.x, item.y) for item in thresholds] == [([0.15, 0.15], [0.0, 3.0]), ([0.0, 0.3], [1.5, 1.5])]
     assert panel_of(runs, "loss").series[0].y == [2.0, 1.0] and panel_of(runs, "tip/kept_fraction")
     assert named_methods(runs[0]) == "tip"
-    draw_panel(axes := Figure().subplots(), panel_of(runs, "divergence from the teacher"))
-    assert [len(cloud.get_facecolor()) for cloud in axes.collections] == [0, 1]  # those dropped are hollow
 
 
 def test_evaluations_are_points(tmp_path):
     lines = [*lines_of(entropy=[1.0, 0.9], reward=[0.1, 0.2]), {"step": 2, "eval_reward": 0.5, "eval_entropy": None}]
     runs = one_run(tmp_path / "run", lines)
     assert [(item.kind, item.x, item.y) for item in panel_of(runs, "reward").series] == [
-        ("noisy", [1, 2], [0.1, 0.2]),
+        ("line", [1, 2], [0.1, 0.2]),
         ("evaluation", [2], [0.5]),
     ]
-
-
-def test_noisy_lines_are_drawn_with_their_running_mean():
-    values = [float(index % 2) for index in range(20)]
-    draw_panel(axes := Figure().subplots(), Panel("reward", [Series(0, list(range(20)), values, "noisy")]))
-    raw, mean = (list(line.get_ydata()) for line in axes.lines)
-    assert raw == values and mean[-1] == pytest.approx(4 / 7)
-    draw_panel(axes := Figure().subplots(), Panel("reward", [Series(0, [1, 2], [0.0, 1.0], "noisy")]))
-    assert len(axes.lines) == 1  # too short to be smoothed
-    for points, drawn in ((20, 1), (600, 2)):
-        series = Series(0, list(range(points)), [0.0, 1.0] * (points // 2), "line")
-        draw_panel(axes := Figure().subplots(), Panel("length", [series]))
-        assert len(axes.lines) == drawn  # a plain line where it is not crowded
-    assert list(axes.lines[1].get_ydata())[-1] == 0.5  # of 20 points
 
 
 def test_values_that_are_no_numbers_are_left_out(tmp_path):
@@ -431,6 +352,24 @@ def test_settings_come_from_a_recipe_or_are_not_known(tmp_path):
         "learning_rate": ["0.0001", "not known"],
         "methods": ["epo", "not known"],
     }
+
+
+def contrast(one, other):
+    """WCAG's contrast of two colors `#rrggbb`."""
+
+    def luminance(color):
+        parts = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize(("dark", "page"), [(False, "#ffffff"), (True, "#12161c")])
+def test_colors_of_runs_differ_and_are_seen(dark, page):
+    colors = [color_of(run, dark) for run in range(200)]
+    assert len(set(colors)) == 200 and min(contrast(color, page) for color in colors) >= 3
 
 
 def test_heat_in_the_terminal(tmp_path, capsys):
@@ -576,6 +515,11 @@ def test_diagnosis_is_at_the_top(tmp_path):
     assert text.startswith(f"<i>low: {finding}") and text.count("collapse") == 1
     page = (tmp_path / "out" / "report.html").read_text()
     top, _, rest = page.partition("<h2>Runs</h2>")
-    assert f"<li>{finding}" in top and "<p>&lt;i&gt;low</p>" in top and "<p>fine</p>" not in page
+    assert (
+        f"<li>{finding}" in top
+        and "a higher <code>epsilon_high</code>" in top
+        and "<p>&lt;i&gt;low</p>" in top
+        and "<p>fine</p>" not in page
+    )
     write_report([healthy], tmp_path / "out", None)
     assert "<h2>Diagnosis</h2>" not in (tmp_path / "out" / "report.html").read_text()

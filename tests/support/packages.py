@@ -24,6 +24,7 @@ import torch
 
 from trl_entropy.methods import Method, Paper
 from trl_entropy.settings import ratio
+from trl_entropy.signs import EntropyBand
 
 
 @dataclass
@@ -37,6 +38,7 @@ class Mine(Method):
     summary = "weighs positive advantages less"
     paper = Paper("2506.01347", "Negative Reinforcement", "@article{zhu2025, note = {arXiv:2506.01347}}")
     config = MineConfig
+    entropy_band = EntropyBand(0.0, "mine_weight")
 
     def __init__(self, config):
         self.weight = ratio(config, "mine_weight")
@@ -47,10 +49,6 @@ class Mine(Method):
         positive = tokens.advantages > 0
         logs = {"positive_fraction": positive, "forwards": torch.tensor(float(self.forwards))}
         return torch.where(positive, self.weight * tokens.advantages, tokens.advantages), logs
-
-    @classmethod
-    def entropy_range(cls, settings, logged):
-        return 0.0, settings["mine_weight"]
 
     def state_dict(self):
         return {"forwards": self.forwards}

@@ -7,7 +7,7 @@ reads while the sources of the methods are those that it was written from. `make
 """
 
 import json
-from dataclasses import Field, fields
+from dataclasses import Field, asdict, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ..kappa.config import KappaConfig, KappaTune
@@ -136,7 +136,7 @@ def contents() -> dict[str, Any]:
         "monitors": monitor_records(),
         "known": {
             "methods": list(known.methods),
-            "targets": sorted(known.targets),
+            "bands": {name: asdict(band) for name, band in sorted(known.bands.items())},
             "defaults": known.defaults,
             "distillation": defaults_of(EntropyDistillationConfig),
             "signs": {name: as_plain(signs) for name, signs in known.signs.items()},

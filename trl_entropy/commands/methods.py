@@ -13,7 +13,7 @@ from typing import Any
 
 from ..report.known import Known, known_from
 from ..settings import did_you_mean
-from ..signs import from_plain
+from ..signs import EntropyBand, from_plain
 from .names import method_name
 from .parser import CommandParser
 
@@ -48,7 +48,8 @@ def known_to_reports() -> Known:
     if found := stored():
         known = found["known"]
         signs = {name: from_plain(plain) for name, plain in known["signs"].items()}
-        return Known(tuple(known["methods"]), frozenset(known["targets"]), known["defaults"], signs)
+        bands = {name: EntropyBand(**plain) for name, plain in known["bands"].items()}
+        return Known(tuple(known["methods"]), bands, known["defaults"], signs)
     from ..trainers.grpo_config import EntropyGRPOConfig
 
     return known_from(EntropyGRPOConfig)

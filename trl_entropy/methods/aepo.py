@@ -25,7 +25,7 @@ from ..functional import StepMean
 from ..knob import Knob
 from ..paper import Paper
 from ..settings import checked, non_negative, one_of, ratio
-from ..signs import Sign
+from ..signs import EntropyBand, Sign
 from ..tokens import TokenBatch
 from .base import Logs, Method
 
@@ -121,6 +121,7 @@ class Aepo(Method):
     checked_against = "formulas from the released code and from a summary of the paper"
     config = AepoConfig
     knob = Knob("aepo_target_entropy", "target", low=1e-4, high=100.0, start=1.0, scale="target")
+    entropy_band = EntropyBand(1.0, 1.0, times="aepo/target_entropy")
     paper = Paper(
         "2510.08141",
         "Arbitrary Entropy Policy Optimization: Entropy Is Controllable in Reinforcement Fine-tuning",
@@ -214,11 +215,6 @@ class Aepo(Method):
         means = ratio.masked_fill(~tokens.mask, 0).sum(1) / tokens.mask.sum(1).clamp(min=1)
         term = -self.coef * means.masked_fill(~positive, 0).mean()
         return term, {"auxiliary_positive_fraction": positive}
-
-    @classmethod
-    def entropy_range(cls, settings, logged):
-        target = logged.get("aepo/target_entropy")
-        return None if target is None else (target, target)
 
     def state_dict(self):
         return {"entropy": self.entropy, "step_mean": self.step_mean.state_dict()}

@@ -12,7 +12,7 @@ from ..inert import ratio_rows, switched_off
 from ..knob import Knob
 from ..paper import Paper
 from ..settings import checked
-from ..signs import Sign
+from ..signs import EntropyBand, Sign
 from ..tokens import Rollouts, TokenBatch
 
 
@@ -60,6 +60,7 @@ class Method:
             `<method>_scope` says, or else of a micro-batch.
         idle: what the method logs while it does nothing, and which field to change.
         strong: what it logs while it does too much, likewise.
+        entropy_band: the band in which it tries to hold mean token entropy, if it has one.
     """
 
     name: ClassVar[str]
@@ -84,6 +85,7 @@ class Method:
     ratio_scope: ClassVar[str | None] = None
     idle: ClassVar[tuple[Sign, ...]] = ()
     strong: ClassVar[tuple[Sign, ...]] = ()
+    entropy_band: ClassVar[EntropyBand | None] = None
 
     def __init__(self, config: Any):
         """Reads and checks the method's fields. Raises `ValueError` that names field, value and what is accepted."""
@@ -188,16 +190,6 @@ class Method:
     def count_draw(self, *draw: int) -> tuple | None:
         """The `draw` of `ratio_count` for a ratio of tokens: `None` unless the ratio is driven."""
         return ("count", self.name, *draw) if self.driven else None
-
-    @classmethod
-    def entropy_range(cls, settings: dict[str, Any], logged: dict[str, float]) -> tuple[float, float] | None:
-        """For plots: the band (nats) in which the method tries to hold mean token entropy.
-
-        Args:
-            settings: the method's fields.
-            logged: the values of a log line.
-        """
-        return None
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know: finite numbers, or text, in lists and mappings; the same on every process.

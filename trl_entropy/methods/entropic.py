@@ -23,7 +23,7 @@ from ..functional import StepMean, accumulator_dtype
 from ..knob import Knob
 from ..paper import Paper
 from ..settings import checked, non_negative
-from ..signs import Sign
+from ..signs import EntropyBand, Sign
 from ..tokens import TokenBatch
 from .base import Logs, Method
 
@@ -99,6 +99,7 @@ class Entropic(Method):
     checked_against = "the released code's formulas"
     config = EntropicConfig
     knob = Knob("entropic_target", "target", low=1e-4, high=100.0, start=0.1, scale="target")
+    entropy_band = EntropyBand("entropic_target", "entropic_target")
     paper = Paper(
         "2511.15248",
         "EntroPIC: Towards Stable Long-Term Training of LLMs via Entropy Stabilization with Proportional-Integral "
@@ -191,10 +192,6 @@ class Entropic(Method):
             finished = self.step_mean.add(step, torch.tensor(total, dtype=torch.float64), int(valid), SINGLE_PROCESS)
             if finished is not None:
                 self.controller.add(finished)
-
-    @classmethod
-    def entropy_range(cls, settings, logged):
-        return settings["entropic_target"], settings["entropic_target"]
 
     def state_dict(self):
         return {"integral": self.controller.integral, "step_mean": self.step_mean.state_dict()}

@@ -20,7 +20,7 @@ from ..functional import StepMean
 from ..knob import Knob
 from ..paper import Paper
 from ..settings import checked, non_negative
-from ..signs import Sign
+from ..signs import EntropyBand, Sign
 from ..tokens import TokenBatch
 from .base import Logs, Method
 
@@ -83,6 +83,7 @@ class Epo(Method):
     checked_against = "the paper's formulas"
     config = EpoConfig
     knob = Knob("epo_coef", "coef", low=1e-6, high=10.0, start=0.03)
+    entropy_band = EntropyBand("epo_low", "epo_high", times="epo/history_entropy")
     paper = Paper(
         "2509.22576",
         "EPO: Entropy-regularized Policy Optimization for LLM Agents Reinforcement Learning",
@@ -122,11 +123,6 @@ class Epo(Method):
             term = term - weight * self.alpha * turn_mean(penalty, tokens.mask).mean()
             logs["history_entropy"] = torch.tensor(history, device=tokens.mask.device)
         return -self.coef * term, {"penalty_mean": penalty.detach(), "outside_fraction": penalty.detach() > 0, **logs}
-
-    @classmethod
-    def entropy_range(cls, settings, logged):
-        history = logged.get("epo/history_entropy")
-        return None if history is None else (settings["epo_low"] * history, settings["epo_high"] * history)
 
     def state_dict(self):
         return {

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 HOTTEST = (217, 72, 1)  # black text on it has a contrast of 5 to 1
 LOWEST_SCALE = 0.1  # nats; a finer scale would color noise in completions that are certain throughout
-SHOWN_TOKENS = 800
+SHOWN_TOKENS = 800  # of a completion,
+MOST_TOKENS = 18_000  # and of all; but
+FEWEST_TOKENS = 50  # of each are always shown
 UNPRINTABLE = "\ufffd"
 COLD = 0.03  # below this share of the scale, tokens in the terminal keep the background color
 
@@ -42,12 +44,14 @@ class HeatMap:
 
 def heat_maps(runs: list[Run], count: int) -> list[HeatMap]:
     """Up to `count` completions from the first and the last token log of each run."""
-    return [
-        heat_map(index, log["step"], record)
+    found = [
+        (index, log["step"], record)
         for index, run in enumerate(runs)
         for log in token_logs(run)
         for record in log["completions"][:count]
     ]
+    most = max(FEWEST_TOKENS, min(SHOWN_TOKENS, MOST_TOKENS // max(1, len(found))))
+    return [heat_map(*parts, most) for parts in found]
 
 
 def printable(text: str) -> str:
@@ -55,12 +59,12 @@ def printable(text: str) -> str:
     return "".join(letter if letter in "\n\t" or category(letter) != "Cc" else UNPRINTABLE for letter in text)
 
 
-def heat_map(run: int, step: int, record: dict[str, Any]) -> HeatMap:
-    """An entry of a token log as a heat map."""
+def heat_map(run: int, step: int, record: dict[str, Any], most: int) -> HeatMap:
+    """An entry of a token log as a heat map of its first tokens, at most `most`."""
     tokens = [*zip(map(printable, record["tokens"]), map(finite, record["entropies"]), strict=True)]
-    left_out = max(0, len(tokens) - SHOWN_TOKENS)
+    left_out = max(0, len(tokens) - most)
     prompt = printable(record.get("prompt", ""))
-    return HeatMap(run, step, prompt, finite(record.get("advantage")), tokens[:SHOWN_TOKENS], left_out)
+    return HeatMap(run, step, prompt, finite(record.get("advantage")), tokens[:most], left_out)
 
 
 def scale_of(maps: list[HeatMap]) -> float:

@@ -7,7 +7,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from enum import Enum
 from typing import Any
 
-from ..signs import Signs, signs_of
+from ..signs import EntropyBand, Signs, signs_of
 
 
 @dataclass(frozen=True)
@@ -16,13 +16,13 @@ class Known:
 
     Attributes:
         methods: names of all methods, in order.
-        targets: names of the methods that aim at a range of entropies.
+        bands: by method, the band in which it tries to hold entropy.
         defaults: default of each field.
         signs: by method, what it logs while it does nothing or too much.
     """
 
     methods: tuple[str, ...] = ()
-    targets: frozenset[str] = frozenset()
+    bands: Mapping[str, EntropyBand] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     signs: Mapping[str, Signs] = field(default_factory=dict)
 
@@ -32,10 +32,10 @@ def known_from(*configs: type) -> Known:
     from ..methods import METHODS
     from ..methods.tip import Tip
 
-    aiming = [name for name, method in METHODS.items() if method.overrides("entropy_range")]
+    bands = {name: method.entropy_band for name, method in METHODS.items() if method.entropy_band is not None}
     defaults = {name: value for config in configs for name, value in defaults_of(config).items()}
     signs = {name: signs_of(method) for name, method in {**METHODS, Tip.name: Tip}.items()}
-    return Known(tuple(METHODS), frozenset(aiming), defaults, signs)
+    return Known(tuple(METHODS), bands, defaults, signs)
 
 
 def defaults_of(config: type) -> dict[str, Any]:

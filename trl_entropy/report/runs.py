@@ -89,15 +89,13 @@ class Run:
         """Steps, and the lower and upper end of the entropy target in nats; `None` without a target."""
         settings = self.with_defaults()
         adaptive = settings.get("use_adaptive_entropy")  # TRL's own controller
-        aiming = [name for name in self.methods if name in self.known.targets]
+        aiming = [self.known.bands[name] for name in self.methods if name in self.known.bands]
         kept = settings.get("entropy_keep") is not None
         if not (aiming or adaptive or kept):
             return None
-        if aiming:
-            from ..methods import METHODS
         steps, lows, highs = [], [], []
         for line in self.lines:
-            ranges = [METHODS[name].entropy_range(settings, line) for name in aiming]
+            ranges = [band.ends(settings, line) for band in aiming]
             if adaptive and entropy_of(line) is not None:
                 ranges.append((settings["entropy_target"],) * 2)
             if kept:

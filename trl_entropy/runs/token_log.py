@@ -1,9 +1,11 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Files that a run leaves for `trl-entropy report` besides its log: settings, and tokens with their entropies.
+"""Files that a run leaves for `trl-entropy report`: settings, its log so far, and tokens with their entropies.
 
 `run_settings.json` is written when training starts. It maps settings that differ from their defaults to their values,
 without paths and names of repositories.
+
+`trainer_state.json` is written while training goes on, so that `trl-entropy report --watch` sees it.
 
 `completions/token_entropies_{step:05d}.json` is written at each log if `log_token_entropies` is above 0:
 
@@ -17,6 +19,7 @@ the completion. Starting a run deletes token logs of later steps that an earlier
 
 import json
 import os
+import time
 from collections.abc import Callable
 from dataclasses import fields
 from enum import Enum
@@ -24,13 +27,16 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from ..methods.pieces import token_texts
 from ..settings import default_of
 from ..tokens import TokenBatch
 from .files import COMPLETIONS, SETTINGS_FILE, TOKEN_FILE, finite, is_private, number_of
 
+
+LIVE_SECONDS = 5
 
 # The fields of transformers that say how a run learns.
 LEARNING_FIELDS = (
@@ -62,13 +68,35 @@ def changed_settings(args: TrainingArguments) -> dict[str, Any]:
     return found
 
 
+def write_state(args: TrainingArguments, state: TrainerState) -> None:
+    """Writes the trainer state into the run's folder, in one step, so that no one reads a half of it."""
+    if state.is_world_process_zero and state.log_history:
+        path = os.path.join(args.output_dir, TRAINER_STATE_NAME)
+        state.save_to_json(f"{path}.part")
+        os.replace(f"{path}.part", path)
+
+
 class SettingsCallback(TrainerCallback):
     """Writes the settings of a run into its folder when training starts, so a run that ends early has them too.
 
-    Deletes token logs of later steps that an earlier run left there.
+    Deletes token logs of later steps that an earlier run left there. While the run logs, writes its trainer state into
+    the folder at most every `LIVE_SECONDS`, and more rarely if writing takes more than a hundredth of the time.
     """
 
+    def __init__(self):
+        self._next = 0.0  # time before which the state is not written again
+
+    def on_log(self, args, state, control, **kwargs):
+        began = time.monotonic()
+        if began >= self._next:
+            write_state(args, state)
+            self._next = began + max(LIVE_SECONDS, 100 * (time.monotonic() - began))
+
+    def on_train_end(self, args, state, control, **kwargs):
+        write_state(args, state)
+
     def on_train_begin(self, args, state, control, **kwargs):
+        self._next = 0.0
         if state.is_world_process_zero:
             os.makedirs(args.output_dir, exist_ok=True)
             with open(os.path.join(args.output_dir, SETTINGS_FILE), "w") as file:
