@@ -8,7 +8,10 @@ import pytest
 
 from trl_entropy.commands import monitors as command
 from trl_entropy.commands.main import main
+from trl_entropy.commands.methods import known_to_reports
 from trl_entropy.monitors.config import MONITORS, MonitorFields
+from trl_entropy.report.panels import build_panels
+from trl_entropy.report.runs import Run
 
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +48,13 @@ def test_each_is_on_the_page_with_its_test():
         assert f"| `{name}` |" in page and monitor.paper.url in page
         assert (ROOT / "tests" / "monitors" / f"test_{name}.py").exists()
         assert f"`{name}/{monitor.headline}`" in page
+
+
+def test_report_has_a_panel_for_each_number():
+    lines = [{"step": step, "entropy": 0.5, "geometry/rankme": 9.0 - step} for step in (0, 2, 4)]
+    run = Run("a", Path("a"), lines, {}, known_to_reports())
+    (panel,) = [panel for panel in build_panels([run]) if panel.title == "geometry/rankme"]
+    assert (panel.series[0].x, panel.series[0].y) == ([0, 2, 4], [9.0, 7.0, 5.0])
 
 
 def test_card_cites_monitors_and_shows_first_and_last(make_trainer, tmp_path):

@@ -49,7 +49,7 @@ def known_to_reports() -> Known:
         known = found["known"]
         signs = {name: from_plain(plain) for name, plain in known["signs"].items()}
         bands = {name: EntropyBand(**plain) for name, plain in known["bands"].items()}
-        return Known(tuple(known["methods"]), bands, known["defaults"], signs)
+        return Known(tuple(known["methods"]), bands, known["defaults"], signs, tuple(found["monitors"]))
     from ..trainers.grpo_config import EntropyGRPOConfig
 
     return known_from(EntropyGRPOConfig)

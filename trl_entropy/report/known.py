@@ -19,23 +19,26 @@ class Known:
         bands: by method, the band in which it tries to hold entropy.
         defaults: default of each field.
         signs: by method, what it logs while it does nothing or too much.
+        monitors: names of all monitors, in order.
     """
 
     methods: tuple[str, ...] = ()
     bands: Mapping[str, EntropyBand] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     signs: Mapping[str, Signs] = field(default_factory=dict)
+    monitors: tuple[str, ...] = ()
 
 
 def known_from(*configs: type) -> Known:
     """Asks the methods themselves, and config classes."""
     from ..methods import METHODS
     from ..methods.tip import Tip
+    from ..monitors.config import MONITORS
 
     bands = {name: method.entropy_band for name, method in METHODS.items() if method.entropy_band is not None}
     defaults = {name: value for config in configs for name, value in defaults_of(config).items()}
     signs = {name: signs_of(method) for name, method in {**METHODS, Tip.name: Tip}.items()}
-    return Known(tuple(METHODS), bands, defaults, signs)
+    return Known(tuple(METHODS), bands, defaults, signs, tuple(MONITORS))
 
 
 def defaults_of(config: type) -> dict[str, Any]:

@@ -19,8 +19,10 @@ LOGARITHMIC = {"entropy_keep/strength"}
 
 
 def metric_groups(runs: list[Run]) -> tuple[str, ...]:
-    """The groups of metrics that belong to a method or the thermostat: the part of their names before the slash."""
-    return (*dict.fromkeys(name for run in runs for name in run.known.methods), "entropy_keep", "tip", "kappa")
+    """The groups of metrics of methods, thermostat and monitors: the part of their names before the slash."""
+    methods = dict.fromkeys(name for run in runs for name in run.known.methods)
+    monitors = dict.fromkeys(name for run in runs for name in run.known.monitors)
+    return (*methods, "entropy_keep", "tip", "kappa", *monitors)
 
 
 def build_panels(runs: list[Run], evaluations: Sequence[Evaluation] = ()) -> list[Panel]:
@@ -44,7 +46,7 @@ def build_panels(runs: list[Run], evaluations: Sequence[Evaluation] = ()) -> lis
 
 
 def method_metrics(runs: list[Run]) -> list[str]:
-    """The methods' metrics that any run has logged, in the order of the methods."""
+    """The metrics of these groups that any run has logged, in the order of the groups."""
     keys = sorted(set().union(*(run.keys for run in runs)))
     return [key for group in metric_groups(runs) for key in keys if key.startswith(f"{group}/")]
 
