@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pages of the site that are not in `docs/`, and links that work on GitHub and on the site.
 
-Pages of the repository link to files in it, and README links to GitHub, so that PyPI can show it. On the site, links to
-pages lead to the site's own, and links to other files lead to GitHub. A link to a file that does not exist is a warning,
-which ends a strict build.
+Pages of the repository link to files in it, and README links to GitHub, so that PyPI can show it. On the site, links
+to pages lead to the site's own, and links to other files lead to GitHub. A link to a file that does not exist is a
+warning, which ends a strict build.
 """
 
 import ast

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks what would be published: `python tests/support/release.py SOURCE DIST`.
 
-The sdist has every file of the repository and nothing else. The wheel has the package, its recipes and nothing else, and
-its version is that of the citation and the changelog.
+The sdist has every file of the repository and nothing else. The wheel has the package, its recipes and nothing else.
+Its version is that of the citation and the changelog.
 """
 
 import re
