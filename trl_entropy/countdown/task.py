@@ -48,24 +48,33 @@ class Task:
         numbers: numbers in a prompt.
         min_solutions: least number of right answers of a prompt.
         attempts: most chains in a thought that miss the target, before the chain that reaches it.
+        tools: whether a calculator is called for each running total. A completion is then a conversation.
     """
 
     numbers: int = NUMBERS_PER_PROMPT
     min_solutions: int = MIN_SOLUTIONS
     attempts: int = 0
+    tools: bool = False
 
     @property
     def completion_length(self) -> int:
         """Tokens of the longest completion, including the end token.
 
         `<think>`, chains with one word for the first number and four for each other, all but the last between `try`
-        and `no`, `</think>`, the answer, and the end.
+        and `no`, `</think>`, the answer, and the end. With tools, for each operation a call of eight words and a
+        result of four instead, and then the answer and the end.
         """
+        if self.tools:
+            return (self.numbers - 1) * (8 + 4) + (2 * self.numbers - 1) + 1
         chain = 1 + 4 * (self.numbers - 1)
         return 1 + self.attempts * (chain + 2) + chain + 1 + (2 * self.numbers - 1) + 1
 
 
-TASKS = {"chain": Task(), "attempts": Task(numbers=3, min_solutions=1, attempts=2)}
+TASKS = {
+    "chain": Task(),
+    "attempts": Task(numbers=3, min_solutions=1, attempts=2),
+    "tools": Task(tools=True),
+}
 CHAIN = TASKS["chain"]
 
 

@@ -33,6 +33,7 @@ from .checks import (
 )
 from .data_checks import PROMPT
 from .entropy_bonus import EntropyBonus
+from .environments import check_branching
 from .forecast import EntropyForecast
 from .generation import Generation
 from .grpo_config import EntropyGRPOConfig
@@ -144,6 +145,9 @@ class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
         self._rewards = Rewards(self, self.methods, self._ask_for_reward)
         for method in self.methods:
             method.setup(decode)
+        self._branching = next((method for method in self.methods if "branching" in method.needs), None)
+        if self._branching is not None:
+            check_branching(self, self._branching.name)
         self._needs = set().union(*(method.needs for method in self.methods))
         forecasts = args.entropy_forecast or "second_moments" in self._needs
         self._needs |= {"second_moments"} if forecasts else set()
@@ -179,6 +183,9 @@ class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
 
     def _generate_single_turn(self, *args, **kwargs):
         return self._generation.generate_turn(super()._generate_single_turn, *args, **kwargs)
+
+    def _tool_call_loop(self, *args):
+        return self._generation.run_tools(super()._tool_call_loop, super()._generate_single_turn, *args)
 
     def _tokenize_prompts(self, prompts):
         stock = super()._tokenize_prompts
