@@ -7,6 +7,8 @@ sampled from the model. `Script` is a stand-in for vLLM whose every turn the tes
 """
 
 import copy
+import math
+from types import SimpleNamespace
 
 import torch
 from datasets import Dataset
@@ -21,7 +23,7 @@ from trl_entropy.countdown.task import TASKS
 
 
 TOKENIZER = build_tokenizer(TASKS["tools"])
-GROUP, ROWS = 8, 16
+GROUP, ROWS = 4, 8
 PROMPTS = ["n 2 4 6 9 t 17 :", "n 1 3 5 t 9 :"]  # of different lengths
 
 
@@ -36,7 +38,7 @@ WORDS = ids_of("1 2 3 4 5 6 7 8 9 + - *")
 class Agent(LogitsProcessor):
     """Turns `<call> calculator expression WORD ... </call> <eos>` or `WORD ... <eos>`, with up to four words."""
 
-    calls, longest = 0.7, 4
+    calls, longest = 0.8, 4
 
     def __init__(self):
         self.start = None
@@ -110,7 +112,7 @@ def final_reward(completions, **kwargs) -> list[float]:
 
 
 def build_agent_trainer(output_dir, *, stock=False, tools=(calculator,), environment=None, methods=(), **settings):
-    """A trainer of an agent, on one process: two prompts of eight rows in a generation batch."""
+    """A trainer of an agent, on one process: two prompts of four rows in a generation batch."""
     rows = [[{"role": "user", "content": PROMPTS[index % 2]}] for index in range(4)]
     classes = (GRPOTrainer, GRPOConfig) if stock else (EntropyGRPOTrainer, EntropyGRPOConfig)
     defaults = dict(
@@ -129,9 +131,9 @@ def build_agent_trainer(output_dir, *, stock=False, tools=(calculator,), environ
     return build_trainer(*classes, output_dir, **{**defaults, **extra, **settings})
 
 
-def inputs() -> list[dict]:
+def inputs(group: int) -> list[dict]:
     """The rows of one generation batch."""
-    return [{"prompt": [{"role": "user", "content": prompt}]} for prompt in PROMPTS for _ in range(GROUP)]
+    return [{"prompt": [{"role": "user", "content": prompt}]} for prompt in PROMPTS for _ in range(group)]
 
 
 def roll_out(trainer, seed: int = 0) -> dict:
@@ -147,8 +149,57 @@ def roll_out(trainer, seed: int = 0) -> dict:
     torch.manual_seed(seed)
     trainer.model.train()
     try:
-        found["output"] = trainer._generate_and_score_completions(inputs())
+        found["output"] = trainer._generate_and_score_completions(inputs(trainer.num_generations))
     finally:
         del trainer._generate
     found["metrics"] = {key: list(values) for key, values in trainer._metrics["train"].items()}
     return found
+
+
+class Script:
+    """Stands in for TRL's vLLM backend: `policy(context, number)` gives the text of each turn and a spread.
+
+    Each token of a turn is one of `spread` equally likely words, so that its entropy is log(spread). The sampled word
+    comes last among them, as vLLM sorts them by rank.
+    """
+
+    policy = None
+
+    def __init__(self, **settings):
+        self.logprobs, self.synced, self.contexts, self.number = 0, 0, [], 0
+        limits = SimpleNamespace(max_model_len=256)
+        self.llm = SimpleNamespace(llm_engine=SimpleNamespace(model_config=limits))
+
+    def sync_weights(self):
+        self.synced += 1
+
+    def generate(self, prompts, images, num_generations, profiler):
+        self.contexts.append([TOKENIZER.decode(prompt) for prompt in prompts])
+        turns = []
+        for context in self.contexts[-1]:
+            turns.append(type(self).policy(context, self.number))
+            self.number += 1
+        ids = [ids_of(text) for text, _ in turns]
+        known = [[self.known(token, spread) for token in row] for row, (_, spread) in zip(ids, turns, strict=True)]
+        logps = [
+            [[-math.log(spread)] * len(step) for step in row] for row, (_, spread) in zip(known, turns, strict=True)
+        ]
+        return prompts, ids, logps, known
+
+    def known(self, token: int, spread: int) -> list[int]:
+        """The tokens whose log-probabilities are given: that of the sampled one at least."""
+        others = [other for other in range(len(TOKENIZER)) if other != token]
+        return [*others[: min(spread - 1, self.logprobs)], token]
+
+
+def unique_words(number: int) -> str:
+    """Three words that no other turn has."""
+    return f"{number // 961 % 31} {number // 31 % 31} {number % 31}"
+
+
+def call(number: int) -> str:
+    return f"<call> calculator expression {unique_words(number)} </call> <eos>"
+
+
+def answer(number: int) -> str:
+    return f"{unique_words(number)} <eos>"
