@@ -122,7 +122,7 @@ def check_rows(trainer, found):
     """Each branch equals its parent up to the tool result after which it began, and no placeholder is left."""
     rows, group = Watched.last, trainer.num_generations
     values = rows.values if trainer.args.record_entropies else found["values"]
-    assert len(found["ids"]) == 2 * group and not any(rows.free.values())
+    assert len(found["ids"]) == 2 * group and not any(rows.places.free.values())
     for place, ids in enumerate(found["ids"]):
         mask, messages = found["masks"][place], found["messages"][place]
         assert len(ids) == len(mask) <= trainer.max_completion_length and mask[0] == 1 and ids != [agents.END]
@@ -131,9 +131,9 @@ def check_rows(trainer, found):
         assert text.count("<tool>") == sum(message["role"] == "tool" for message in messages)
         assert values is None or len(values[place]) == len(ids)
         if place not in rows.parents:
-            assert rows.sharing[place] == 0
+            assert rows.places.sharing[place] == 0
             continue
-        parent, shared = rows.parents[place], rows.sharing[place]
+        parent, shared = rows.parents[place], rows.places.sharing[place]
         assert parent // group == place // group and 0 < shared < len(ids)
         assert ids[:shared] == found["ids"][parent][:shared] and mask[:shared] == found["masks"][parent][:shared]
         assert mask[shared - 1] == 0 and TOKENIZER.decode(ids[:shared]).endswith("<eos> <assistant>")
@@ -145,7 +145,7 @@ def check_rows(trainer, found):
     roots, branches, refilled = (found["metrics"][f"branching/{key}"][-1] for key in ("roots", "branches", "refilled"))
     assert roots + branches + refilled == group and branches == len(rows.parents) / 2
     own = sum(map(sum, found["masks"]))
-    shared = sum(sum(mask[: rows.sharing[place]]) for place, mask in enumerate(found["masks"]))
+    shared = sum(sum(mask[: rows.places.sharing[place]]) for place, mask in enumerate(found["masks"]))
     assert found["metrics"]["branching/shared_fraction"][-1] == pytest.approx(shared / own)
     return rows
 
@@ -199,8 +199,8 @@ def test_branches_share_the_beginning_of_their_parents(tmp_path, settings):
             last = own
         expected = [turn_entropy(values, 20, len(TOKENIZER)) for values in turns]
         # An empty turn, at the end of the budget, has no tokens.
-        expected += [0.0] * (len(rows.turns[row]) - len(expected))
-        assert rows.turns[row] == pytest.approx(expected, abs=1e-5)
+        expected += [0.0] * (len(rows.places.turns[row]) - len(expected))
+        assert rows.places.turns[row] == pytest.approx(expected, abs=1e-5)
     if trainer.args.record_entropies:
         own = torch.tensor([mask + [0] * (entropy.size(1) - len(mask)) for mask in found["masks"]]).bool()
         values = torch.tensor([row + [0.0] * (entropy.size(1) - len(row)) for row in rows.values])
@@ -275,7 +275,7 @@ def test_the_sampled_tokens_keep_their_own_log_probabilities(scripted):
             # Of more than ten equally likely words, ten count.
             entropy = min(spread, 10) * math.log(spread) / spread
             expected.append(length * entropy / math.log(len(TOKENIZER)))
-        assert at == len(values) and rows.turns[row] == pytest.approx(expected)
+        assert at == len(values) and rows.places.turns[row] == pytest.approx(expected)
     assert trainer.vllm_generation.logprobs == 0 and found["output"]["importance_sampling_ratio"].isfinite().all()
     stock = found["output"]["sampling_per_token_logps"]
     assert stock.size(0) == ROWS
@@ -318,7 +318,7 @@ def test_the_first_of_two_rows_gets_the_last_place(scripted):
     assert rows.parents == {2: 0, 3: 1, 6: 4, 7: 5} and len(trainer.seen) == 4  # no place was left in round 2
     trainer = scripted(calls_for(1), lambda number: True, branching_initial=3)
     rows = check_rows(trainer, roll_out(trainer))
-    assert rows.parents == {3: 0, 7: 4} and rows.consecutive == [1, 0, 0, 1] * 2
+    assert rows.parents == {3: 0, 7: 4} and rows.places.consecutive == [1, 0, 0, 1] * 2
     trainer = scripted(calls_for(2), lambda number: True, branching_initial=1, branching_width=3)
     rows = check_rows(trainer, roll_out(trainer))
     assert rows.parents == {1: 0, 2: 0, 3: 0, 5: 4, 6: 4, 7: 4}
@@ -368,9 +368,9 @@ def test_dynamic_budget(scripted):
     rows = check_rows(trainer, found)
     unit = math.log(9) / math.log(len(TOKENIZER))
     probes = [[0, 8 * unit, 8 * unit, 4 * unit], [8 * unit, 0, 0, 0]]  # of calls of eight words and answers of four
-    assert [rows.turns[0], rows.turns[8]] == [pytest.approx(turns) for turns in probes]
+    assert [rows.places.turns[0], rows.places.turns[8]] == [pytest.approx(turns) for turns in probes]
     budgets = [initial_rollouts(turns[0], fmean(turns), 8, 0.5) for turns in probes]
-    assert list(rows.roots.values()) == budgets and budgets == [2, 7]
+    assert list(rows.places.roots.values()) == budgets and budgets == [2, 7]
     sizes = [len(batch) for batch in trainer.vllm_generation.contexts]
     # The probes; seven more roots; as none branches, the other seven places.
     assert sizes == [2, 2, 2, 2, 7, 7, 7, 7, 7, 7, 7, 7]

@@ -120,7 +120,7 @@ class Generation:
         """The token ids and values of `generate_turn`, and the entropies (nats) of the tokens."""
         trainer = self.trainer
         if trainer.use_vllm:
-            with recording_top(trainer.vllm_generation, self.branched.plan.top_logprobs) as entropies:
+            with recording_top(trainer.vllm_generation, self.branched.method.plan.top_logprobs) as entropies:
                 ids, values = stock(*args, **kwargs)
             return ids, values, entropies
         model = trainer.accelerator.unwrap_model(trainer.model)

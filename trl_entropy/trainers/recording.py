@@ -89,7 +89,8 @@ def recording_top(engine: Any, count: int) -> Iterator[list[list[float]]]:
         engine: the backend.
         count: how many of the likeliest tokens of each step count.
     """
-    generate, asked, entropies = engine.generate, engine.logprobs, []
+    generate, asked = engine.generate, engine.logprobs
+    entropies: list[list[float]] = []
 
     def with_top(*args: Any, **kwargs: Any) -> tuple:
         prompts, completions, logps, tokens = generate(*args, **kwargs)
