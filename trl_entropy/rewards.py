@@ -48,9 +48,10 @@ def answer_line_accuracy_reward(
     `Answer:` counts as a box. Completions without one are scored unchanged.
 
     Args:
-        completions: B conversations, whose first message is scored.
+        completions: B conversations, whose last message is scored: of an agent, the one after all tool results.
         solution: B right answers.
         **kwargs: passed on to TRL's reward.
     """
-    boxed = [[{**completion[0], "content": box_answer_line(completion[0]["content"])}] for completion in completions]
+    last = [completion[-1] for completion in completions]
+    boxed = [[{**message, "content": box_answer_line(message["content"])}] for message in last]
     return accuracy_reward(boxed, solution, **kwargs)

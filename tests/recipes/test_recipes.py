@@ -10,11 +10,11 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from support.registry import settings_of
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
-from trl.scripts.grpo import GRPOScriptArguments
 
 from trl_entropy import METHODS, EntropyDistillationConfig, EntropyGRPOConfig
 from trl_entropy.commands.arguments import StrictParser
-from trl_entropy.commands.rewards import reward_by_name
+from trl_entropy.commands.rewards import imported, reward_by_name
+from trl_entropy.commands.script_arguments import AgentScriptArguments
 from trl_entropy.kappa.config import KappaTune
 from trl_entropy.methods.tip import Tip
 
@@ -32,7 +32,7 @@ RUN = ("logging_steps", "save_steps", "seed")  # change nothing about the method
 BATCHES = {name: settings_of(name).batches for name in METHODS if settings_of(name).batches}
 
 
-GRPO_KINDS = (GRPOScriptArguments, EntropyGRPOConfig, ModelConfig, DatasetMixtureConfig)
+GRPO_KINDS = (AgentScriptArguments, EntropyGRPOConfig, ModelConfig, DatasetMixtureConfig)
 DISTILLATION_KINDS = (ScriptArguments, EntropyDistillationConfig, ModelConfig, DatasetMixtureConfig)
 
 
@@ -58,6 +58,7 @@ def test_recipe_parses_without_a_setting_that_does_nothing(path):
     assert model_args.model_name_or_path and bool(script_args.dataset_name) != bool(dataset_args.datasets)
     assert training_args.methods or training_args.kappa_mode != "none"
     assert all(callable(reward_by_name(name)) for name in script_args.reward_funcs)
+    assert all(imported("tools", name).__doc__ for name in script_args.tools or [])
     assert training_args._idle_warnings() == []
     assert training_args._inert_warnings([METHODS[name](training_args) for name in training_args.methods]) == []
 

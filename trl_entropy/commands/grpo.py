@@ -7,7 +7,6 @@ from functools import partial
 
 from accelerate.logging import get_logger
 from trl import DatasetMixtureConfig, ModelConfig, get_peft_config, get_quantization_config
-from trl.scripts.grpo import GRPOScriptArguments
 
 from ..rewards import accuracy_reward
 from ..trainers.grpo import EntropyGRPOTrainer
@@ -15,13 +14,14 @@ from ..trainers.grpo_config import EntropyGRPOConfig
 from .checks import dataset_checks, kappa_checks, method_checks, model_checks
 from .data import asks_for_answer_line
 from .problems import Check
-from .rewards import reward_by_name
+from .rewards import imported, reward_by_name
+from .script_arguments import AgentScriptArguments
 from .train import check_processes, load_splits, model_kwargs, run_training, train_and_save
 
 
 logger = get_logger(__name__)
 
-KINDS = (GRPOScriptArguments, EntropyGRPOConfig, ModelConfig, DatasetMixtureConfig)
+KINDS = (AgentScriptArguments, EntropyGRPOConfig, ModelConfig, DatasetMixtureConfig)
 
 
 def main(argv: list[str], launch: bool) -> int:
@@ -32,10 +32,12 @@ def main(argv: list[str], launch: bool) -> int:
 def checks(given: Namespace, imports: bool) -> list[Check]:
     """The checks of the given values. With `imports`, modules of rewards are imported."""
     names = [name for name in given.reward_funcs or [] if imports or "." not in name]
+    agent = [*(("tools", name) for name in given.tools or []), ("environment_factory", given.environment_factory)]
     return [
         *model_checks(given, "model_name_or_path"),
         Check(("reward_funcs", "reward_model_name_or_path"), partial(check_rewards_given, given)),
         *(Check(("reward_funcs",), partial(reward_by_name, name)) for name in names),
+        *(Check((field,), partial(imported, field, name)) for field, name in agent if name and imports),
         *dataset_checks(given),
         *method_checks(given),
         *kappa_checks(given),
@@ -53,6 +55,9 @@ def train(parser, script_args, training_args, model_args, dataset_args) -> None:
     with parser.reporting():
         check_processes(training_args)
         reward_funcs = [reward_by_name(name) for name in script_args.reward_funcs or []]
+        tools = [imported("tools", name) for name in script_args.tools or []]
+        factory = script_args.environment_factory
+        environment = imported("environment_factory", factory) if factory else None
         train_dataset, eval_dataset = load_splits(script_args, training_args, dataset_args)
     if accuracy_reward in reward_funcs and asks_for_answer_line(next(iter(train_dataset))["prompt"]):
         logger.warning(
@@ -73,5 +78,7 @@ def train(parser, script_args, training_args, model_args, dataset_args) -> None:
         eval_dataset=eval_dataset,
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
+        tools=tools or None,
+        environment_factory=environment,
     )
     train_and_save(trainer, model_args, script_args, dataset_args)

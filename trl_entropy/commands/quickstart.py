@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 from trl import ModelConfig
-from trl.scripts.grpo import GRPOScriptArguments
 
 from ..countdown.evaluation import evaluate
 from ..countdown.grpo import train
@@ -25,12 +24,13 @@ from ..trainers.grpo_config import EntropyGRPOConfig
 from .names import method_name
 from .parser import CommandParser
 from .quickstart_common import BadRecipe, add_options, given_changes, parse_recipe, read_recipe, run_command
+from .script_arguments import AgentScriptArguments
 
 
 RECIPE = "quickstart"
 RECIPES = {"chain": RECIPE, "attempts": "quickstart_attempts"}
 CACHES = {"chain": Path(".cache/countdown"), "attempts": Path(".cache/countdown_attempts")}
-KINDS = (GRPOScriptArguments, EntropyGRPOConfig, ModelConfig)
+KINDS = (AgentScriptArguments, EntropyGRPOConfig, ModelConfig)
 PROG = "trl-entropy quickstart"
 
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Reward functions by name: those of TRL's GRPO script, ours, and any by dotted path."""
+"""Functions by name: rewards of TRL's GRPO script, our rewards, and anything by dotted path."""
 
 import importlib
 import os
@@ -39,14 +39,28 @@ def reward_by_name(name: str) -> Callable:
     """
     if name in REWARDS:
         return REWARDS[name]
-    module, _, attribute = name.rpartition(".")
-    if not module:
+    if "." not in name:
         hint = did_you_mean(name, REWARDS, ignore_case=False)
         known = ", ".join(REWARDS)
         raise ValueError(f"`reward_funcs` has the unknown name {name!r}.{hint} Known: {known}, or a dotted path.")
+    return imported("reward_funcs", name)
+
+
+def imported(field: str, name: str) -> Callable:
+    """The function or class at a dotted path, which the setting `field` has. The current folder is searched too.
+
+    Raises:
+        `ValueError`: it is no dotted path, cannot be imported, or is not callable.
+    """
+    module, _, attribute = name.rpartition(".")
+    if not module:
+        raise ValueError(f"`{field}` must have dotted paths, such as `trl_entropy.tools.calculator`, got {name!r}.")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        return getattr(importlib.import_module(module), attribute)
+        found = getattr(importlib.import_module(module), attribute)
     except (ModuleNotFoundError, AttributeError) as error:
-        raise ValueError(f"`reward_funcs` has {name!r}, which cannot be imported: {error}.") from error
+        raise ValueError(f"`{field}` has {name!r}, which cannot be imported: {error}.") from error
+    if not callable(found):
+        raise ValueError(f"`{field}` must name functions or classes, got {name!r}, which is {found!r:.80}.")
+    return found

@@ -43,8 +43,8 @@ class Method:
             forward, so recording is not possible. `second_moments`, `nucleus_entropy`, `second_temperature`,
             `top_logps`: statistics of the fused head. `rewards`: the rewards of the sequences. `auxiliary_rollouts`:
             completions of a ratio of the prompts at another temperature, with one more forward per micro-batch.
-            `branching`: rollouts that branch in TRL's tool loop, by `roots`, `branches` and `turn_entropy`.
-        plan: of an instance that needs `branching`: how its rollouts branch.
+            `branched_rollouts`: rollouts that branch in TRL's tool loop, by `roots`, `branches` and `turn_entropy`.
+        plan: of an instance that needs `branched_rollouts`: how its rollouts branch.
         shapes_reward: `reward` replaces the output of the reward function `shaped_reward` and adds no reward.
         replaces_advantages: `group_advantages` reads only rewards, so it discards the advantages of methods before it.
         excludes: methods that cannot be listed together with this one, and why.

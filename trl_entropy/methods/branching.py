@@ -131,7 +131,7 @@ class Branching(Method):
     summary = "branches rollouts with tools after uncertain turns"
     checked_against = "formulas from public copies of the released codes"
     config = BranchingConfig
-    needs = ("branching",)
+    needs = ("branched_rollouts",)
     no_knob = "it acts on which completions exist"
     paper = Paper(
         "2507.19849",

@@ -145,7 +145,7 @@ class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
         self._rewards = Rewards(self, self.methods, self._ask_for_reward)
         for method in self.methods:
             method.setup(decode)
-        self._branching = next((method for method in self.methods if "branching" in method.needs), None)
+        self._branching = next((method for method in self.methods if "branched_rollouts" in method.needs), None)
         if self._branching is not None:
             check_branching(self, self._branching.name)
         self._needs = set().union(*(method.needs for method in self.methods))

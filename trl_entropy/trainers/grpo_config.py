@@ -185,7 +185,7 @@ class EntropyGRPOConfig(MethodsConfig, EntropyBonusConfig, ThermostatConfig, Kap
     def _check_branching(self, methods: list[Method]) -> None:
         kwargs = set(self.generation_kwargs or ()) & set(NOT_A_TOKEN_PER_FORWARD)
         for method in methods:
-            if "branching" in method.needs and kwargs and not self.use_vllm:
+            if "branched_rollouts" in method.needs and kwargs and not self.use_vllm:
                 raise ValueError(
                     f"`generation_kwargs` must not have {min(kwargs)!r} with method {method.name!r}, which reads one "
                     f"entropy per forward, got {self.generation_kwargs!r}."
