@@ -33,7 +33,7 @@ def calculator(expression: str) -> str:
 
 def value_of(node: ast.expr) -> int | float:
     """The value of a parsed expression. Raises `ValueError` for anything but arithmetic with numbers."""
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+    if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)) and not isinstance(node.value, bool):
         return node.value
     operation = OPERATIONS.get(type(getattr(node, "op", None)))
     if isinstance(node, ast.UnaryOp) and operation:

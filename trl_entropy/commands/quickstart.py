@@ -4,7 +4,7 @@
 
 Warm-starts a tiny model on the toy task Countdown, then trains it with stock GRPO and with entropy methods. Compares
 entropy, reward, and the number of right answers that each policy still finds. With `--task attempts`, a variant of the
-task, completions can also get shorter.
+task, completions can also get shorter. With `--task tools` the policy is an agent that calls a calculator.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from trl import ModelConfig
 from ..countdown.evaluation import evaluate
 from ..countdown.grpo import train
 from ..countdown.model import WARM_STARTS, WarmStart, load_warm_start, warm_start
-from ..countdown.report import COLUMNS, plot
+from ..countdown.report import columns_of, plot
 from ..countdown.task import TASKS, prompts
 from ..methods import METHODS
 from ..trainers.grpo_config import EntropyGRPOConfig
@@ -28,8 +28,12 @@ from .script_arguments import AgentScriptArguments
 
 
 RECIPE = "quickstart"
-RECIPES = {"chain": RECIPE, "attempts": "quickstart_attempts"}
-CACHES = {"chain": Path(".cache/countdown"), "attempts": Path(".cache/countdown_attempts")}
+RECIPES = {"chain": RECIPE, "attempts": "quickstart_attempts", "tools": "quickstart_tools"}
+CACHES = {
+    "chain": Path(".cache/countdown"),
+    "attempts": Path(".cache/countdown_attempts"),
+    "tools": Path(".cache/countdown_tools"),
+}
 KINDS = (AgentScriptArguments, EntropyGRPOConfig, ModelConfig)
 PROG = "trl-entropy quickstart"
 
@@ -104,4 +108,4 @@ def build_parser() -> CommandParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the quickstart, prints its table, and returns the exit status."""
-    return run_command(build_parser(), run, COLUMNS, argv)
+    return run_command(build_parser(), run, columns_of, argv)

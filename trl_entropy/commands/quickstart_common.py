@@ -123,7 +123,7 @@ def silence_libraries() -> None:
 def run_command(
     parser: CommandParser,
     run: Callable[[argparse.Namespace], dict],
-    columns: dict[str, int],
+    columns: Callable[[dict[str, dict[str, float]]], dict[str, int]],
     argv: list[str] | None,
 ) -> int:
     """Parses, runs, prints the table, and returns the exit status.
@@ -131,7 +131,7 @@ def run_command(
     Args:
         parser: of the command.
         run: makes all runs and returns the results.
-        columns: digits by the name of the table's column.
+        columns: takes the rows of the table, returns digits by the name of the column.
         argv: the words after the command; those of this process by default.
     """
     arguments = parser.parse_args(argv)
@@ -140,6 +140,6 @@ def run_command(
         results = run(arguments)
     except BadRecipe as error:
         parser.error(str(error))
-    print(table(results["rows"], columns))  # noqa: T201 (the result of a command)
+    print(table(results["rows"], columns(results["rows"])))  # noqa: T201 (the result of a command)
     print(f"plot and results: {arguments.output}")  # noqa: T201
     return 0

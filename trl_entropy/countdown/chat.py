@@ -80,10 +80,3 @@ def conversation(prompt: str, answer: str) -> list[dict[str, Any]]:
         ]
         before = str(total)
     return [*messages, {"role": "assistant", "content": answer}]
-
-
-def final_answer(completion: list[dict[str, Any]]) -> str:
-    """The content of a completion's last message; empty if that is a call or a tool result."""
-    last = completion[-1]
-    ends = last["role"] == "assistant" and not last.get("tool_calls")
-    return last["content"] if ends else ""

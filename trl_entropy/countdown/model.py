@@ -111,7 +111,7 @@ def build_model(settings: WarmStart) -> Qwen3ForCausalLM:
         num_attention_heads=settings.heads,
         num_key_value_heads=settings.heads,
         head_dim=settings.hidden_size // settings.heads,
-        max_position_embeddings=64,
+        max_position_embeddings=128 if settings.task.tools else 64,
         tie_word_embeddings=True,
         pad_token_id=WORDS.index(PAD),
         eos_token_id=WORDS.index(END),

@@ -19,8 +19,14 @@ COLUMNS = {
     **dict.fromkeys(("entropy", "reward", *PASSES), 3),
     **{"distinct": 2, "coverage": 3, "length": 1, "seconds": 0},
 }
+AGENT_COLUMNS = COLUMNS | {"calls": 2, "sampled": 1, "run": 2}
 DISTILLATION_COLUMNS = {**dict.fromkeys(("divergence", "entropy", *PASSES), 3), "distinct": 2, "seconds": 0}
 GREYS = {"before": "0.6", "student": "0.75", "teacher": "0.5"}  # warm-started models, in contrast to the runs
+
+
+def columns_of(rows: dict[str, dict[str, float]]) -> dict[str, int]:
+    """The columns of the GRPO runs, those of agents included if there are any."""
+    return AGENT_COLUMNS if any("calls" in row for row in rows.values()) else COLUMNS
 
 
 def table(rows: dict[str, dict[str, float]], columns: dict[str, int] = COLUMNS) -> str:
