@@ -13,7 +13,8 @@ from types import SimpleNamespace
 import torch
 from datasets import Dataset
 from support.tiny import build_model, build_trainer
-from transformers import LogitsProcessor
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LogitsProcessor, PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_entropy import EntropyGRPOConfig, EntropyGRPOTrainer
@@ -164,22 +165,23 @@ class Script:
     """
 
     policy = None
+    tokenizer = TOKENIZER
 
     def __init__(self, **settings):
         self.logprobs, self.synced, self.contexts, self.number = 0, 0, [], 0
-        limits = SimpleNamespace(max_model_len=256)
+        limits = SimpleNamespace(max_model_len=4096)
         self.llm = SimpleNamespace(llm_engine=SimpleNamespace(model_config=limits))
 
     def sync_weights(self):
         self.synced += 1
 
     def generate(self, prompts, images, num_generations, profiler):
-        self.contexts.append([TOKENIZER.decode(prompt) for prompt in prompts])
+        self.contexts.append([self.tokenizer.decode(prompt) for prompt in prompts])
         turns = []
         for context in self.contexts[-1]:
             turns.append(type(self).policy(context, self.number))
             self.number += 1
-        ids = [ids_of(text) for text, _ in turns]
+        ids = [self.tokenizer(text).input_ids for text, _ in turns]
         known = [[self.known(token, spread) for token in row] for row, (_, spread) in zip(ids, turns, strict=True)]
         logps = [
             [[-math.log(spread)] * len(step) for step in row] for row, (_, spread) in zip(known, turns, strict=True)
@@ -188,8 +190,23 @@ class Script:
 
     def known(self, token: int, spread: int) -> list[int]:
         """The tokens whose log-probabilities are given: that of the sampled one at least."""
-        others = [other for other in range(len(TOKENIZER)) if other != token]
+        others = [other for other in range(len(self.tokenizer)) if other != token]
         return [*others[: min(spread - 1, self.logprobs)], token]
+
+
+def byte_tokenizer(chat_template: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of single bytes, with the chat template of a model of the Qwen3 family."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    backend.train_from_iterator(
+        [], trainers.BpeTrainer(special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token=special[0], eos_token=special[2], padding_side="left"
+    )
+    tokenizer.chat_template = chat_template
+    return tokenizer
 
 
 def unique_words(number: int) -> str:

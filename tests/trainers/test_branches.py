@@ -8,6 +8,7 @@ from statistics import fmean
 
 import pytest
 import torch
+from peft import LoraConfig
 from support import agents
 from support.agents import (
     GROUP,
@@ -23,12 +24,17 @@ from support.agents import (
     roll_out,
 )
 from support.reference import dense_logps_and_entropy
+from support.tensors import config_of
+from support.tiny import LOSS_TYPES
 from trl import GRPOTrainer
+from trl.chat_template_utils import qwen3_chat_template
 
+from trl_entropy.methods import build_methods
 from trl_entropy.methods.branching import initial_rollouts, turn_entropy
 from trl_entropy.trainers import rollouts
 from trl_entropy.trainers.branches import BranchedRollouts
 from trl_entropy.trainers.environments import check_branching
+from trl_entropy.trainers.places import Places
 
 
 KEPT = ("ids", "masks", "messages", "values", "prompt_ids", "tool_images")
@@ -434,6 +440,119 @@ def test_a_resumed_run_repeats_the_draws(tmp_path):
     assert [line["loss"] for line in rest[-2:]] == [line["loss"] for line in lines[-2:]]
     for other in (again, part):
         torch.testing.assert_close(other.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
+
+
+METHODS = pytest.mark.parametrize("methods", [["branching"]])
+
+
+def check_acts(folder, methods, **settings):
+    """A run of three steps, two of them on one generation batch: finite, and not the run without the method."""
+    weights = []
+    for names in (methods, []):
+        defaults = dict(max_steps=3, steps_per_generation=2, per_device_train_batch_size=4, learning_rate=0.01)
+        trainer = build_agent_trainer(folder, methods=names, **{**defaults, **settings})
+        trainer.train()
+        weights.append(trainer.model.state_dict())
+    assert all(value.isfinite().all() for value in weights[0].values())
+    assert any(not torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    return weights[0]
+
+
+@pytest.mark.slow  # the loss does not know that rollouts branch
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.compatibility("{loss_type}")
+@METHODS
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_loss_types(tmp_path, methods, loss_type):
+    check_acts(tmp_path, methods, loss_type=loss_type)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.compatibility("LoRA")
+@METHODS
+def test_lora(tmp_path, methods):
+    weights = check_acts(tmp_path, methods, peft_config=LoraConfig(r=2, target_modules="all-linear"))
+    assert any("lora_" in name for name in weights)
+    assert Watched.last.parents
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.compatibility("bf16")
+@METHODS
+def test_bf16(tmp_path, methods):
+    check_acts(tmp_path, methods, bf16=True)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.compatibility("num_iterations: 2")
+@METHODS
+def test_two_iterations(tmp_path, methods):
+    check_acts(tmp_path, methods, num_iterations=2, max_steps=4)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.compatibility("gradient checkpointing")
+@METHODS
+def test_gradient_checkpointing(tmp_path, methods):
+    plain = check_acts(tmp_path, methods)
+    torch.testing.assert_close(check_acts(tmp_path, methods, gradient_checkpointing=True), plain, rtol=1e-3, atol=1e-4)
+
+
+def test_rows_of_two_processes_branch_as_those_of_one():
+    """Decisions depend on the row's number among the rows of all processes."""
+    (method,) = build_methods(config_of(methods=["branching"], branching_initial=2))
+    whole = Places(method, 8, 16, 50, (7, 3, 0))
+    halves = [Places(method, 8, 8, 50, (7, 3, first)) for first in (0, 8)]
+    found = []
+    for places, start in ((whole, 0), (halves[0], 0), (halves[1], 8)):
+        rows, births = list(places.first), []
+        for turn in range(4):
+            for row in rows:
+                places.add_turn(row, [0.1 * (turn + row + start)])
+            births.append(places.births(rows))
+            for parent, place in births[-1]:
+                places.add_branch(parent, place, [0.1 * (turn + place + start)], 5)
+            rows = sorted({*rows, *(place for _, place in births[-1])})
+        found.append([sorted((parent + start, place + start) for parent, place in one) for one in births])
+    assert found[0] == [sorted(one + other) for one, other in zip(*found[1:], strict=True)] and any(found[0])
+    assert whole.deltas and len(whole.left_over([])) == len([*halves[0].left_over([]), *halves[1].left_over([])])
+
+
+# A chat template of a real model
+
+
+def test_branches_in_the_chat_template_of_qwen3(scripted, monkeypatch):
+    """TRL's own template and parser: calls as JSON, thoughts, and a system prompt that describes the tools."""
+    tokenizer = agents.byte_tokenizer(qwen3_chat_template)
+    monkeypatch.setattr(Script, "tokenizer", tokenizer)
+
+    def policy(context, number):
+        turn = context.count("<tool_response>\n")
+        call = (
+            '<think>\nHm.\n</think>\n\n<tool_call>\n{"name": "calculator", "arguments": {"expression": "%d + %d"}}\n'
+        )
+        return (call % (number % 9, turn) + "</tool_call>" if turn < 2 else f"It is {number}.") + "<|im_end|>", 2
+
+    trainer = scripted(
+        policy, lambda number: True, branching_initial=1, processing_class=tokenizer, max_completion_length=600,
+        model=agents.build_model(vocab_size=len(tokenizer), max_position_embeddings=4096),
+    )  # fmt: skip
+    found = roll_out(trainer)
+    rows = Watched.last
+    assert len(rows.parents) == 6 and [len(batch) for batch in trainer.vllm_generation.contexts] == [2, 4, 8]
+    for place, messages in enumerate(found["messages"]):
+        assert [message["role"] for message in messages] == ["assistant", "tool"] * 2 + ["assistant"]
+        assert messages[0]["tool_calls"][0]["function"]["name"] == "calculator"
+        assert messages[0]["reasoning_content"].strip() == "Hm." and messages[-1]["content"].startswith("It is ")
+        text = tokenizer.decode(found["ids"][place])
+        assert text.count("<tool_response>") == 2 and text.endswith("<|im_end|>")
+        if place in rows.parents:
+            shared = rows.places.sharing[place]
+            assert tokenizer.decode(found["ids"][place][:shared]).endswith("<|im_start|>assistant\n")
+            assert found["ids"][place][:shared] == found["ids"][rows.parents[place]][:shared]
 
 
 # What is refused
