@@ -120,7 +120,7 @@ def test_evaluation_talks_as_trls_loop_does(tmp_path, monkeypatch, calls, length
 def run(tmp_path_factory):
     """A run of two optimizer steps with branching from a hardly trained model: its row, its logs, and its folder."""
     folder = tmp_path_factory.mktemp("agent")
-    tiny = replace(WARM_STARTS["tools"], hidden_size=32, layers=1, steps=20, batch_size=32)
+    tiny = replace(WARM_STARTS["tools"], hidden_size=32, layers=1, steps=5, batch_size=16)
     model = warm_start(folder / "cache", tiny)
     settings = read_recipe(RECIPES["tools"], {"max_steps": 2, "per_device_train_batch_size": 16})
     held_out = prompts(True, TASK)[:6]

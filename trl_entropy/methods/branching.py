@@ -148,9 +148,6 @@ class Branching(Method):
     idle = (
         Sign({"branches": (0, 0)}, "lower `branching_initial`, or check that completions call tools: none branches"),
     )
-    strong = (
-        Sign({"on_top_path_fraction": (0.999, 1)}, "raise `branching_penalty`: all branches are on a few paths"),
-    )
 
     def __init__(self, config):
         self.rule = one_of(config, "branching_rule", "aepo", "arpo")
