@@ -49,7 +49,7 @@ def read_arms(path: Path, recipe: str | Path) -> dict[str, dict]:
 def train_arm(name: str, settings: dict, seed: int, model: Path, folder: Path) -> dict:
     settings = {**settings, "seed": seed, "model_name_or_path": str(model), "dataset_name": str(model.parent / "data")}
     config = quickstart.config_for(settings, settings["methods"], folder)
-    scores, history = train(name, model, config)
+    scores, history, _ = train(name, model, config)
     last = history[-max(1, len(history) // 10) :]
     scores["length"] = fmean(point["completions/mean_length"] for point in last)
     return {"settings": settings, "scores": scores, "history": history}

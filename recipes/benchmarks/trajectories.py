@@ -4,15 +4,17 @@
 
     python recipes/benchmarks/trajectories.py                         # runs of trajectories.yaml; repeat to continue
     python recipes/benchmarks/trajectories.py --worker 0 --workers 2  # half of them; `--worker 1` makes the others
+    python recipes/benchmarks/trajectories.py --continue              # only runs without scores in the repository
     python recipes/benchmarks/trajectories.py --report                # tables and plots of the finished runs
 
 A method that ends with less pass@1 and more pass@16 than stock may only have gone less far: stock stopped early may
 have had both. So each run is evaluated every few steps, and compared with the trajectory of the stock run of the same
-seed, at equal pass@1. `frontier.py` defines the comparison.
+seed, at equal pass@1. `trl_entropy/curves/frontier.py` defines the comparison.
 
 A plan in YAML lists arms and stages. In each stage all arms run on one seed before the next. Each run is a file in
 `--output`; an interrupted run starts again. If its settings have changed, it is left out of the report and made
-again. The report writes the scores of all runs into one file. Without runs it reads those of the repository.
+again. The report writes the scores of all runs into one file. Without runs it reads those of the repository, and with
+`--continue` it adds to them.
 
 The same module compares runs of other models: `recipes/real_model/addition.py` gives it another [`Task`].
 """
@@ -21,6 +23,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,7 +164,7 @@ class Recorder(TrainerCallback):
 
     def on_log(self, args, state, control, logs, **kwargs):
         if "reward" in logs:
-            kept = {key: logs[key] for key in ("reward", "entropy")}
+            kept = {k: v for k, v in logs.items() if k in ("reward", "entropy") or k.startswith("entropy_keep/")}
             self.history.append({"step": self.first + state.global_step, **kept})
 
 
@@ -201,15 +204,15 @@ def is_current(path: Path, settings: dict[str, Any]) -> bool:
     return path.exists() and fingerprint(json.loads(path.read_text())["settings"]) == fingerprint(settings)
 
 
-def run_all(options: argparse.Namespace, plan: Plan, task: Task, model_path: str | Path) -> None:
-    """Makes this worker's share of the runs that have no current file."""
+def run_all(options: argparse.Namespace, plan: Plan, task: Task, model_path: str | Path, stored: Trajectories) -> None:
+    """Makes this worker's share of the runs that have neither a current file nor stored scores."""
     stages = plan.stages if options.stages is None else [plan.stages[number - 1] for number in options.stages]
     runs = dict.fromkeys((arm, seed) for arms, seeds in stages for seed in seeds for arm in arms)
     todo = [run for run in runs if options.only is None or run[0] in expand(options.only, plan.arms)]
     todo = todo[options.worker :: options.workers]
     for position, (arm, seed) in enumerate(todo, start=1):
         path = run_file(options.output, arm, seed)
-        if is_current(path, plan.arms[arm]):
+        if is_current(path, plan.arms[arm]) or seed in stored.runs.get(arm, {}):
             continue
         result = train_arm(plan.arms[arm], seed, task, model_path, options.output / f"worker-{options.worker}")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -222,20 +225,25 @@ def run_all(options: argparse.Namespace, plan: Plan, task: Task, model_path: str
         print(f"{position}/{len(todo)} {arm} seed {seed} ({spent} CPU s): {shown}", flush=True)
 
 
-def collect(output: Path, plan: Plan) -> Trajectories:
-    """The finished runs with current settings. Other temperatures of stock's evaluation become arms of their own."""
-    found = Trajectories({}, {})
+def collect(output: Path, plan: Plan, stored: Trajectories) -> Trajectories:
+    """The finished runs with current settings, added to the stored ones.
+
+    Other temperatures of stock's evaluation become arms of their own.
+    """
+    found = deepcopy(stored)
     for arm, settings in plan.arms.items():
         for path in sorted((output / "runs" / arm.replace("/", "-")).glob("*.json"), key=lambda path: int(path.stem)):
             if not is_current(path, settings):
                 found.left_out += 1
                 continue
-            found.settings[arm] = fingerprint(settings)
+            found.settings[arm], fresh = fingerprint(settings), {}
             for point in json.loads(path.read_text())["points"]:
                 temperature = point.pop("temperature")
                 name = arm if temperature == 1 else f"{TEMPERATURE}/{temperature:g}"
                 rounded = {key: round(value, DIGITS) for key, value in point.items()}  # as in the file of scores
-                found.runs.setdefault(name, {}).setdefault(int(path.stem), []).append(rounded)
+                fresh.setdefault(name, []).append(rounded)
+            for name, points in fresh.items():
+                found.runs.setdefault(name, {})[int(path.stem)] = points
     return found
 
 
@@ -252,6 +260,7 @@ def main(task: Task = COUNTDOWN) -> None:
     parser.add_argument("--only", nargs="+", help="arms of the plan to run, or entries: all their strengths")
     parser.add_argument("--worker", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1, help="processes between which the runs are split")
+    parser.add_argument("--continue", action="store_true", dest="add", help="add to the scores in the repository")
     parser.add_argument("--report", action="store_true", help="only make tables and plots of the finished runs")
     parser.add_argument("--scores", type=Path, metavar="FILE", help="only report on a file of scores")
     parser.add_argument("--output", type=Path, help="folder of the runs (runs/PLAN or runs/PLAN-MODEL)")
@@ -265,15 +274,18 @@ def main(task: Task = COUNTDOWN) -> None:
     plan = read_plan(options.plan, task.recipe)
     committed = options.plan.with_suffix(".json")
     made = any(options.output.glob("runs/*/*.json"))
+    fingerprints = {arm: fingerprint(settings) for arm, settings in plan.arms.items()}
     if options.scores is None and options.report and not made and committed.exists():
         options.scores = committed
     if options.scores is not None:
         print(f"From {options.scores}:")
-        found = read_scores(options.scores, {arm: fingerprint(settings) for arm, settings in plan.arms.items()})
-        return report(found, plan.arms, plan.levels, options.output)
+        return report(read_scores(options.scores, fingerprints), plan.arms, plan.levels, options.output)
+    stored = Trajectories({}, {})
+    if options.add and committed.exists():
+        stored = read_scores(committed, fingerprints)
     if not options.report:
-        run_all(options, plan, task, options.model or task.start(options.cache))
-    found = collect(options.output, plan)
+        run_all(options, plan, task, options.model or task.start(options.cache), stored)
+    found = collect(options.output, plan, stored)
     write_scores(found, options.output / committed.name)
     report(found, plan.arms, plan.levels, options.output)
 

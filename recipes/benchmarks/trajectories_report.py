@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from frontier import area, envelope, finite, lead, matched, matched_end, reach
 from methods_report import interval, varied
+
+from trl_entropy.curves.frontier import area, envelope, finite, lead, matched, matched_end, reach
 
 
 TEMPERATURE = "evaluation_temperature"  # arms made of stock's checkpoints, evaluated at other temperatures

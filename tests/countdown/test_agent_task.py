@@ -126,7 +126,7 @@ def run(tmp_path_factory):
     held_out = prompts(True, TASK)[:6]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grpo, "prompts", lambda *given: held_out)
-        row, history = grpo.train("branching", model, config_for(settings, ["branching"], folder), TASK)
+        row, history, _ = grpo.train("branching", model, config_for(settings, ["branching"], folder), TASK)
     return row, history, folder
 
 

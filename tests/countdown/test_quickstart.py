@@ -14,8 +14,9 @@ from huggingface_hub import ModelCard
 
 from trl_entropy.commands.quickstart import CACHES, RECIPE, RECIPES, build_parser, config_for, main, run
 from trl_entropy.commands.quickstart_common import BadRecipe, read_recipe
+from trl_entropy.countdown import grpo
 from trl_entropy.countdown.model import WarmStart, load_warm_start
-from trl_entropy.countdown.report import COLUMNS, table
+from trl_entropy.countdown.report import COLUMNS, closing, table
 from trl_entropy.countdown.task import TASKS
 from trl_entropy.report.runs import read_runs
 from trl_entropy.report.summary import named_methods
@@ -30,7 +31,9 @@ def quick(tmp_path_factory):
     folder = tmp_path_factory.mktemp("quickstart")
     words = ["--steps=8", "--seed=3", f"--output={folder / 'out'}", f"--cache={folder / 'cache'}"]
     arguments = build_parser().parse_args([*words, "--set", "per_device_train_batch_size=32"])
-    return arguments, run(arguments, TINY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grpo, "EVALUATIONS", 2)
+        return arguments, run(arguments, TINY)
 
 
 def test_table_has_a_number_in_every_cell(quick):
@@ -45,6 +48,35 @@ def test_table_has_a_number_in_every_cell(quick):
     assert [line.split()[0] for line in lines[1:]] == ["before", "stock", "clip_cov"]
     assert {len(line.split()) for line in lines[1:]} == {1 + len(COLUMNS)}
     assert all(8 <= scores["length"] <= 23 for scores in rows.values())
+
+
+def test_trajectories_begin_before_and_end_after_the_run(quick):
+    rows, trajectories = quick[1]["rows"], quick[1]["trajectories"]
+    for label in ("stock", "clip_cov"):
+        first, middle, last = trajectories[label]
+        assert [point["step"] for point in (first, middle, last)] == [0, 4, 8]
+        assert all(first[key] == rows["before"][key] and last[key] == rows[label][key] for key in grpo.POINT)
+
+
+def test_last_lines_compare_with_stock_at_equal_pass_at_1():
+    row = {"entropy": 0.1, "pass@1": 0.3, "pass@16": 0.6}
+    rows = {
+        "before": {"entropy": 0.2, "pass@1": 0.1, "pass@16": 0.8},
+        "stock": row,
+        "clip_cov": {"entropy": 0.15, "pass@1": 0.2, "pass@16": 0.75},
+        "epo": {"entropy": 0.15, "pass@1": 0.4, "pass@16": 0.5},
+    }
+    points = [{"pass@1": 0.1, "pass@16": 0.8}, {"pass@1": 0.3, "pass@16": 0.6}]
+    found = closing(
+        {"rows": rows, "history": {"stock": [], "clip_cov": [], "epo": []}, "trajectories": {"stock": points}}
+    )
+    assert found.splitlines() == [
+        "stock: entropy 0.200 to 0.100, pass@1 0.100 to 0.300, pass@16 0.800 to 0.600.",
+        "clip_cov: entropy 0.200 to 0.150, pass@1 0.100 to 0.200, pass@16 0.800 to 0.750 (+0.150 pass@16 against "
+        "the end of stock, +0.050 where stock had this pass@1).",
+        "epo: entropy 0.200 to 0.150, pass@1 0.100 to 0.400, pass@16 0.800 to 0.500 (-0.100 pass@16 against the end "
+        "of stock, which never had this pass@1).",
+    ]
 
 
 def test_results_are_written(quick):

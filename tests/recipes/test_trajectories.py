@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""`recipes/benchmarks/trajectories.py`: arithmetic on hand-made curves, resuming, reports, exact pass@k."""
+"""`recipes/benchmarks/trajectories.py`: resuming, reports, exact pass@k."""
 
 import dataclasses
 import importlib
@@ -9,7 +9,6 @@ import math
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -26,54 +25,10 @@ def modules():
     """The scripts as modules, by name."""
     sys.path.insert(0, str(BENCHMARKS))
     found = {
-        name: importlib.import_module(name)
-        for name in ("frontier", "countdown_scores", "trajectories_report", "trajectories")
+        name: importlib.import_module(name) for name in ("countdown_scores", "trajectories_report", "trajectories")
     }
     sys.path.remove(str(BENCHMARKS))
     return found
-
-
-# pass@1 rises, falls back, and rises again.
-WINDING = [(0.1, 0.8), (0.3, 0.6), (0.2, 0.7), (0.4, 0.5)]
-
-
-def test_envelope_is_the_best_at_no_less_pass_at_1(modules):
-    envelope = modules["frontier"].envelope
-    # Below the range: the best of all. Between evaluations: the line. At the end: the last. Beyond: nothing.
-    found = envelope(WINDING, [0.0, 0.1, 0.15, 0.3, 0.35, 0.4, 0.41])
-    assert found[:-1] == pytest.approx([0.8, 0.8, 0.75, 0.6, 0.55, 0.5]) and math.isnan(found[-1])
-    # A later evaluation that is better on both counts for all smaller x.
-    assert envelope([(0.1, 0.8), (0.2, 0.6), (0.3, 0.7)], [0.1, 0.15, 0.2, 0.3]) == pytest.approx([0.8, 0.7, 0.7, 0.7])
-    # The way back lies higher: at 0.2 it has 0.65, the way forth 0.6.
-    assert envelope([(0.1, 0.7), (0.3, 0.5), (0.1, 0.8)], [0.2]) == pytest.approx([0.65])
-    assert envelope([(0.2, 0.5), (0.2, 0.6)], [0.2]) == pytest.approx([0.6])
-    assert envelope([(0.2, 0.5)], [0.1, 0.2]) == pytest.approx([0.5, 0.5])
-
-
-def test_evaluations_of_a_diverged_run_offer_nothing(modules):
-    frontier = modules["frontier"]
-    diverged = [(0.1, 0.8), (math.nan, math.nan), (0.3, 0.6), (math.nan, 0.0)]
-    assert frontier.envelope(diverged, [0.2, 0.3]) == pytest.approx([0.7, 0.6])
-    assert frontier.reach(diverged) == 0.3
-    assert (
-        math.isnan(frontier.reach([(math.nan, 0.5)])) and np.isnan(frontier.envelope([(math.nan, 0.5)], [0.1])).all()
-    )
-    assert math.isnan(frontier.matched_end(diverged, WINDING)) and math.isnan(frontier.area([], WINDING, 0.1))
-
-
-def test_differences_at_equal_pass_at_1(modules):
-    frontier = modules["frontier"]
-    stock, above = [(0.1, 0.8), (0.5, 0.4)], [(0.1, 0.8), (0.2, 0.8), (0.3, 0.7)]
-    found = frontier.matched(above, stock, [0.1, 0.2, 0.25, 0.3, 0.31, 0.6])
-    assert found[:4] == pytest.approx([0.0, 0.1, 0.1, 0.1]) and np.isnan(found[4:]).all()
-    assert frontier.matched_end(above, stock) == pytest.approx(0.1)
-    assert math.isnan(frontier.matched_end([(0.1, 0.8), (0.6, 0.5)], stock))
-    # A triangle of 0.1 x 0.1 / 2 and a rectangle of 0.1 x 0.1, over a width of 0.2.
-    assert frontier.area(above, stock, 0.1) == pytest.approx(0.015, abs=1e-6)
-    assert frontier.lead(above, stock, 0.1) == pytest.approx(0.075, abs=1e-5)
-    assert frontier.area(stock, above, 0.1) == pytest.approx(-0.015, abs=1e-6)
-    assert frontier.area(stock, stock, 0.1) == 0
-    assert math.isnan(frontier.area(above, stock, 0.3)) and math.isnan(frontier.lead(above, stock, 0.3))
 
 
 def test_right_completions_have_their_exact_probabilities(modules, monkeypatch):
@@ -312,3 +267,17 @@ def test_report_is_made_again_from_stored_scores(launch, tmp_path, capsys):
     assert launch("--report") == []
     assert capsys.readouterr().out.startswith(f"From {tmp_path / 'plan.json'}:")
     assert (out / "trajectories.md").read_text() == text
+
+
+def test_runs_without_stored_scores_are_added(launch, tmp_path):
+    launch()
+    out, stored = tmp_path / "out", tmp_path / "plan.json"
+    scores = json.loads((out / "plan.json").read_text())
+    for path in (out / "runs").rglob("*.json"):
+        path.unlink()
+    part = json.loads(json.dumps(scores))
+    del part["runs"]["kl_cov/2"]["seeds"]["1"]
+    stored.write_text(json.dumps(part))
+    assert launch("--continue") == [("kl_cov", 1)]
+    assert json.loads((out / "plan.json").read_text()) == scores
+    assert len(launch()) == 5  # all are made without the flag, but for the one that is there

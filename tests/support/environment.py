@@ -11,6 +11,7 @@ import tempfile
 os.environ.update(
     HF_HUB_OFFLINE="1",
     HF_HUB_DISABLE_TELEMETRY="1",
+    OMP_NUM_THREADS="1",  # workers of pytest share the cores
     TOKENIZERS_PARALLELISM="false",
     TRACKIO_DIR=tempfile.mkdtemp(prefix="trackio-"),  # read when TRL is imported
     WANDB_MODE="offline",

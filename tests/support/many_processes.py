@@ -11,6 +11,8 @@ from support import registry
 from support.cases import off_policy_batch
 from support.distilling import build_distiller, distillation_results
 from support.reference import dense_logps_and_entropy
+from support.tensors import part
+from support.thermostat_runs import strengths
 from support.tiny import build_model, build_trainer, loss_and_gradients
 
 from trl_entropy import (
@@ -57,11 +59,6 @@ def rollouts():
     """A generation batch as TRL leaves it, with entropies, for the hook that acts before the loss."""
     batch = off_policy_batch(build_model(), rows=8)
     return {**batch, "old_entropies": torch.rand(8, 6, generator=torch.Generator().manual_seed(2)) * 3}
-
-
-def part(batch, rank, processes):
-    rows = 8 // processes
-    return {k: v if v.dim() == 0 else v[rank * rows : (rank + 1) * rows] for k, v in batch.items()}
 
 
 def rewards_of(rewards):
@@ -181,6 +178,7 @@ if __name__ == "__main__":
         found[name] = grouped(folder / "out", rank, count, **run)
     for name in CONTROLLERS:
         found[name] = controlled(folder / "out", rank, count, name)
+    found["thermostat"] = strengths(folder / "out", rank, count)
     torch.save(found, folder / f"rank{rank}.pt")
     # And a run of its own, in which truncated completions are masked and a second rollout is drawn.
     trainer = build_trainer(

@@ -123,3 +123,9 @@ def random_rollouts(rows=8, length=7, seed=0, group=4, **extra):
     logps = -3 * torch.rand(rows, length, generator=generator, dtype=torch.float64)
     fields = {"generated": generated, "rewards": rewards, "logps": logps, "num_generations": group}
     return make_rollouts(entropy, advantages, mask, **{**fields, **extra})
+
+
+def part(batch, rank, processes):
+    """The share of process `rank` in a batch of eight sequences, in order."""
+    rows = 8 // processes
+    return {k: v if v.dim() == 0 else v[rank * rows : (rank + 1) * rows] for k, v in batch.items()}

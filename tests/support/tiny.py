@@ -20,7 +20,6 @@ imports._is_package_available = functools.cache(imports._is_package_available)
 for accelerator in (torch.cuda, torch.xpu, torch.mtia):
     if not accelerator.is_available():
         accelerator.manual_seed_all = lambda seed: None
-torch.set_num_threads(1)
 
 EXACT = dict(rtol=0, atol=0)
 FLOAT32 = dict(rtol=2e-5, atol=5e-6)  # two orders of the same float32 operations

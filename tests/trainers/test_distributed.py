@@ -11,6 +11,7 @@ from support import registry
 from support.distilling import distillation_results
 from support.many_processes import CONTROLLERS, controlled, grouped, results, rewards_of
 from support.processes import run_processes
+from support.thermostat_runs import strengths
 from support.tiny import EXACT, build_model
 
 from trl_entropy.methods import METHODS
@@ -104,6 +105,16 @@ def test_controllers_of_the_entropy_bonus_see_all_processes(many, tmp_path, cont
         for name, values in one.items():
             assert found[name] == pytest.approx(values, rel=1e-6), name
     assert len({values["entropy_coef"] for values in one.values()}) == 3  # each batch moved it
+
+
+def test_thermostat_sees_all_processes(many, tmp_path):
+    first, *others = [found["thermostat"] for found in of_each(many, "rank")]
+    assert all(other == first for other in others)
+    one = strengths(tmp_path, 0, 1)
+    for name, last in (("off_policy", 4), ("on_policy", 3)):
+        assert [row[2] for row in one[name]][-1] == last and one[name][-1][0] > 1e-6
+        for found, expected in zip(first[name], one[name], strict=True):
+            assert found == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", registry.group_runs())

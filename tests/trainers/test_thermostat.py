@@ -9,11 +9,9 @@ import math
 import pytest
 import torch
 from support.cases import off_policy_batch
-from support.processes import run_processes
 from support.reference import dense_logps_and_entropy
 from support.registry import required
 from support.tensors import config_of, make_loss_batch
-from support.thermostat_processes import strengths
 from support.tiny import EXACT, build_dataset, build_model, loss_and_gradients
 
 from trl_entropy.methods import METHODS
@@ -271,17 +269,6 @@ def test_method_with_a_target_gets_it(make_trainer, name):
     resumed._thermostat.load_state_dict(json.loads(json.dumps(thermostat.state_dict())))
     assert resumed.methods[0].target == method.target
     assert not any(key.endswith(("strength", "saturated")) for key in trainer._metrics["train"])
-
-
-def test_many_processes_equal_one(tmp_path):
-    folder = run_processes("thermostat_processes.py", 2, tmp_path)
-    first, second = (torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2))
-    assert first == second
-    one = strengths(tmp_path / "one", 0, 1)
-    for name, last in (("off_policy", 4), ("on_policy", 3)):
-        assert [row[2] for row in one[name]][-1] == last and one[name][-1][0] > 1e-6
-        for found, expected in zip(first[name], one[name], strict=True):
-            assert found == pytest.approx(expected, rel=1e-4)
 
 
 # Saturation

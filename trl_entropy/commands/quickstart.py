@@ -15,9 +15,9 @@ from pathlib import Path
 from trl import ModelConfig
 
 from ..countdown.evaluation import evaluate
-from ..countdown.grpo import train
+from ..countdown.grpo import POINT, train
 from ..countdown.model import WARM_STARTS, WarmStart, load_warm_start, warm_start
-from ..countdown.report import columns_of, plot
+from ..countdown.report import closing, columns_of, plot
 from ..countdown.task import TASKS, prompts
 from ..methods import METHODS
 from ..trainers.grpo_config import EntropyGRPOConfig
@@ -84,12 +84,13 @@ def run(arguments: argparse.Namespace, start: WarmStart | None = None) -> dict:
     model_path = warm_start(cache, start or WARM_STARTS[arguments.task], arguments.rebuild)
     rows = {"before": {"seconds": time.perf_counter() - began}}
     rows["before"] |= evaluate(*load_warm_start(model_path), prompts(True, task), task=task)
-    histories = {}
+    histories, trajectories = {}, {}
     for label, config in configs.items():
-        rows[label], histories[label] = train(label, model_path, config, task)
+        rows[label], histories[label], points = train(label, model_path, config, task)
+        trajectories[label] = [{"step": 0} | {key: rows["before"][key] for key in POINT}, *points]
     # The completions of the first log come from the warm start.
     rows["before"]["reward"] = histories["stock"][0]["reward"]
-    results = {"settings": settings, "rows": rows, "history": histories}
+    results = {"settings": settings, "rows": rows, "history": histories, "trajectories": trajectories}
     (arguments.output / "results.json").write_text(json.dumps(results, indent=1))
     plot(results, arguments.output / "quickstart.png")
     return results
@@ -108,4 +109,4 @@ def build_parser() -> CommandParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the quickstart, prints its table, and returns the exit status."""
-    return run_command(build_parser(), run, columns_of, argv)
+    return run_command(build_parser(), run, columns_of, argv, closing)

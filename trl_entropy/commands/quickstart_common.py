@@ -125,6 +125,7 @@ def run_command(
     run: Callable[[argparse.Namespace], dict],
     columns: Callable[[dict[str, dict[str, float]]], dict[str, int]],
     argv: list[str] | None,
+    closing: Callable[[dict], str] = lambda results: "",
 ) -> int:
     """Parses, runs, prints the table, and returns the exit status.
 
@@ -133,6 +134,7 @@ def run_command(
         run: makes all runs and returns the results.
         columns: takes the rows of the table, returns digits by the name of the column.
         argv: the words after the command; those of this process by default.
+        closing: says what the results mean.
     """
     arguments = parser.parse_args(argv)
     silence_libraries()
@@ -141,5 +143,6 @@ def run_command(
     except BadRecipe as error:
         parser.error(str(error))
     print(table(results["rows"], columns(results["rows"])))  # noqa: T201 (the result of a command)
-    print(f"plot and results: {arguments.output}")  # noqa: T201
+    print(closing(results), end="")  # noqa: T201
+    print(f"Plot and results are in {arguments.output}. Next: trl-entropy report {arguments.output}")  # noqa: T201
     return 0

@@ -2,8 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """One GRPO run on Countdown, from the warm-started model."""
 
+import time
 from pathlib import Path
 from statistics import fmean
+
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from ..trainers.grpo import EntropyGRPOTrainer
 from ..trainers.grpo_config import EntropyGRPOConfig
@@ -14,9 +17,37 @@ from .model import load_warm_start
 from .task import CHAIN, Task, countdown_dataset, countdown_reward, prompts
 
 
+EVALUATIONS = 5  # of a run, the last of them after it
+POINT = ("pass@1", "pass@16", "distinct")
+
+
+class Trajectory(TrainerCallback):
+    """Evaluates the policy on the held-out prompts on its way, which does not change the run.
+
+    Args:
+        tokenizer: of the policy.
+        task: of the prompts.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, task: Task):
+        self.tokenizer, self.task = tokenizer, task
+        self.points: list[dict[str, float]] = []
+        self.seconds = 0.0
+
+    def on_step_end(self, args, state, control, model, **kwargs):
+        step = state.global_step
+        if step in {state.max_steps * number // EVALUATIONS for number in range(1, EVALUATIONS)}:
+            start = time.perf_counter()
+            self.add(step, evaluate(model, self.tokenizer, prompts(True, self.task), task=self.task))
+            self.seconds += time.perf_counter() - start
+
+    def add(self, step: int, scores: dict[str, float]) -> None:
+        self.points.append({"step": step} | {key: scores[key] for key in POINT})
+
+
 def train(
     label: str, model_path: Path, config: EntropyGRPOConfig, task: Task = CHAIN
-) -> tuple[dict[str, float], list[dict[str, float]]]:
+) -> tuple[dict[str, float], list[dict[str, float]], list[dict[str, float]]]:
     """Trains, saves, and evaluates one run.
 
     Args:
@@ -26,12 +57,13 @@ def train(
         task: variant of Countdown.
 
     Returns:
-        The run's row of the table, and its logs. The row's reward is the mean over the last tenth of the logs, on
-        training prompts; its seconds are those of training alone; with tools, `sampled` and `run` are means per
-        completion of the run: tokens sampled, and tools run. Everything else is measured on the held-out prompts.
+        The run's row of the table, its logs, and its trajectory: the scores of `POINT` by step. The row's reward is
+        the mean over the last tenth of the logs, on training prompts; its seconds are those of training alone; with
+        tools, `sampled` and `run` are means per completion of the run: tokens sampled, and tools run. Everything else
+        is measured on the held-out prompts.
     """
     model, tokenizer = load_warm_start(model_path)
-    progress = Progress(label, "reward")
+    progress, trajectory = Progress(label, "reward"), Trajectory(tokenizer, task)
     trainer = EntropyGRPOTrainer(
         model=model,
         reward_funcs=countdown_reward,
@@ -39,14 +71,16 @@ def train(
         train_dataset=countdown_dataset(task=task),
         processing_class=tokenizer,
         tools=[calculator] if task.tools else None,
-        callbacks=[progress],
+        callbacks=[progress, trajectory],
     )
-    seconds = train_and_save(trainer)
+    seconds = train_and_save(trainer) - trajectory.seconds
     last = progress.history[-max(1, len(progress.history) // 10) :]
     found = evaluate(model, tokenizer, prompts(True, task), task=task)
+    trajectory.add(config.max_steps, found)
     write_card(trainer, label, found)
     row = {"reward": fmean(point["reward"] for point in last), "seconds": seconds} | found
-    return row | (spent(progress.history) if task.tools else {}), progress.history
+    row |= spent(progress.history) if task.tools else {}
+    return row, progress.history, trajectory.points
 
 
 def spent(history: list[dict[str, float]]) -> dict[str, float]:

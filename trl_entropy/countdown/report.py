@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..curves.frontier import envelope
 from ..curves.logged import entropy_of
 from ..tables import text_table
 
@@ -63,8 +64,29 @@ def entropies(history: list[dict[str, float]]) -> list[float]:
     return [math.nan if entropy is None else entropy for entropy in found]
 
 
+def closing(results: dict) -> str:
+    """What each run came to, and how it compares with stock where stock had the same pass@1: one line per run."""
+    lines, stock = [], results["rows"]["stock"]
+    course = [(point["pass@1"], point["pass@16"]) for point in results["trajectories"]["stock"]]
+    for label in results["history"]:
+        first, row = results["rows"]["before"], results["rows"][label]
+        line = f"{label}: " + ", ".join(
+            f"{key} {first[key]:.3f} to {row[key]:.3f}" for key in ("entropy", "pass@1", "pass@16")
+        )
+        if label != "stock":
+            gap = row["pass@16"] - envelope(course, row["pass@1"])[0]
+            at_end = f"{row['pass@16'] - stock['pass@16']:+.3f} pass@16 against the end of stock"
+            equal = "which never had this pass@1" if math.isnan(gap) else f"{gap:+.3f} where stock had this pass@1"
+            line += f" ({at_end}, {equal})"
+            if "sampled" in row:
+                tokens, tools = row["sampled"] / stock["sampled"], row["run"] / max(stock["run"], 1e-9)
+                line += f", for {tokens:.0%} of the tokens and {tools:.0%} of the tools that stock sampled and ran"
+        lines.append(line + ".\n")
+    return "".join(lines)
+
+
 def plot(results: dict, path: Path) -> None:
-    """Draws entropy and reward of each GRPO run over its steps, and pass@k of each row of the table."""
+    """Draws entropy and reward of each GRPO run over its steps, and its trajectory of pass@1 and pass@16."""
     figure, (entropy, reward, found) = _figure()
     colors = _colors(results)
     for label, history in results["history"].items():
@@ -73,7 +95,7 @@ def plot(results: dict, path: Path) -> None:
         entropy.plot(steps, entropies(history), color=colors[label])
         reward.plot(steps, rewards, color=colors[label], alpha=0.3)
         reward.plot(steps, running_mean(rewards), color=colors[label])
-    _draw_passes(found, results["rows"], colors)
+    _draw_trajectories(found, results["trajectories"], colors)
     _finish(figure, {entropy: "token entropy (nats)", reward: "reward"}, path)
 
 
@@ -98,6 +120,17 @@ def _figure() -> tuple[Figure, list[Axes]]:
 
 def _colors(results: dict) -> dict[str, str]:
     return {**GREYS, **{label: f"C{index}" for index, label in enumerate(results["history"])}}
+
+
+def _draw_trajectories(axes: Axes, trajectories: dict[str, list[dict[str, float]]], colors: dict[str, str]) -> None:
+    for label, points in trajectories.items():
+        first, second = ([point[key] for point in points] for key in ("pass@1", "pass@16"))
+        axes.plot(first, second, ".-", color=colors[label], label=label)
+        axes.plot(first[-1], second[-1], "o", color=colors[label])
+    axes.plot(first[0], second[0], "x", color=GREYS["before"], label="before")
+    axes.set(title="held-out prompts, along training", xlabel="pass@1", ylabel="pass@16")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="x-small")
 
 
 def _draw_passes(axes: Axes, rows: dict[str, dict[str, float]], colors: dict[str, str]) -> None:

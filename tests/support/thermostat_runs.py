@@ -1,14 +1,9 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""One of several processes, started by test_thermostat.py: each holds a part of a batch and writes its strengths."""
-
-import os
-import sys
-from pathlib import Path
+"""Strengths that a thermostat sets in one of several processes, each of which holds a part of a batch."""
 
 import torch
-from support.many_processes import part
-from support.tensors import make_loss_batch
+from support.tensors import make_loss_batch, part
 from support.tiny import build_trainer, loss_and_gradients
 
 from trl_entropy import EntropyGRPOConfig, EntropyGRPOTrainer
@@ -52,8 +47,3 @@ def strengths(output_dir, rank, processes):
             rows_found.append((trainer.entropy_coef, controller.smoothed or 0.0, controller.count))
         found[name] = rows_found
     return found
-
-
-if __name__ == "__main__":
-    folder, rank, count = Path(sys.argv[1]), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    torch.save(strengths(folder / "out", rank, count), folder / f"rank{rank}.pt")
