@@ -22,7 +22,7 @@ from trl_entropy.countdown import countdown_reward, grpo
 from trl_entropy.countdown.chat import calculator, conversation
 from trl_entropy.countdown.evaluation import converse, evaluate
 from trl_entropy.countdown.model import WARM_STARTS, build_tokenizer, supervised_batch, targets_of, warm_start
-from trl_entropy.countdown.report import AGENT_COLUMNS, COLUMNS, columns_of
+from trl_entropy.countdown.report import AGENT_COLUMNS, COLUMNS, closing, columns_of
 from trl_entropy.countdown.task import TASKS, answer_of, countdown_dataset, prompts, read_answer, solutions
 
 
@@ -143,6 +143,16 @@ def test_a_run_of_the_quickstart(run):
     assert stored[0]["prompt"] == [{"content": prompts(False, TASK)[0].text, "role": "user"}]
     tokenizer = AutoTokenizer.from_pretrained(folder / "cache" / "model")
     assert tokenizer.response_template == TOKENIZER.response_template
+
+
+def test_the_last_lines_say_what_an_agent_spent():
+    row = {"entropy": 0.1, "pass@1": 0.3, "pass@16": 0.6, "sampled": 30.0, "run": 3.0}
+    rows = {"before": row, "stock": row, "branching": {**row, "sampled": 24.0, "run": 2.1}}
+    points = [{"pass@1": 0.1, "pass@16": 0.8}, {"pass@1": 0.3, "pass@16": 0.6}]
+    found = closing({"rows": rows, "history": {"stock": [], "branching": []}, "trajectories": {"stock": points}})
+    stock, branching = found.splitlines()
+    assert stock.endswith("pass@16 0.600 to 0.600.")
+    assert branching.endswith("), for 80% of the tokens and 70% of the tools that stock sampled and ran.")
 
 
 @pytest.mark.filterwarnings("ignore")
