@@ -23,6 +23,7 @@ from .methods import STORED, digest
 # What a method acts on, by the hook that it overrides, in the order in which training comes to them.
 STAGES = {
     "prompts": "prompts, before generation",
+    "branches": "which completions exist, while they are generated",
     "reward": "rewards",
     "group_advantages": "advantages, once per generation batch",
     "group_mask": "the tokens that the loss counts, once per generation batch",

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The base class of methods: a paper, a list of needs, and optional hooks that change nothing unless overridden."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import make_dataclass
 from typing import Any, ClassVar
 
@@ -14,6 +14,7 @@ from ..paper import Paper
 from ..settings import checked
 from ..signs import EntropyBand, Sign
 from ..tokens import Rollouts, TokenBatch
+from ..turns import BranchPlan, Turn
 
 
 Logs = dict[str, Tensor]
@@ -43,6 +44,8 @@ class Method:
             forward, so recording is not possible. `second_moments`, `nucleus_entropy`, `second_temperature`,
             `top_logps`: statistics of the fused head. `rewards`: the rewards of the sequences. `auxiliary_rollouts`:
             completions of a ratio of the prompts at another temperature, with one more forward per micro-batch.
+            `branched_rollouts`: rollouts that branch in TRL's tool loop, by `roots`, `branches` and `turn_entropy`.
+        plan: of an instance that needs `branched_rollouts`: how its rollouts branch.
         shapes_reward: `reward` replaces the output of the reward function `shaped_reward` and adds no reward.
         replaces_advantages: `group_advantages` reads only rewards, so it discards the advantages of methods before it.
         excludes: methods that cannot be listed together with this one, and why.
@@ -69,6 +72,7 @@ class Method:
     checked_against: ClassVar[str]
     config: ClassVar[type] = make_dataclass("NoSettings", [])
     needs: tuple[str, ...] = ()
+    plan: BranchPlan = BranchPlan()
     shapes_reward: ClassVar[bool] = False
     shaped_reward: str | None = None
     replaces_advantages: ClassVar[bool] = False
@@ -135,6 +139,22 @@ class Method:
         for a row must depend only on these arguments.
         """
         return rows
+
+    def turn_entropy(self, entropies: Sequence[float], vocabulary: int) -> float:
+        """While rollouts branch: entropies (nats) of a turn's tokens, and number of words -> the turn's entropy."""
+        raise NotImplementedError
+
+    def roots(self, group: int, turns: Sequence[float] | None) -> int | None:
+        """While rollouts branch, for each prompt -> how many of its `group` completions begin at the prompt.
+
+        `turns` is `None`, and the answer may be so too: then the first completion is sampled to its end, and the
+        method is asked again with the entropies of its turns.
+        """
+        raise NotImplementedError
+
+    def branches(self, turn: Turn) -> bool:
+        """While rollouts branch, for a turn that called a tool -> whether to branch after the tool result."""
+        return False
 
     def reward(self, **columns: Any) -> tuple[list[float | None], Logs]:
         """A reward function as TRL calls it -> one reward per completion, and `Logs`.

@@ -35,6 +35,7 @@ from .checks import (
 )
 from .data_checks import PROMPT
 from .entropy_bonus import EntropyBonus
+from .environments import check_branching
 from .forecast import EntropyForecast
 from .generation import Generation
 from .grpo_config import EntropyGRPOConfig
@@ -147,6 +148,9 @@ class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
         self._rewards = Rewards(self, self.methods, self._ask_for_reward)
         for method in self.methods:
             method.setup(decode)
+        self._branching = next((method for method in self.methods if "branched_rollouts" in method.needs), None)
+        if self._branching is not None:
+            check_branching(self, self._branching.name)
         self._needs = set().union(*(method.needs for method in self.methods))
         forecasts = args.entropy_forecast or "second_moments" in self._needs
         self._needs |= {"second_moments"} if forecasts else set()
@@ -185,6 +189,9 @@ class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
         if not self.args.ds3_gather_for_generation:
             forget_order(self.model_wrapped)
         return output
+
+    def _tool_call_loop(self, *args):
+        return self._generation.run_tools(super()._tool_call_loop, super()._generate_single_turn, *args)
 
     def _tokenize_prompts(self, prompts):
         stock = super()._tokenize_prompts

@@ -15,6 +15,7 @@ from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, uns
 
 from ..methods import Method
 from ..tokens import Rollouts
+from .branches import BranchedRollouts
 from .generation import Generation
 
 
@@ -54,6 +55,9 @@ def make_rollouts(trainer: Any, stock: Callable, rows: list[dict[str, Any]]) -> 
     for method in trainer.methods:
         rows = method.prompts(rows, (trainer.args.seed, trainer.state.global_step), trainer.model.training)
     generation = Generation(trainer)
+    if trainer._branching is not None and trainer.model.training:
+        draw = (trainer.args.seed, batches_made(trainer))
+        generation.branched = BranchedRollouts(trainer, trainer._branching, draw)
     output = generation.roll_out(stock, rows)
     if "old_per_token_logps" in output:  # otherwise the forward of the loss is the old policy's pass
         output |= {key: generation.scores[name] for key, name in OLD_STATISTICS.items() if name in generation.scores}
