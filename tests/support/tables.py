@@ -41,6 +41,7 @@ COSTS = {
     "second_temperature": "a statistic of the fused head",
     "top_logps": "a statistic of the fused head",
     "auxiliary_rollouts": "completions of its own, and one more forward per micro-batch",
+    "replay": "one more forward per micro-batch while something is replayed",
 }
 
 

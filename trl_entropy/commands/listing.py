@@ -28,6 +28,7 @@ STAGES = {
     "token_advantages": "advantages, in every forward",
     "clip_bounds": "the ratios at which the loss clips",
     "loss": "the loss, by a term",
+    "keeps": "which completions are remembered, to be trained on again",
     "auxiliary_loss": "the loss, by a term on completions of its own",
 }
 # Not listed in `methods`: where they act.
