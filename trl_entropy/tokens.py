@@ -192,6 +192,7 @@ class Stored:
         step: (N,) optimizer steps made when the sequence was generated.
         now: optimizer steps made so far.
         capacity: completions in a generation batch of all processes.
+        multiple: replays are multiples of this many sequences: one per process and micro-batch.
         draw: integers that identify the generation batch in the run (seed, optimizer step).
     """
 
@@ -200,4 +201,5 @@ class Stored:
     step: Tensor
     now: int = 0
     capacity: int = 1
+    multiple: int = 1
     draw: tuple[int, int] = (0, 0)

@@ -132,15 +132,17 @@ def replay_count(candidates: int, size: int) -> int:
     return min(2 ** (candidates.bit_length() - 1), size) if candidates > 1 else 0
 
 
-def replay_choice(advantages: Tensor, size: int, draw: tuple[int, ...]) -> list[int] | None:
+def replay_choice(advantages: Tensor, size: int, draw: tuple[int, ...], multiple: int = 1) -> list[int] | None:
     """(N,) Ã -> indices of the completions to replay, in their order; `None` until enough of them have Ã > 0.
 
-    The draw is uniform without replacement among those with Ã > 0, and depends only on `draw`.
+    The draw is uniform without replacement among those with Ã > 0, and depends only on `draw`. Their number, that of
+    `replay_count`, is cut to a multiple of `multiple`, which may leave none.
     """
     candidates = (advantages > 0).nonzero().flatten().tolist()
     if len(candidates) <= TRIGGER * size:
         return None
-    return sorted(random.Random(repr(draw)).sample(candidates, replay_count(len(candidates), size)))
+    count = replay_count(len(candidates), size) // multiple * multiple
+    return sorted(random.Random(repr(draw)).sample(candidates, count))
 
 
 def imitation_terms(ratio: Tensor, advantages: Tensor, low: float, high: float) -> Tensor:
@@ -288,11 +290,13 @@ class Spear(Method):
         baseline = statistics.median(sum(self.baseline, [])) if self.baseline else None
         advantages = recalibrated_advantages(stored.reward, stored.advantage, baseline, self.decay)
         coef = self.coef * rising(stored.now, self.replay_steps)
-        logs = {"coef": torch.tensor(coef), "worthy": (advantages > 0).sum()}
+        facts = {"stored": len(stored.reward), "worthy": int((advantages > 0).sum()), "coef": coef}
+        logs = {key: torch.tensor(value) for key, value in facts.items()}
         if baseline is not None:
             logs["baseline"] = torch.tensor(baseline)
         size = stored.capacity if self.size is None else self.size
-        chosen = replay_choice(advantages, size, stored.draw) if coef else None
+        chosen = replay_choice(advantages, size, stored.draw, stored.multiple) if coef else None
+        logs["replayed_rows"] = torch.tensor(len(chosen or ()))
         if chosen is None:
             return None, logs
         logs |= {"advantage_mean": advantages[chosen], "age_mean": stored.now - stored.step[chosen]}

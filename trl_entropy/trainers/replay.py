@@ -75,17 +75,15 @@ class Replay:
         """
         stored, first = self._stored()
         choice, logs = self.method.replays(stored)
-        parts, replayed = None, 0
+        self.trainer._log_values(self.method.prefixed(logs), mask)
+        parts = None
         if choice is not None:
-            rows, advantages = self._exchanged(choice, first)
-            replayed = len(rows)
+            rows, advantages = self._exchanged(choice, stored.multiple, first)
             parts = self._split(rows, advantages) if rows else None
             self.rows = []
         elif len(stored.step):
             oldest = stored.step.max().item() - self.method.max_age
             self.rows = [row for row in self.rows if row.step >= oldest]
-        counts = {"stored": torch.tensor(len(stored.step)), "replayed_rows": torch.tensor(replayed)}
-        self.trainer._log_values(self.method.prefixed(logs | counts), mask)
         return parts
 
     def mark(self, rollouts: Rollouts, output: dict[str, Any]) -> None:
@@ -104,7 +102,8 @@ class Replay:
         advantages = row_means(rollouts.advantages, rollouts.mask)
         steps = torch.full_like(advantages, self.trainer.state.global_step)
         facts = torch.stack([rollouts.rewards.to(advantages), advantages, steps], dim=1)
-        output[self.key] = facts.masked_fill(~(kept & rollouts.mask.any(1)).unsqueeze(1), torch.nan)
+        kept = kept & rollouts.mask.any(1) & facts.isfinite().all(1)
+        output[self.key] = facts.masked_fill(~kept.unsqueeze(1), torch.nan)
 
     def _stored(self) -> tuple[Stored, int]:
         """Facts about the sequences of all processes, and the index of this process' first one among them."""
@@ -114,25 +113,22 @@ class Replay:
         reward, advantage, step = world.gather(own).cpu().double().view(-1, 3).T
         counts = world.gather(torch.tensor([len(self.rows)], device=own.device))
         args = trainer.args
+        multiple = trainer.accelerator.num_processes * args.steps_per_generation
         stored = Stored(
             reward=reward,
             advantage=advantage,
             step=step,
             now=trainer.state.global_step,
-            capacity=self._unit * args.per_device_train_batch_size,
+            capacity=multiple * args.per_device_train_batch_size,
+            multiple=multiple,
             draw=(args.seed, trainer.state.global_step),
         )
         return stored, int(counts[: world.rank].sum())
 
-    @property
-    def _unit(self) -> int:
-        """Replays are multiples of this many sequences: one per process and micro-batch."""
-        return self.trainer.accelerator.num_processes * self.trainer.args.steps_per_generation
-
-    def _exchanged(self, choice: Choice, first: int) -> tuple[list[Row], list[float]]:
-        """The chosen sequences of all processes with their advantages, cut to a multiple of the unit."""
+    def _exchanged(self, choice: Choice, multiple: int, first: int) -> tuple[list[Row], list[float]]:
+        """The chosen sequences of all processes with their advantages, cut to a multiple of `multiple`."""
         indices, advantages = choice
-        count = len(indices) // self._unit * self._unit
+        count = len(indices) // multiple * multiple
         if not count:
             return [], []
         places = ((index, index - first) for index in indices[:count])
@@ -144,7 +140,7 @@ class Replay:
         """This process' share of a replay, in parts."""
         trainer, parts = self.trainer, self.trainer.args.steps_per_generation
         items = torch.stack([row.own.sum() for row in rows]).sum()
-        size = len(rows) // self._unit
+        size = len(rows) // (trainer.accelerator.num_processes * parts)
         start = trainer._world.rank * size * parts
         found = []
         for place in range(start, start + size * parts, size):
