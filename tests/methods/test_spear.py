@@ -30,6 +30,8 @@ METHOD_SETTINGS = {
     "spear": MethodSettings(
         required=dict(spear_tools_only=False),
         strong=dict(spear_tool_reward=0.0, spear_buffer_size=4, spear_replay_steps=0, spear_clip_cov_low=-1e9),
+        # Four processes of two micro-batches replay eight completions at least.
+        world=dict(spear_tool_reward=0.0, spear_buffer_size=8, spear_replay_steps=0, spear_clip_cov_low=-1e9),
         batches=(1024, 2048),
     )
 }

@@ -149,7 +149,7 @@ def stage(name: str) -> int:
     """The later a method acts between prompts and loss, the later it is listed."""
     if METHODS[name].replaces_advantages:
         return 2
-    if acts(name, IN_FORWARD):
+    if acts(name, (*IN_FORWARD, "keeps")):  # what to remember is judged by the advantages of the methods before
         return 4
     hooks = ("prompts", "reward", "group_advantages")
     return next((place for place, hook in zip((0, 1, 3), hooks, strict=True) if acts(name, (hook,))), 4)

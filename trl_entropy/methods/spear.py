@@ -312,7 +312,7 @@ class Spear(Method):
             calls = none if rollouts.tool_calls is None else rollouts.tool_calls
             kept &= calls > 0
             self._warn_without_calls(rollouts, calls)
-        return kept, {}
+        return kept, {"remembered_fraction": kept}
 
     def _add_to_baseline(self, rollouts: Rollouts) -> None:
         """Adds the mean reward of each group. Equal rewards have exactly their value as mean, in their precision."""
