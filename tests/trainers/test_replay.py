@@ -10,8 +10,8 @@ import pytest
 import torch
 from datasets import Dataset
 from support.reference import dense_logps_and_entropy, reduce_terms
-from support.tensors import make_loss_batch
-from support.tiny import EXACT, FLOAT32, LOSS_TYPES, build_model, loss_and_gradients
+from support.tensors import make_loss_batch, random_tokens
+from support.tiny import EXACT, FLOAT32, LOSS_TYPES, TRAINING, build_model, loss_and_gradients
 from transformers import TrainerCallback
 
 from trl_entropy.trainers.replay import Row, padded_batch
@@ -173,6 +173,23 @@ def test_stored_log_probabilities_are_those_of_the_policy_that_generated(make_tr
             logps = dense_logps_and_entropy(model, padded_batch([row], 0, None))[0]
         torch.testing.assert_close(row.logps, logps[0], rtol=1e-5, atol=1e-5)
         assert row.own.tolist()[:4] == [True, False, True, True]
+
+
+@pytest.mark.parametrize("width", [1, 6], ids=["per sequence", "per token"])
+def test_corrections_for_the_engine_are_stored(make_trainer, width):
+    """With vLLM the loss of the replay is corrected as TRL corrects its own. Rows without facts are not stored."""
+    trainer = make_trainer(**PLAIN, spear_tools_only=False)
+    batch = make_loss_batch()
+    ratio = torch.linspace(0.5, 1.5, 4 * width).view(4, width)
+    tokens = replace(random_tokens(4, 6), mask=batch["completion_mask"].bool(), engine_ratio=ratio)
+    facts = torch.tensor([[1.0, 0.5, 3], [math.nan] * 3, [0.9, 0.2, 3], [math.nan] * 3])
+    memory = trainer._replays["spear"]
+    memory.remember(facts, batch, tokens)
+    assert [(row.reward, row.step) for row in memory.rows] == [(1.0, 3), (pytest.approx(0.9), 3)]
+    for row, place in zip(memory.rows, (0, 2), strict=True):
+        length = int(batch["completion_mask"][place].sum())
+        torch.testing.assert_close(row.engine_ratio, ratio.expand(4, 6)[place, :length], **EXACT)
+        torch.testing.assert_close(row.logps, tokens.old_logps[place, :length].float(), **EXACT)
 
 
 # What it adds to the loss
@@ -459,3 +476,100 @@ def test_masked_rows_are_not_kept(make_trainer):
     trainer, watch = scripted(make_trainer, ["1001 0100"], mask_truncated_completions=True)
     trainer.train()
     assert watch.stored == [[]]  # no completion ends with the EOS token
+
+
+# TRL's own tool loop
+
+
+def add(a: int, b: int) -> int:
+    """Adds two numbers.
+
+    Args:
+        a: The first number.
+        b: The second number.
+    """
+    return a + b
+
+
+class Room:
+    """An environment with the same tool."""
+
+    def reset(self, **row):
+        return None
+
+    def add(self, a: int, b: int) -> int:
+        """Adds two numbers.
+
+        Args:
+            a: The first number.
+            b: The second number.
+        """
+        return a + b
+
+
+CALL = '<tool_call>\n{"name": "add", "arguments": {"a": %d, "b": 2}}\n</tool_call>'
+ANSWERED = "<tool_response>"
+
+
+@pytest.mark.parametrize("given", [dict(tools=[add]), dict(environment_factory=Room)], ids=["tools", "environment"])
+def test_bonus_and_memory_of_trls_tool_loop(tmp_path, monkeypatch, given):
+    """Row r of four calls r tools, one per turn; the last row's first call fails, and its error is the answer."""
+    from support.chat import save_chat_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import GRPOTrainer
+    from trl.chat_template_utils import qwen3_chat_template
+
+    from trl_entropy import EntropyGRPOConfig, EntropyGRPOTrainer
+
+    folder = save_chat_model(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = qwen3_chat_template
+
+    def turn(trainer, prompt_ids, images, fields, num_generations, has_tool_images=False):
+        found = []
+        for row, ids in enumerate(prompt_ids):
+            context = tokenizer.decode(ids).rsplit("user\nquestion", 1)[1]
+            calls = context.count(ANSWERED)
+            wanted = row if num_generations > 1 else int(context.split("row ")[1][0])
+            text = f"row {wanted} " + (CALL % calls if calls < wanted else "done")
+            text = text.replace("add", "none") if wanted == 3 and not calls else text
+            found.append([*tokenizer(text)["input_ids"], tokenizer.eos_token_id])
+        return found, None
+
+    monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", turn)
+    rewards = [0.0, 1.0, 1.0, 0.5]
+    trainer = EntropyGRPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(folder),
+        processing_class=tokenizer,
+        reward_funcs=lambda completions, **columns: rewards,
+        train_dataset=Dataset.from_dict({"prompt": [[{"role": "user", "content": "question"}]] * 4}),
+        args=EntropyGRPOConfig(
+            str(tmp_path / "out"),
+            methods=["spear"],
+            spear_tool_reward=0.1,
+            spear_tool_cap=0.15,
+            spear_tool_steps=2,
+            per_device_train_batch_size=4,
+            num_generations=4,
+            max_completion_length=800,
+            max_steps=2,
+            learning_rate=1e-3,
+            **TRAINING,
+        ),
+        **given,
+    )
+    trainer.train()
+    first, second = (row for row in trainer.state.log_history if "loss" in row)
+    assert first["tools/call_frequency"] == 6 / 4 and first["tools/failure_frequency"] == pytest.approx(1 / 6)
+    assert first["spear/tool_calls"] == 6 / 4
+    assert first["rewards/spear/mean"] == pytest.approx((0 + 0.1 + 0.15 + 0.15) / 4)
+    assert (first["spear/tool_coef"], second["spear/tool_coef"]) == (1, 0.5)
+    assert second["rewards/spear/mean"] == pytest.approx(first["rewards/spear/mean"] / 2)
+    assert list(trainer._logs["rewards"]["spear"])[-4:] == pytest.approx([0, 0.05, 0.075, 0.075])
+    rows = sorted(trainer._replays["spear"].rows, key=lambda row: (row.step, len(row.own)))
+    assert [row.step for row in rows] == [0, 0, 1, 1]  # rows 1 and 2, with more than the mean of the group
+    for row, (calls, reward) in zip(rows, [(1, 1.1), (2, 1.15), (1, 1.05), (2, 1.075)], strict=True):
+        assert row.reward == pytest.approx(reward)
+        others = tokenizer.decode(row.completion_ids[~row.own])
+        own = tokenizer.decode(row.completion_ids[row.own])
+        assert others.count(ANSWERED) == calls and ANSWERED not in own and own.endswith("done<|im_end|>")
