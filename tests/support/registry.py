@@ -36,6 +36,8 @@ class MethodSettings:
     Args:
         required: fields without which the method cannot be built.
         strong: fields with which it acts on batches of a few dozen tokens.
+        steps: optimizer steps after which it has acted in a run with two generation batches or one.
+        two_processes: fields besides `strong` with which a run of two processes acts.
         variants: other settings, for other code paths.
         state: entries of its `state_dict` as they are after a step.
         world: fields with which a run of many processes equals a run of one; `strong` if left out.
@@ -54,6 +56,8 @@ class MethodSettings:
 
     required: dict[str, Any] = field(default_factory=dict)
     strong: dict[str, Any] = field(default_factory=dict)
+    steps: int = 3
+    two_processes: dict[str, Any] = field(default_factory=dict)
     variants: tuple[dict[str, Any], ...] = ()
     state: dict[str, Any] = field(default_factory=dict)
     world: dict[str, Any] | None = None
@@ -91,15 +95,23 @@ def required(names: list[str]) -> dict[str, Any]:
     return {key: value for name in names for key, value in settings_of(name).required.items()}
 
 
-def strong(names: list[str]) -> dict[str, Any]:
-    """Settings with which each of the methods acts on a few dozen tokens."""
-    return required(names) | {key: value for name in names for key, value in settings_of(name).strong.items()}
+def strong(names: list[str], processes: int = 1) -> dict[str, Any]:
+    """Settings with which each of the methods acts on a few dozen tokens, in one process or in two."""
+    found = required(names)
+    for name in names:
+        found |= settings_of(name).strong | (settings_of(name).two_processes if processes > 1 else {})
+    return found
 
 
 def rewarded(names: list[str]) -> dict[str, Any]:
     """The reward function of a run of one method by itself, if it names one."""
     reward = settings_of(names[0]).reward if len(names) == 1 else None
     return {} if reward is None else {"reward_funcs": reward}
+
+
+def steps(names: list[str]) -> int:
+    """Optimizer steps of a run of one method by itself, in which it acts."""
+    return settings_of(names[0]).steps if len(names) == 1 else MethodSettings.steps
 
 
 def accepted(names: list[str], settings: dict[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ STAGES = {
     "clip_bounds": "the ratios at which the loss clips",
     "loss": "the loss, by a term",
     "keeps": "which completions are remembered, to be trained on again",
-    "auxiliary_loss": "the loss, by a term on completions of its own",
+    "auxiliary_loss": "the loss, by a term on other completions",
 }
 # Not listed in `methods`: where they act.
 OTHERS: dict[Any, str] = {

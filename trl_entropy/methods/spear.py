@@ -168,7 +168,7 @@ class Spear(Method):
 
     name = "spear"
     summary = "trains on good completions of the last steps again, with a bonus for tool calls"
-    checked_against = "worked examples of formulas from paper notes and code"
+    checked_against = "formulas from paper notes and code"
     config = SpearConfig
     no_knob = "it moves entropy down by the replay and up by Clip-Cov"
     paper = Paper(
