@@ -167,7 +167,7 @@ class Spear(Method):
     """
 
     name = "spear"
-    summary = "trains on good completions of the last steps again, with a bonus for tool calls"
+    summary = "trains again on good completions of the last steps; bonus for tool calls"
     checked_against = "formulas from paper notes and code"
     config = SpearConfig
     no_knob = "it moves entropy down by the replay and up by Clip-Cov"

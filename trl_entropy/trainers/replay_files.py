@@ -82,11 +82,12 @@ def load_replay(memory: Replay, folder: str) -> None:
         logger.warning(f"{folder!r} has no file {name}_replay_*.safetensors: the memory of {name!r} starts empty.")
         return
     now, rows = facts_of_run(trainer), []
-    written = int(read_facts(next(iter(files.values())))["processes"])
+    written = int(read_facts(files[min(files)])["processes"])
     for process in range(rank, written, count):
         if process not in files:
             missing = os.path.basename(file_of(folder, name, process))
-            logger.warning(f"{folder!r} has no {missing}: its part of the memory of {name!r} is lost.")
+            text = f"{folder!r} has no {missing}: its part of the memory of {name!r} is lost."
+            logger.warning(text, main_process_only=False)  # another process may have its own
             continue
         facts = read_facts(files[process])
         if reason := other_policy(facts, now):
