@@ -24,15 +24,15 @@ from trl_entropy.methods.spear import falling, replay_choice, replay_count, risi
 from trl_entropy.tokens import Stored
 
 
-# The runs of all methods have no tool, and few completions: a replay takes one for each process and micro-batch.
+# The runs of all methods have no tool, and few completions. A replay takes one for each process and micro-batch, and
+# comes with the third generation batch at the latest.
 ALONE = dict(spear_tools_only=False, spear_tool_reward=0.0)
-STRONG = dict(spear_tool_reward=0.0, spear_buffer_size=2, spear_replay_steps=0, spear_clip_cov_low=-1e9)
+STRONG = dict(spear_tool_reward=0.0, spear_buffer_size=4, spear_replay_steps=0, spear_clip_cov_low=-1e9)
 METHOD_SETTINGS = {
     "spear": MethodSettings(
         required=dict(spear_tools_only=False),
         strong=STRONG,
-        steps=5,  # a second generation batch, also with two iterations
-        two_processes=dict(spear_buffer_size=4),
+        steps=9,
         world={**STRONG, "spear_buffer_size": 8},  # of four processes
         batches=(1024, 2048),
     )

@@ -36,8 +36,7 @@ class MethodSettings:
     Args:
         required: fields without which the method cannot be built.
         strong: fields with which it acts on batches of a few dozen tokens.
-        steps: optimizer steps after which it has acted in a run with two generation batches or one.
-        two_processes: fields besides `strong` with which a run of two processes acts.
+        steps: optimizer steps after which it has acted, in a run with two updates per generation batch or four.
         variants: other settings, for other code paths.
         state: entries of its `state_dict` as they are after a step.
         world: fields with which a run of many processes equals a run of one; `strong` if left out.
@@ -57,7 +56,6 @@ class MethodSettings:
     required: dict[str, Any] = field(default_factory=dict)
     strong: dict[str, Any] = field(default_factory=dict)
     steps: int = 3
-    two_processes: dict[str, Any] = field(default_factory=dict)
     variants: tuple[dict[str, Any], ...] = ()
     state: dict[str, Any] = field(default_factory=dict)
     world: dict[str, Any] | None = None
@@ -95,12 +93,9 @@ def required(names: list[str]) -> dict[str, Any]:
     return {key: value for name in names for key, value in settings_of(name).required.items()}
 
 
-def strong(names: list[str], processes: int = 1) -> dict[str, Any]:
-    """Settings with which each of the methods acts on a few dozen tokens, in one process or in two."""
-    found = required(names)
-    for name in names:
-        found |= settings_of(name).strong | (settings_of(name).two_processes if processes > 1 else {})
-    return found
+def strong(names: list[str]) -> dict[str, Any]:
+    """Settings with which each of the methods acts on a few dozen tokens."""
+    return required(names) | {key: value for name in names for key, value in settings_of(name).strong.items()}
 
 
 def rewarded(names: list[str]) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def train(trainer_class, output_dir, methods, resume=None, **settings):
         output_dir,
         methods=methods,
         steps_per_generation=2,
-        **{"max_steps": 3, **settings, **strong(methods, processes=2)},
+        **{"max_steps": 3, **settings, **strong(methods)},
         ddp_backend="gloo",
     )
     trainer.train(resume_from_checkpoint=resume)
