@@ -397,6 +397,8 @@ def test_evaluation_changes_nothing(make_trainer, tmp_path):
         trainer.train()
         results.append((trainer.model.state_dict(), watch.stored, trainer.methods[0].state_dict()))
         assert logged(trainer, "replayed_rows")[3] == 4
+        first = trainer.state.log_history[0]
+        assert first["rewards/spear/mean"] == pytest.approx(0.1) and first["spear/tool_calls"] == 1  # by `env_mask`
     torch.testing.assert_close(results[0][0], results[1][0], **EXACT)
     assert results[0][1:] == results[1][1:]
 
