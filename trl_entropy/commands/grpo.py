@@ -4,10 +4,12 @@
 
 from argparse import Namespace
 from functools import partial
+from typing import Any
 
 from accelerate.logging import get_logger
 from trl import DatasetMixtureConfig, ModelConfig, get_peft_config, get_quantization_config
 
+from ..methods import build_methods
 from ..rewards import accuracy_reward
 from ..trainers.grpo import EntropyGRPOTrainer
 from ..trainers.grpo_config import EntropyGRPOConfig
@@ -43,6 +45,7 @@ def checks(given: Namespace, imports: bool) -> list[Check]:
         *(Check(("environment_factory",), partial(imported, path, "environment_factory")) for path in factories),
         *dataset_checks(given),
         *method_checks(given),
+        Check(("methods",), partial(check_tools, given)),
         *kappa_checks(given),
     ]
 
@@ -51,6 +54,12 @@ def check_rewards_given(given: Namespace) -> None:
     """Raises `ValueError` without any reward."""
     if not (given.reward_funcs or given.reward_model_name_or_path):
         raise ValueError("One of `reward_funcs` and `reward_model_name_or_path` must be given.")
+
+
+def check_tools(given: Any) -> None:
+    """Raises `ValueError` if a method needs tools and none are given."""
+    for method in build_methods(given):
+        method.check_tools(bool(given.tools or given.environment_factory))
 
 
 def train(parser, script_args, training_args, model_args, dataset_args) -> None:

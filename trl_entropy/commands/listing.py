@@ -30,7 +30,8 @@ STAGES = {
     "token_advantages": "advantages, in every forward",
     "clip_bounds": "the ratios at which the loss clips",
     "loss": "the loss, by a term",
-    "auxiliary_loss": "the loss, by a term on completions of its own",
+    "keeps": "which completions are remembered, to be trained on again",
+    "auxiliary_loss": "the loss, by a term on other completions",
 }
 # Not listed in `methods`: where they act.
 OTHERS: dict[Any, str] = {

@@ -32,6 +32,7 @@ from .registry import Registry
 from .rl_zvp import RlZvp, RlZvpConfig
 from .simko import Simko, SimkoConfig
 from .siren import Siren, SirenConfig
+from .spear import Spear, SpearConfig
 from .steer import Steer, SteerConfig
 from .unlikeliness import Unlikeliness, UnlikelinessConfig
 
@@ -67,6 +68,7 @@ METHODS: dict[str, type[Method]] = {
         Erc,
         M2po,
         Simko,
+        Spear,
     )
 }
 ABOUT_METHODS: dict[str, str] = {}  # the metadata of `methods`
@@ -110,6 +112,7 @@ class MethodsConfig(
     ErcConfig,
     M2poConfig,
     SimkoConfig,
+    SpearConfig,
 ):
     """The settings of every method: a mixin of the trainer's config."""
 

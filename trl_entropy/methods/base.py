@@ -13,12 +13,13 @@ from ..knob import Knob
 from ..paper import Paper
 from ..settings import checked
 from ..signs import EntropyBand, Sign
-from ..tokens import Rollouts, TokenBatch
+from ..tokens import Rollouts, Stored, TokenBatch
 from ..turns import BranchPlan, Turn
 
 
 Logs = dict[str, Tensor]
 Bounds = tuple[float | Tensor, float | Tensor]
+Choice = tuple[list[int], list[float]]
 
 
 class Method:
@@ -46,6 +47,11 @@ class Method:
             completions of a ratio of the prompts at another temperature, with one more forward per micro-batch.
             `branched_rollouts`: rollouts that branch in TRL's tool loop, by `roots`, `branches` and `turn_entropy`.
         plan: of an instance that needs `branched_rollouts`: how its rollouts branch.
+            `replay`: a memory of sequences on the CPU, with one more forward per micro-batch while some are replayed.
+        adds_reward: of an instance: `False` if its settings leave `reward` without effect, so it is not called.
+        max_age: of an instance with the need `replay`: the memory drops sequences that were generated more than this
+            many optimizer steps before the newest one in it.
+        saves_memory: of such an instance: whether checkpoints hold the memory.
         shapes_reward: `reward` replaces the output of the reward function `shaped_reward` and adds no reward.
         replaces_advantages: `group_advantages` reads only rewards, so it discards the advantages of methods before it.
         excludes: methods that cannot be listed together with this one, and why.
@@ -73,6 +79,9 @@ class Method:
     config: ClassVar[type] = make_dataclass("NoSettings", [])
     needs: tuple[str, ...] = ()
     plan: BranchPlan = BranchPlan()
+    adds_reward: bool = True
+    max_age: float = float("inf")
+    saves_memory: bool = True
     shapes_reward: ClassVar[bool] = False
     shaped_reward: str | None = None
     replaces_advantages: ClassVar[bool] = False
@@ -121,6 +130,13 @@ class Method:
 
     def check_rewards(self, names: list[str]) -> None:
         """Once, before training: names of the reward functions. Raises `ValueError` if a required one is missing."""
+
+    def check_tools(self, tools: bool) -> list[str]:
+        """Once, before training: warnings, given whether completions may hold the results of tools.
+
+        Raises `ValueError` if the method cannot work at all.
+        """
+        return []
 
     def setup(self, decode: Callable[[list[int]], str]) -> None:
         """Once, before training: receives the function that turns token ids into text, special tokens included."""
@@ -200,10 +216,26 @@ class Method:
         """Once per generation batch -> temperature relative to the sampling temperature, and ratio of the prompts."""
         return 1.0, 1.0
 
-    def auxiliary_loss(self, tokens: TokenBatch) -> tuple[Tensor, Logs]:
-        """In every training forward -> scalar term on the micro-batch's part of the auxiliary rollouts.
+    def replays(self, stored: Stored) -> tuple[Choice | None, Logs]:
+        """Once per generation batch of training, before anything of it is remembered -> what to replay, and `Logs`.
 
-        Their old log-probabilities are taken at the ordinary temperature.
+        The choice is the indices of sequences in `stored` and their advantages. It is the same on every process: it
+        depends only on the arguments and on a state that is. It empties the memory, even if the indices are too few
+        to give every process a part for each micro-batch. `None` leaves the memory as it is.
+        """
+        return None, {}
+
+    def keeps(self, rollouts: Rollouts) -> tuple[Tensor, Logs]:
+        """Once per generation batch of training, after `replays` -> (B,) bool: the sequences to remember."""
+        return rollouts.mask.any(1), {}
+
+    def auxiliary_loss(self, tokens: TokenBatch) -> tuple[Tensor, Logs]:
+        """In every training forward -> term on the micro-batch's part of the auxiliary rollouts, or of the replay.
+
+        A scalar, or (B, T): then it is reduced as TRL reduces its loss, with the token counts of these sequences.
+        Auxiliary rollouts have old log-probabilities at the ordinary temperature. Replayed sequences have those of
+        the policy that generated them, the advantages that `replays` gave, and the configured clip bounds. They make
+        no such forward while nothing is replayed.
         """
         return tokens.logps.sum() * 0, {}
 

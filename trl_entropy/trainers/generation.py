@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..functional import run_counts
 from ..methods import Method
 from .branches import BranchedRollouts
 from .prefill import whole_turns
@@ -208,6 +209,13 @@ class Generation:
             own = [1] * len(tokens) if tools or self.tool_masks is None else self.tool_masks[row]
             mask[row, : len(tokens)] = torch.tensor(own, dtype=torch.bool)
         return mask.to(device)
+
+    def tool_calls(self, length: int, device: torch.device) -> Tensor | None:
+        """(B,) answered tool calls of each completion; `None` if the policy wrote all tokens."""
+        if self.tool_masks is None:
+            return None
+        own = self.generated_mask(length, device, tools=False)
+        return run_counts(self.generated_mask(length, device) & ~own)
 
     def entropy(self, length: int) -> Tensor:
         """(B, length) entropies of the old policy in nats, from the run's source."""
