@@ -414,6 +414,7 @@ def train(folder, **settings):
     [
         dict(methods=["agentic_aepo", "branching"]),
         dict(methods=["pear", "empg", "branching"], branching_rule="arpo"),
+        dict(methods=["empg", "spear", "branching"], spear_buffer_size=2, spear_replay_steps=0),
         dict(
             methods=["aepo", "branching"], branching_dynamic=True, record_entropies=True, environment=Notebook,
             steps_per_generation=1, per_device_train_batch_size=8, aepo_target_entropy=1.0,
