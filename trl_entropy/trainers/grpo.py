@@ -275,16 +275,16 @@ class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
 
     def _save_checkpoint(self, model, trial):
         folder = os.path.join(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-        for memory in (
-            () if self.args.save_only_model else self._saved_replays
-        ):  # first, so that a checkpoint with a `trainer_state.json` is whole
-            save_replay(memory, folder)
+        if not self.args.save_only_model:
+            for memory in self._saved_replays:  # first, as a checkpoint with a `trainer_state.json` counts as whole
+                save_replay(memory, folder)
         super()._save_checkpoint(model, trial)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
-        for memory in self._saved_replays if checkpoint is not None else ():
-            load_replay(memory, checkpoint)
+        if checkpoint is not None:
+            for memory in self._saved_replays:
+                load_replay(memory, checkpoint)
 
     @property
     def _saved_replays(self) -> list[Replay]:
