@@ -4,6 +4,7 @@
 
 import math
 import random
+import re
 from statistics import fmean
 
 import pytest
@@ -83,6 +84,11 @@ def calls_for(turns: int):
 # Without branches
 
 
+def named(settings):
+    """The settings in words, without addresses of functions, which differ between the workers of pytest."""
+    return re.sub(r" at 0x\w+", "", str(settings))
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -94,7 +100,7 @@ def calls_for(turns: int):
         dict(tools=[asynchronous]),
         dict(environment=Notebook),
     ],
-    ids=str,
+    ids=named,
 )
 def test_without_a_free_place_the_loop_is_trls(tmp_path, settings):
     """Ids, masks, messages and all metrics are equal to the bit, and branches of no row are looked for."""
@@ -178,7 +184,7 @@ def check_notebooks(trainer, found):
         dict(tools=[asynchronous], branching_rule="arpo"),
         dict(branching_dynamic=True, environment=Notebook),
     ],
-    ids=str,
+    ids=named,
 )
 def test_branches_share_the_beginning_of_their_parents(tmp_path, settings):
     """And their own turns: H of each turn on each path is that of a dense forward of the row."""
