@@ -69,6 +69,19 @@ def covariances(draw):
     assert torch.equal(found, other)
 
 
+@covers(functional.row_means, functional.run_counts)
+def rows(draw):
+    shape = draw_shape(draw)
+    values, mask = draw_tensor(draw, shape, (-1e30, 1e30)), draw_flags(draw, shape)
+    found = functional.row_means(spoiled(draw, values, mask), mask)
+    runs = functional.run_counts(mask)
+    for row in range(shape[0]):
+        own, flags = values[row][mask[row]], mask[row].tolist()
+        bounds = (own.min(), own.max()) if len(own) else (0, 0)
+        assert bounds[0] - 1e-5 * abs(bounds[0]) <= found[row] <= bounds[1] + 1e-5 * abs(bounds[1])
+        assert runs[row] == len("".join("x" if flag else " " for flag in flags).split())
+
+
 @covers(functional.smallest_ratio)
 def smallest_ratios(draw):
     count = draw(st.integers(1, 10**7))
@@ -138,6 +151,7 @@ def accumulators(draw):
     settings.non_negative,
     settings.flag,
     settings.name_or_none,
+    settings.whole,
 )
 def fields_are_read_or_refused(draw):
     """Any value of a field is returned, or refused in one line that names it."""
@@ -155,6 +169,8 @@ def fields_are_read_or_refused(draw):
         settings.non_negative,
         settings.flag,
         settings.name_or_none,
+        lambda *args: settings.whole(*args, 0),
+        lambda *args: settings.whole(*args, 1, optional=True),
         lambda *args: settings.one_of(*args, "a", "b"),
     ]
     for read in readers:

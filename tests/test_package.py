@@ -20,6 +20,7 @@ from trl_entropy.methods.tip import Tip, TipConfig
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "trl_entropy"
 GROUND = ("tokens", "collectives", "functional", "inert", "knob", "paper", "ratios", "settings", "signs", "estimates")
+GROUND += ("turns",)
 TENSOR_MODULES = [*(PACKAGE / f"{name}.py" for name in GROUND), *sorted((PACKAGE / "methods").glob("*.py"))]
 # What a method may override without acting in training.
 NO_HOOKS = ("check", "check_rewards", "setup", "metrics", "rollout_metrics", "state_dict", "load_state_dict")

@@ -72,6 +72,18 @@ def quantiles(values: Tensor, probabilities: tuple[float, ...]) -> list[Tensor]:
     return found
 
 
+def row_means(values: Tensor, mask: Tensor) -> Tensor:
+    """(B, T) -> (B,) mean of each row's valid values; 0 for a row without any."""
+    return values.masked_fill(~mask, 0).sum(1) / mask.sum(1).clamp(min=1)
+
+
+def run_counts(flags: Tensor) -> Tensor:
+    """(B, T) bool -> (B,) number of maximal runs of True in each row."""
+    starts = flags.clone()
+    starts[:, 1:] &= ~flags[:, :-1]
+    return starts.sum(1)
+
+
 def centered_product(x: Tensor, y: Tensor, mask: Tensor, world: Collectives = SINGLE_PROCESS) -> Tensor:
     """(B, T), (B, T) -> (B, T): (x - mean x)(y - mean y), whose mean is their covariance; 0 outside the mask."""
     product = (x - masked_mean(x, mask, world)) * (y - masked_mean(y, mask, world))

@@ -76,6 +76,14 @@ def non_negative(config: Any, name: str) -> float:
     return checked(config, name, lambda value: 0 <= value < float("inf"), "a finite number >= 0")
 
 
+def whole(config: Any, name: str, least: int, optional: bool = False) -> int:
+    """The value of a field that takes an integer of at least `least`; with `optional` it may be `None`."""
+    accepted = f"an integer >= {least}" + (", or none" if optional else "")
+    return checked(
+        config, name, lambda value: (optional and value is None) or (type(value) is int and value >= least), accepted
+    )
+
+
 def flag(config: Any, name: str) -> bool:
     """The value of a boolean field."""
     return checked(config, name, lambda value: value is True or value is False, "true or false", switch=True)

@@ -127,6 +127,8 @@ class Rollouts:
         completion_ids: (B, T) token ids.
         rewards: (B,) weighted sum of the rewards; NaN if no reward function gave one.
         reward_columns: (B,) rewards by the name of their function, before any method has shaped them.
+        tool_calls: (B,) answered tool calls: maximal runs of tokens inside a completion that the policy did not write.
+            One per turn, whoever ran the tool. `None` if it wrote all tokens.
         num_generations: completions per prompt. They follow each other and may span processes.
         scale_rewards: what TRL divides advantages by: the standard deviation of a "group" or "batch", or "none".
         logps: (B, T) log-probabilities under the old policy, or `None` if it made no pass over the whole generation
@@ -147,6 +149,7 @@ class Rollouts:
     completion_ids: Tensor | None = None
     rewards: Tensor | None = None
     reward_columns: dict[str, Tensor] = field(default_factory=dict)
+    tool_calls: Tensor | None = None
     num_generations: int = 1
     scale_rewards: str = "group"
     logps: Tensor | None = None
@@ -175,3 +178,28 @@ class Rollouts:
         highest = rewards.nan_to_num(nan=-torch.inf).amax(1, keepdim=True)
         uniform = (lowest >= highest).expand_as(rewards)
         return self.world.own(uniform.flatten(), len(self.mask))
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Facts about the N sequences that a method remembers on all processes, in the order of processes.
+
+    Tensors are float64, on the CPU, and equal on every process.
+
+    Attributes:
+        reward: (N,) weighted sum of the rewards.
+        advantage: (N,) mean over the tokens of the advantage, as the methods listed before left it.
+        step: (N,) optimizer steps made when the sequence was generated.
+        now: optimizer steps made so far.
+        capacity: completions in a generation batch of all processes.
+        multiple: replays are multiples of this many sequences: one per process and micro-batch.
+        draw: integers that identify the generation batch in the run (seed, optimizer step).
+    """
+
+    reward: Tensor
+    advantage: Tensor
+    step: Tensor
+    now: int = 0
+    capacity: int = 1
+    multiple: int = 1
+    draw: tuple[int, int] = (0, 0)

@@ -4,11 +4,11 @@
 
     python recipes/benchmarks/trajectories.py --plan recipes/benchmarks/equal_entropy.yaml --output runs/equal_entropy
     python recipes/benchmarks/equal_entropy.py         # tables of the finished runs
-    python recipes/benchmarks/equal_entropy.py --scores recipes/benchmarks/equal_entropy.json  # those of the docs
+    python recipes/benchmarks/equal_entropy.py --scores recipes/benchmarks/equal_entropy_held.json  # the docs
 
-The first command makes the runs of the plan, and goes on where it was stopped. Two tables follow: the deviation of log
-entropy from log target in each run, and final scores minus those of TRL's entropy bonus, held at the same share, with
-the same seed.
+The first command makes the runs of the plan, goes on where it was stopped, and compares the runs with stock's
+trajectory at equal pass@1. The second prints two tables: the deviation of log entropy from log target in each run, and
+final scores minus those of TRL's entropy bonus, held at the same share, with the same seed.
 """
 
 import argparse
@@ -152,7 +152,7 @@ def main() -> None:
     if not found:
         raise SystemExit(f"equal_entropy.py: no finished run of {options.plan} is in {options.output}")
     if not options.scores:
-        write(found, plan, options.output / "equal_entropy.json")
+        write(found, plan, options.output / "equal_entropy_held.json")
     print(f"Deviation from the target\n\n{deviations(found, plan)}\n")
     print(f"Scores at equal entropy\n\n{differences(found, plan)}")
 

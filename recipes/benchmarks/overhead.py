@@ -28,7 +28,10 @@ from trl_entropy import METHODS, EntropyGRPOConfig, EntropyGRPOTrainer
 
 
 # Fields that a method requires. A second rollout would need generation, which is not timed here.
-REQUIRED = {"aepo": {"aepo_target_entropy": 0.5, "aepo_mode": "reweight"}}
+REQUIRED = {
+    "aepo": {"aepo_target_entropy": 0.5, "aepo_mode": "reweight"},
+    "spear": {"spear_tools_only": False, "spear_tool_reward": 0.0},  # without a replay: `replay.py` times those
+}
 
 
 def build_trainer(trainer_class, config_class, options, folder, **fields):
@@ -56,13 +59,12 @@ def build_trainer(trainer_class, config_class, options, folder, **fields):
         per_device_train_batch_size=options.rows,
         num_generations=options.rows,
         max_completion_length=options.length,
-        steps_per_generation=4,
         top_entropy_quantile=options.quantile,
         gradient_checkpointing=False,
         bf16=False,
         use_cpu=True,
         report_to=[],
-        **fields,
+        **{"steps_per_generation": 4, **fields},
     )
     trainer = trainer_class(
         model=model,

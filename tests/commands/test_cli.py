@@ -5,6 +5,7 @@
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,8 @@ import torch
 import yaml
 from datasets import Dataset
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl.chat_template_utils import qwen3_chat_template
 
 from trl_entropy import METHODS, cli
 from trl_entropy.commands import launch
@@ -30,11 +32,14 @@ ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data"
 BY_DEFAULT = ("clip_cov", "aepo", "pear")  # one that acts on advantages, one with rollouts of its own, one on rewards
 SCALED_DOWN = [name if name in BY_DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
+# Recipes with tools, for which a chat template must know how to write calls, and what else they change scaled down.
+AGENTS = {"branching": dict(branching_initial=2)}
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason="real problem sets lie beside the repository, not in it")
 # What `probe_rewards.py`, in the folder of the run, holds: a reward function of the user's own.
 PROBE = """
 import os
 import runpy
+import shutil
 def even(completions, **kwargs):
     rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     with open(f"rank{rank}of{size}.txt", "a") as file:
@@ -242,7 +247,12 @@ def test_real_files_mix_with_a_dataset_of_trl(run):
 
 @needs_data
 @pytest.mark.parametrize("name", SCALED_DOWN)
-def test_recipe_of_each_method_runs_scaled_down(run, tiny, name):
+def test_recipe_of_each_method_runs_scaled_down(run, tiny, tmp_path, name):
+    if name in AGENTS:
+        tiny = shutil.copytree(tiny, tmp_path / "agent")
+        tokenizer = AutoTokenizer.from_pretrained(tiny)
+        tokenizer.chat_template = qwen3_chat_template
+        tokenizer.save_pretrained(tiny)
     changes = dict(
         model_name_or_path=tiny,
         dataset_name=SHARED / "DAPO-Math-17k.parquet",
@@ -261,6 +271,7 @@ def test_recipe_of_each_method_runs_scaled_down(run, tiny, name):
         save_steps=2,
         max_steps=2,
         reward_funcs="probe_rewards.even",
+        **AGENTS.get(name, {}),
     )
     flags = [f"--{key}={value}" for key, value in changes.items()]
     assert run(*flags, recipe=(ROOT / "recipes" / f"{name}.yaml").read_text())[0] == 0

@@ -172,3 +172,10 @@ def test_no_command_says_what_is_missing(capsys):
     error = capsys.readouterr().err
     assert error.startswith("trl-entropy: error: a command is missing: one of grpo, distillation, kappa, ")
     assert error.count("\n") == 1 and all(name in error for name in cli.COMMANDS)
+
+
+def test_a_method_that_needs_tools(call):
+    status, _, error = call("grpo", "--dry_run", methods=["spear"])
+    assert status == 2 and "`spear_tools_only` must be false without `tools`" in error
+    status, out, _ = call("grpo", "--dry_run", methods=["spear"], spear_tools_only=False)
+    assert status == 0 and "methods spear" in out

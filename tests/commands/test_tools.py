@@ -8,7 +8,10 @@ import pytest
 from transformers.utils import get_json_schema
 
 from trl_entropy.commands import grpo
+from trl_entropy.commands.rewards import imported
+from trl_entropy.commands.script_arguments import AgentScriptArguments
 from trl_entropy.commands.tools import TOOLS, tool_by_name
+from trl_entropy.rewards import answer_line_accuracy_reward
 from trl_entropy.tools import calculator
 
 
@@ -56,7 +59,10 @@ def test_tool_by_name():
             "`tools` has the unknown name 'calculater'. Did you mean 'calculator'? Known: calculator, or a",
         ),
         ("no.such", "`tools` has 'no.such', which cannot be imported: No module named 'no'."),
-        ("trl_entropy.tools.LONGEST", "`tools` must name functions, got 'trl_entropy.tools.LONGEST', which is a int."),
+        (
+            "trl_entropy.tools.LONGEST",
+            "`tools` must name functions or classes, got 'trl_entropy.tools.LONGEST', which",
+        ),
     ],
 )
 def test_unknown_tools(name, message):
@@ -72,7 +78,7 @@ def test_the_trainer_gets_them(monkeypatch, given, expected):
     for name in ("check_processes", "train_and_save", "model_kwargs", "get_peft_config", "get_quantization_config"):
         monkeypatch.setattr(grpo, name, lambda *arguments: None)
     monkeypatch.setattr(grpo, "load_splits", lambda *arguments: ([{"prompt": "1 + 1?"}], None))
-    script = grpo.EntropyGRPOScriptArguments(dataset_name="x", reward_funcs=["accuracy_reward"], tools=given)
+    script = AgentScriptArguments(dataset_name="x", reward_funcs=["accuracy_reward"], tools=given)
     model = SimpleNamespace(model_name_or_path="m", model_revision="main")
     grpo.train(grpo_parser(), script, SimpleNamespace(model_init_kwargs=None), model, None)
     assert built["tools"] == expected and built["model"] == "m"
@@ -82,3 +88,16 @@ def grpo_parser():
     from trl_entropy.commands.parser import CommandParser
 
     return CommandParser()
+
+
+def test_the_last_message_of_an_agent_is_scored():
+    said = {"role": "assistant", "content": "Answer: 3"}
+    result = {"role": "tool", "name": "calculator", "content": "18"}
+    completions = [[said, result, {"role": "assistant", "content": "So.\nAnswer: 18"}], [said, result]]
+    assert answer_line_accuracy_reward(completions, solution=[r"\boxed{18}"] * 2)[0] == 1.0
+
+
+def test_environments_are_given_by_dotted_path():
+    assert imported("trl_entropy.tools.calculator", "environment_factory") is calculator
+    with pytest.raises(ValueError, match="`environment_factory` must have dotted paths, got 'calculator'"):
+        imported("calculator", "environment_factory")

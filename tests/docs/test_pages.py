@@ -21,6 +21,7 @@ from trl_entropy.commands.listing import listed
 from trl_entropy.commands.methods import STORED
 from trl_entropy.commands.rewards import REWARDS
 from trl_entropy.methods import METHODS
+from trl_entropy.trainers import branches, places
 
 
 ROOT = Path(__file__).parents[2]
@@ -184,9 +185,14 @@ def test_each_method_says_what_it_was_checked_against():
 
 
 def keys_of(name):
-    """The texts in the module of a method, among them the keys that it logs; `{}` stands for what is filled in."""
+    """The texts in the module of a method, among them the keys that it logs; `{}` stands for what is filled in.
+
+    What rollouts that branch log, the trainer counts.
+    """
     found = set()
-    for node in ast.walk(ast.parse(Path(sys.modules[METHODS[name].__module__].__file__).read_text())):
+    modules = [sys.modules[METHODS[name].__module__]]
+    modules += [branches, places] if METHODS[name].overrides("branches") else []
+    for node in (node for module in modules for node in ast.walk(ast.parse(Path(module.__file__).read_text()))):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             found.add(node.value)
         if isinstance(node, ast.JoinedStr):

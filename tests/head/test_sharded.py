@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from support.processes import run_processes
+from support.registry import covered
 from support.sharded_processes import RUNS
 from support.tensors import make_loss_batch
 from support.tiny import EXACT, FLOAT32, build_model
@@ -98,7 +99,7 @@ def compare(first, second, keys=("loss", "grad_norm", "entropy")):
 
 @pytest.mark.slow
 @pytest.mark.compatibility("2 processes (DDP)")
-@pytest.mark.parametrize("methods", [[name] for name in METHODS], ids="+".join)
+@pytest.mark.parametrize("methods", [[name] for name in covered()], ids="+".join)
 def test_ddp(found, methods):
     ranks = [part["ddp", methods[0]] for part in found]
     torch.testing.assert_close(ranks[0]["weights"], ranks[1]["weights"], **EXACT)
@@ -110,7 +111,7 @@ def test_ddp(found, methods):
 
 @pytest.mark.slow
 @pytest.mark.compatibility("2 processes (FSDP2)")
-@pytest.mark.parametrize("methods", [[name] for name in METHODS], ids="+".join)
+@pytest.mark.parametrize("methods", [[name] for name in covered()], ids="+".join)
 def test_fsdp_is_ddp(found, methods):
     for part in found:
         sharded = part["fsdp", methods[0]]

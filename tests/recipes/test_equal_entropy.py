@@ -77,7 +77,7 @@ def test_tables_of_stored_runs(script, tmp_path, monkeypatch, capsys):
     assert "| `clip_cov_quarter` | 0.9 | **+0.050 ± 0.000** |" in text
     assert "| `entropy_coef` | 0.9 | 0.300 ± 0.000 |" in text and "| `stock` |  | 0.400 |" in text
     assert "clip_v" not in text
-    monkeypatch.setattr(sys, "argv", ["equal_entropy.py", f"--scores={tmp_path / 'equal_entropy.json'}"])
+    monkeypatch.setattr(sys, "argv", ["equal_entropy.py", f"--scores={tmp_path / 'equal_entropy_held.json'}"])
     script.main()
     assert capsys.readouterr().out == text
 

@@ -15,6 +15,7 @@ from trl_entropy import METHODS, EntropyDistillationConfig
 from trl_entropy.commands.arguments import StrictParser
 from trl_entropy.commands.grpo import KINDS as GRPO_KINDS
 from trl_entropy.commands.rewards import reward_by_name
+from trl_entropy.commands.tools import tool_by_name
 from trl_entropy.kappa.config import KappaTune
 from trl_entropy.methods.tip import Tip
 
@@ -57,6 +58,7 @@ def test_recipe_parses_without_a_setting_that_does_nothing(path):
     assert model_args.model_name_or_path and bool(script_args.dataset_name) != bool(dataset_args.datasets)
     assert training_args.methods or training_args.kappa_mode != "none"
     assert all(callable(reward_by_name(name)) for name in script_args.reward_funcs)
+    assert all(tool_by_name(name).__doc__ for name in script_args.tools or [])
     assert training_args._idle_warnings() == []
     assert training_args._inert_warnings([METHODS[name](training_args) for name in training_args.methods]) == []
 

@@ -108,14 +108,14 @@ def test_values_in_words(seeds):
 def test_vega_draws_it(seeds):
     """Text is text, colors are those of the page, and the chart is described."""
     svg = seeds.svg(TITLE)
-    assert "<text" in svg and ">optimizer step<" in svg and ">0.5<" in svg
+    assert "<text" in svg and ">optimizer step<" in svg and ">1.0<" in svg
     lines = re.findall(r'stroke="var\(--c(\d)\)"', svg)
     assert lines == ["0", "1", "2"]
     assert "values from 1.0 to 3.0" in svg and "for a linear scale" in svg  # Vega's description of the axes
     assert len(re.findall(r'fill="var\(--c0\)"', seeds.svg(TITLE, grouped=True))) == 1  # the band
     assert "values from 2.0 to 3.0" in seeds.svg(TITLE, zoom=[2, 3])
     described = seeds.call("specOf(panel, items, state, null, [400, 220]).description", TITLE, hidden=[0])
-    assert described.startswith("token entropy (nats) over optimizer step: 2 lines of runs.")
+    assert described.startswith("token entropy (nats) over optimizer step: 2 runs or means of seeds.")
 
 
 @pytest.mark.parametrize(("y", "upper", "area"), [([0.4, 0.5], [0.8, 0.9], True), ([0.4, 0.4], [0.4, 0.4], False)])

@@ -24,6 +24,7 @@ from trl_entropy import (
     MonitorCallback,
 )
 from trl_entropy.trainers.generation import Generation
+from trl_entropy.trainers.replay import Row
 from trl_entropy.trainers.rollouts import apply_group_hooks
 
 
@@ -185,6 +186,74 @@ def results(output_dir, rank, processes, methods):
     return found, trainer
 
 
+def remembered(number, lengths=(3, 5, 2, 4, 1, 4, 3, 2, 5)):
+    """A sequence to be replayed. The stored log-probabilities lie on both sides of the clip bounds."""
+    generator = torch.Generator().manual_seed(number)
+    size = lengths[number]
+    ids = torch.randint(2, 20, (size + 2,), generator=generator, dtype=torch.int32)
+    own = torch.ones(size, dtype=torch.bool)
+    own[1:2] = size < 3  # a tool's result
+    logps = -3 * torch.rand(size, generator=generator)
+    return Row(ids[:2], ids[2:], own, logps, None, reward=0.6 + 0.1 * number, advantage=0.5, step=number // 4)
+
+
+def replayed(output_dir, rank, processes, split, loss_type, rows=9):
+    """Loss, gradients and choice of a replay whose sequences lie on the processes as `split` counts them."""
+    trainer = build_trainer(
+        EntropyGRPOTrainer,
+        EntropyGRPOConfig,
+        output_dir,
+        per_device_train_batch_size=8 // processes,
+        loss_type=loss_type,
+        methods=["spear"],
+        **{**registry.world(["spear"]), "spear_buffer_size": 4, "spear_clip_cov_ratio": 0.2},
+    )
+    memory, method = trainer._replays["spear"], trainer.methods[0]
+    method.baseline = [[0.2, 0.5], [0.9]]
+    first = sum(split[:rank])
+    memory.rows = [remembered(number) for number in range(rows)][first:][: split[rank]]
+    parts = memory.recall(torch.ones(1, 1, dtype=torch.bool))
+    trainer._auxiliary["spear"] = parts
+    loss, gradients = loss_and_gradients(trainer, part(batches()["off_policy"], rank, processes))
+    reduce = trainer.accelerator.reduce
+    return {
+        "advantages": trainer.accelerator.gather(parts[0]["advantages"]),
+        "items": parts[0]["num_items_in_batch"],
+        "left": len(memory.rows),
+        "loss": reduce(loss, "mean"),
+        "gradients": {k: reduce(v, "mean") for k, v in gradients.items()},
+        "metrics": logged_by(trainer, ["spear"]),
+    }
+
+
+# How the processes hold the nine sequences: also one that holds none.
+SPLITS = {2: {"uneven": (3, 6), "none": (9, 0)}, 4: {"uneven": (2, 4, 0, 3), "none": (0, 9, 0, 0)}}
+
+
+def replaying_run(folder, count):
+    """A run in which groups span processes, with what each process remembers before each optimizer step."""
+    trainer = build_trainer(
+        EntropyGRPOTrainer,
+        EntropyGRPOConfig,
+        folder,
+        num_generations=4 * count,
+        methods=["spear"],
+        **{**registry.world(["spear"]), "spear_buffer_size": 2 * count},
+        steps_per_generation=2,
+        max_steps=8,
+        save_strategy="steps",
+        save_steps=4,
+        ddp_backend="gloo",
+    )
+    trainer.train()
+    return {
+        "rows": [row for row in trainer.state.log_history if "loss" in row],
+        "weights": trainer.accelerator.unwrap_model(trainer.model).state_dict(),
+        "baseline": trainer.methods[0].baseline,
+        "stored": len(trainer._replays["spear"].rows),
+    }
+
+
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -198,7 +267,11 @@ if __name__ == "__main__":
         found[name] = controlled(folder / "out", rank, count, name)
     found["monitors"] = monitored(folder / "out", rank, count)
     found["thermostat"] = strengths(folder / "out", rank, count)
+    for name, split in SPLITS[count].items():
+        for loss_type in ("dapo", "dr_grpo"):
+            found["replay", name, loss_type] = replayed(folder / "out", rank, count, split, loss_type)
     torch.save(found, folder / f"rank{rank}.pt")
+    torch.save(replaying_run(folder / "replay", count), folder / f"replay{rank}.pt")
     # And a run of its own, in which truncated completions are masked and a second rollout is drawn.
     trainer = build_trainer(
         EntropyGRPOTrainer,

@@ -36,6 +36,7 @@ class MethodSettings:
     Args:
         required: fields without which the method cannot be built.
         strong: fields with which it acts on batches of a few dozen tokens.
+        steps: optimizer steps after which it has acted, in a run with two updates per generation batch or four.
         variants: other settings, for other code paths.
         state: entries of its `state_dict` as they are after a step.
         world: fields with which a run of many processes equals a run of one; `strong` if left out.
@@ -54,6 +55,7 @@ class MethodSettings:
 
     required: dict[str, Any] = field(default_factory=dict)
     strong: dict[str, Any] = field(default_factory=dict)
+    steps: int = 3
     variants: tuple[dict[str, Any], ...] = ()
     state: dict[str, Any] = field(default_factory=dict)
     world: dict[str, Any] | None = None
@@ -100,6 +102,11 @@ def rewarded(names: list[str]) -> dict[str, Any]:
     """The reward function of a run of one method by itself, if it names one."""
     reward = settings_of(names[0]).reward if len(names) == 1 else None
     return {} if reward is None else {"reward_funcs": reward}
+
+
+def steps(names: list[str]) -> int:
+    """Optimizer steps of a run of one method by itself, in which it acts."""
+    return settings_of(names[0]).steps if len(names) == 1 else MethodSettings.steps
 
 
 def accepted(names: list[str], settings: dict[str, Any]) -> dict[str, Any]:
@@ -149,7 +156,7 @@ def stage(name: str) -> int:
     """The later a method acts between prompts and loss, the later it is listed."""
     if METHODS[name].replaces_advantages:
         return 2
-    if acts(name, IN_FORWARD):
+    if acts(name, (*IN_FORWARD, "keeps")):  # what to remember is judged by the advantages of the methods before
         return 4
     hooks = ("prompts", "reward", "group_advantages")
     return next((place for place, hook in zip((0, 1, 3), hooks, strict=True) if acts(name, (hook,))), 4)

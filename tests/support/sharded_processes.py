@@ -10,12 +10,11 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
-from support.registry import rewarded, strong
+from support.registry import covered, rewarded, strong
 from support.tiny import build_trainer
 from torch.distributed.tensor import DTensor
 
 from trl_entropy import EntropyGRPOConfig, EntropyGRPOTrainer
-from trl_entropy.methods import METHODS
 
 
 FSDP = dict(
@@ -27,7 +26,7 @@ FSDP = dict(
         reshard_after_forward=True,
     ),
 )
-RUNS = {**{name: [name] for name in METHODS}, "none": []}
+RUNS = {**{name: [name] for name in covered()}, "none": []}
 
 
 class ShardedTrainer(EntropyGRPOTrainer):

@@ -42,7 +42,9 @@ COSTS = {
     "nucleus_entropy": "a statistic of the fused head",
     "second_temperature": "a statistic of the fused head",
     "top_logps": "a statistic of the fused head",
+    "branched_rollouts": "a softmax per token while completions are generated; samples fewer tokens",
     "auxiliary_rollouts": "completions of its own, and one more forward per micro-batch",
+    "replay": "one more forward per micro-batch while something is replayed",
 }
 
 

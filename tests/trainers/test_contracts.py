@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from support import cases
+from support import agents, cases
 from support.distilling import make_batch
 from support.tensors import make_loss_batch
 from support.tiny import EXACT, FLOAT32, LOSS_TYPES, build_model, loss_and_gradients
@@ -15,11 +15,12 @@ from transformers import Trainer
 from trl import DistillationTrainer, GRPOTrainer
 from trl.experimental.sdft import SDFTTrainer
 from trl.experimental.sdpo import SDPOTrainer
+from trl.generation.vllm_generation import VLLMGeneration
 from trl.kernels import ChunkedLogProbFunction, chunked_divergence
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 from trl.kernels.chunked_logprob import _addmm_fp32
 from trl.models.utils import add_hooks, remove_hooks
-from trl.trainer import distillation_trainer
+from trl.trainer import distillation_trainer, grpo_trainer
 from trl.trainer import utils as trainer_utils
 from trl.trainer.utils import FusedCausalLMOutput, RepeatSampler
 
@@ -356,6 +357,99 @@ def test_a_resumed_run_learns_its_epochs_before_it_draws(make_trainer):
     assert calls == ["epochs", "draw"]
 
 
+# The tool loop
+
+
+def test_arguments_of_the_tool_loop():
+    expected = {
+        GRPOTrainer._generate: ["prompts"],
+        GRPOTrainer._generate_single_turn: [
+            *("prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images")
+        ],
+        GRPOTrainer._tool_call_loop: [
+            *("prompts", "prompt_ids", "completion_ids", "completions", "logprobs", "images", "multimodal_fields")
+        ],
+    }
+    for method, names in expected.items():
+        assert list(inspect.signature(method).parameters) == ["self", *names]
+    # It is called by position, and what it returns is read by position.
+    source = " ".join(inspect.getsource(GRPOTrainer._generate).split())
+    assert (
+        "( tool_mask, completions, completion_ids, logprobs, tool_call_count, tool_failure_count, tool_images, ) = "
+        "self._tool_call_loop( prompts, prompt_ids, completion_ids, completions, logprobs, images, multimodal_fields )"
+    ) in source
+
+
+def test_the_tool_loop_may_be_entered_again(tmp_path, monkeypatch):
+    """It runs one round for rows whose first message calls a tool, and asks for all their turns in one call."""
+    trainer = agents.build_agent_trainer(tmp_path, stock=True)
+    ran, asked = [], []
+
+    def calculator(expression):
+        ran.append(expression)
+        return "7"
+
+    def turns(contexts, images, fields, num_generations, has_tool_images):
+        asked.append((contexts, images, fields, num_generations, has_tool_images, [len(view) for view in views]))
+        return [agents.ids_of("<call> calculator expression 2 </call> <eos>") for _ in contexts], [[-1.0] * 6] * 3
+
+    monkeypatch.setattr(trainer, "_generate_single_turn", turns)
+    trainer._sync_tool_dicts, trainer._async_tool_dicts = [{"calculator": calculator}] * 5, [{}] * 5
+    trainer.max_tool_calling_iterations, trainer.max_completion_length = 1, 20
+    said = {"role": "assistant", "content": ""}
+    calling = [
+        {**said, "tool_calls": [{"type": "function", "function": {"name": name, "arguments": {"expression": word}}}]}
+        for name, word in (("calculator", "1"), ("calculator", "2"), ("nothing", "3"), ("calculator", "4"))
+    ]
+    views = [[calling[0]], [said], [calling[1]], [calling[2]], [calling[3]]]
+    ids = [[5] * 6, [5] * 2, [5] * 17, [5] * 10, [5] * 3]  # the third has no room for a result
+    values = [[0.5] * len(row) for row in ids]
+    before = [row[:] for row in ids]
+    masks, seen, found, logps, calls, failures, images = trainer._tool_call_loop(
+        [[{"role": "user", "content": "n"}] for _ in ids], [[3, 4]] * 5, ids, views, values, None, {}
+    )
+    assert ran == ["1", "2", "4"] and (calls, failures) == (4, 1)
+    ((contexts, *given, lengths),) = asked
+    assert given == [None, {}, 1, False]
+    # What does not fit was taken back before the others were asked for, each with its own context.
+    assert lengths == [2, 1, 1, 2, 2] and seen is views and found is ids and logps is values
+    assert [context[:2] for context in contexts] == [[3, 4]] * 3
+    result = agents.ids_of("<tool> 7 <eos> <assistant>")
+    error = agents.ids_of("<tool> {'error': 'Tool nothing not found.'} <eos> <assistant>")
+    turn = agents.ids_of("<call> calculator expression 2 </call> <eos>")
+    assert found == [before[0] + result + turn, before[1], before[2], (before[3] + error + turn)[:20],
+                     before[4] + result + turn]  # fmt: skip
+    # The mask begins anew, values are added to.
+    assert masks[0] == [1] * 6 + [0] * 4 + [1] * 6 and logps[0] == [0.5] * 6 + [0.0] * 4 + [-1.0] * 6
+    assert [message["role"] for message in seen[0]] == ["assistant", "tool", "assistant"]
+    assert seen[0][-1]["tool_calls"] and images == [[]] * 5
+    assert trainer._get_tool_suffix_ids(seen[0][1:2]) == result
+
+
+def test_the_first_log_probability_of_the_engine_is_taken():
+    """And it is asked with `logprobs` as that is at the time, by keyword, for prompts that repeat in turn."""
+    source = inspect.getsource(GRPOTrainer._generate_single_turn)
+    assert "logprobs = [[lp[0] for lp in seq] for seq in logprobs]" in source
+    assert "_, completion_ids, logprobs, _ = self.vllm_generation.generate(" in source
+    engine = inspect.getsource(VLLMGeneration.generate)
+    assert engine.count('"logprobs": self.logprobs') == 2 and "all_prompts[::num_generations]" in engine
+    assert list(inspect.signature(VLLMGeneration.generate).parameters) == [
+        *("self", "prompts", "images", "num_generations", "profiler")
+    ]
+
+
+def test_environments_are_pooled_and_their_tools_bound(tmp_path):
+    """The pool has one that is not used yet. A row's tools are methods of its environment."""
+    trainer = agents.build_agent_trainer(tmp_path, stock=True, environment=agents.Notebook)
+    ((fresh,),) = trainer._environment_pool.values()
+    assert isinstance(fresh, agents.Notebook) and not hasattr(fresh, "lines")
+    agents.roll_out(trainer)
+    assert trainer.environments[0] is fresh and len(trainer._environment_pool[None]) == agents.ROWS
+    for environment, tools in zip(trainer.environments, trainer._sync_tool_dicts, strict=True):
+        assert tools["calculator"].__self__ is environment
+    assert trainer._batch_environments == [None] * agents.ROWS and len(trainer._env_tools[None]) == 1
+
+
 def arguments(function):
     return [name for name in inspect.signature(function).parameters if name != "self"]
 
@@ -378,6 +472,7 @@ def test_rollouts_are_logged_with_their_advantages(make_trainer):
     assert trainer._step == 0 and trainer._metrics.keys() == {"train", "eval"}
     trainer._generate_and_score_completions([{"prompt": "w1 w2"}] * 4)
     assert len(trainer._logs["advantages"]) == 4 and trainer._tokenizer is trainer.processing_class
+    assert trainer._is_vlm is False and trainer._get_output_dir(trial=None) == trainer.args.output_dir
     trainer.train()
     assert trainer._step == trainer.state.max_steps * trainer.args.gradient_accumulation_steps
     assert GRPOTrainer._tag_names == ["trl", "grpo"] and isinstance(trainer._last_world_entropy, float)
@@ -412,6 +507,8 @@ def test_products_are_added_in_float32():
 def test_helpers_of_trl_take_these_arguments():
     for name in ("split_pixel_values_by_grid", "unsplit_pixel_values_by_grid"):
         assert arguments(getattr(trainer_utils, name)) == ["batch"]
+    assert arguments(trainer_utils.pad) == ["tensors", "padding_value", "padding_side", "pad_to_multiple_of"]
+    assert arguments(grpo_trainer.parse_response) == ["tokenizer", "ids", "prefix", "tools"]
     assert arguments(trainer_utils.split_tensor_dict) == ["tensor_dict", "num_chunks"]
     assert arguments(trainer_utils.get_config_model_id) == ["config"]
     assert arguments(trainer_utils.is_async_callable) == ["func"]

@@ -9,12 +9,22 @@ import torch
 from filelock import FileLock
 from support import registry
 from support.distilling import distillation_results
-from support.many_processes import CONTROLLERS, controlled, grouped, monitored, results, rewards_of
+from support.many_processes import (
+    CONTROLLERS,
+    SPLITS,
+    controlled,
+    grouped,
+    monitored,
+    replayed,
+    results,
+    rewards_of,
+)
 from support.processes import run_processes
 from support.thermostat_runs import strengths
 from support.tiny import EXACT, build_model
 
 from trl_entropy.methods import METHODS
+from trl_entropy.trainers.replay_files import read_rows
 
 
 @pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)], ids="{} processes".format)
@@ -154,6 +164,36 @@ def test_run_of_many_processes_stays_in_step(many):
         for row, other in zip(first["rows"], run["rows"], strict=True):
             assert row["aepo/temperature"] == other["aepo/temperature"]
             assert 0 <= row["aepo/auxiliary_positive_fraction"] == other["aepo/auxiliary_positive_fraction"] <= 1
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", "dr_grpo"])
+@pytest.mark.parametrize("name", SPLITS[2])
+def test_a_replay_of_many_processes_is_that_of_one(many, tmp_path, name, loss_type):
+    """Baseline, choice, gradients, draws and metrics, however the sequences lie on the processes."""
+    one = replayed(tmp_path, 0, 1, (9,), loss_type)
+    assert len(one["advantages"]) == 4 and one["metrics"]["spear/kept_fraction"] < 1
+    for found in (found["replay", name, loss_type] for found in of_each(many, "rank")):
+        assert torch.equal(found["advantages"], one["advantages"]) and found["items"] == one["items"]
+        assert found["left"] == one["left"] == 0
+        torch.testing.assert_close(found["loss"], one["loss"], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found["gradients"], one["gradients"], rtol=1e-5, atol=3e-6)
+        assert found["metrics"] == pytest.approx(one["metrics"], rel=1e-5, abs=1e-6)
+
+
+def test_run_that_replays_in_many_processes_stays_in_step(many):
+    first, *others = of_each(many, "replay")
+    assert any(row.get("spear/replayed_rows") for row in first["rows"]) and len(first["rows"]) == 8
+    assert [len(batch) for batch in first["baseline"]] == [2] * 4  # of groups that span the processes
+    for run in others:
+        torch.testing.assert_close(first["weights"], run["weights"], **EXACT)
+        assert run["baseline"] == first["baseline"]
+        for row, other in zip(first["rows"], run["rows"], strict=True):
+            keys = {key for key in row if key.startswith("spear/")}
+            assert {key: row[key] for key in keys} == pytest.approx({key: other[key] for key in keys}, abs=0)
+    files = sorted(path.name for path in (many[0] / "replay" / "checkpoint-8").glob("spear_*"))
+    assert files == [f"spear_replay_{rank}.safetensors" for rank in range(many[1])]
+    rows = [read_rows(str(many[0] / "replay" / "checkpoint-8" / file)) for file in files]
+    assert [len(own) for own in rows] == [run["stored"] for run in (first, *others)]
 
 
 @pytest.fixture(scope="module")

@@ -139,8 +139,8 @@ def test_report_and_card_show_it(make_trainer, tmp_path):
     trainer.create_model_card()
     panel = next(panel for panel in build_panels(read_runs([tmp_path / "run"])) if panel.title == "pass@k")
     assert [(series.label, series.kind) for series in panel.series] == [
-        ("pass@4", "noisy"),
-        ("pass@1", "noisy_second"),
+        ("pass@4", "line"),
+        ("pass@1", "second"),
     ]
     assert panel.series[0].y == [line["pass@4"] for line in logged(trainer)] and "As logged" in panel.about
     card = ModelCard.load(tmp_path / "run" / "README.md")

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from support.registry import covered, method_sets, rewarded, settings_of, strong, together_sets, untested
+from support.registry import covered, method_sets, rewarded, settings_of, steps, strong, together_sets, untested
 from support.tiny import EXACT, LOSS_TYPES, build_model
 
 from trl_entropy.methods import METHODS
@@ -43,7 +43,7 @@ def check_acts(make_trainer, plain_runs):
     """`check_acts(methods, **settings)`: the run differs from the run without methods."""
 
     def check(methods, **settings):
-        settings = {**rewarded(methods), **settings}
+        settings = {"max_steps": steps(methods), **rewarded(methods), **settings}
         key = repr(settings)
         if key not in plain_runs:
             plain_runs[key] = run(make_trainer, [], **settings)[1]
@@ -97,9 +97,11 @@ def test_lora(check_acts, methods):
 @pytest.mark.compatibility("num_iterations: 2")
 @pytest.mark.parametrize("methods", method_sets())
 def test_two_iterations(check_acts, methods):
-    trainer = check_acts(methods, num_iterations=2, max_steps=4)
+    count = max(4, steps(methods))
+    trainer = check_acts(methods, num_iterations=2, max_steps=count)
     rows = [row for row in trainer.state.log_history if "loss" in row]
-    assert len(rows) == 4 and len({row["num_tokens"] for row in rows if "num_tokens" in row}) == 1  # one rollout
+    rollouts = {row["num_tokens"] for row in rows if "num_tokens" in row}
+    assert len(rows) == count and len(rollouts) == math.ceil(count / 4)
 
 
 @pytest.mark.compatibility("gradient checkpointing")

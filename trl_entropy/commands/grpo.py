@@ -3,43 +3,28 @@
 """`trl-entropy grpo`: TRL's GRPO script with the entropy trainer."""
 
 from argparse import Namespace
-from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from accelerate.logging import get_logger
 from trl import DatasetMixtureConfig, ModelConfig, get_peft_config, get_quantization_config
-from trl.scripts.grpo import GRPOScriptArguments
 
+from ..methods import build_methods
 from ..rewards import accuracy_reward
 from ..trainers.grpo import EntropyGRPOTrainer
 from ..trainers.grpo_config import EntropyGRPOConfig
 from .checks import dataset_checks, kappa_checks, method_checks, model_checks
 from .data import asks_for_answer_line
 from .problems import Check
-from .rewards import reward_by_name
+from .rewards import imported, reward_by_name
+from .script_arguments import AgentScriptArguments
 from .tools import tool_by_name
 from .train import check_processes, load_splits, model_kwargs, run_training, train_and_save
 
 
 logger = get_logger(__name__)
 
-
-@dataclass
-class EntropyGRPOScriptArguments(GRPOScriptArguments):
-    """TRL's script arguments, and tools.
-
-    Args:
-        tools (`list[str]`, *optional*):
-            Functions that the model may call, as in `GRPOTrainer(tools=...)`: `"calculator"`, or a dotted path.
-    """
-
-    tools: list[str] | None = field(
-        default=None,
-        metadata={"help": "Functions that the model may call: `calculator`, or a dotted import path of your own."},
-    )
-
-
-KINDS = (EntropyGRPOScriptArguments, EntropyGRPOConfig, ModelConfig, DatasetMixtureConfig)
+KINDS = (AgentScriptArguments, EntropyGRPOConfig, ModelConfig, DatasetMixtureConfig)
 
 
 def main(argv: list[str], launch: bool) -> int:
@@ -51,13 +36,16 @@ def checks(given: Namespace, imports: bool) -> list[Check]:
     """The checks of the given values. With `imports`, modules of rewards are imported."""
     names = [name for name in given.reward_funcs or [] if imports or "." not in name]
     tools = [name for name in given.tools or [] if imports or "." not in name]
+    factories = [given.environment_factory] if given.environment_factory and imports else []
     return [
         *model_checks(given, "model_name_or_path"),
         Check(("reward_funcs", "reward_model_name_or_path"), partial(check_rewards_given, given)),
         *(Check(("reward_funcs",), partial(reward_by_name, name)) for name in names),
         *(Check(("tools",), partial(tool_by_name, name)) for name in tools),
+        *(Check(("environment_factory",), partial(imported, path, "environment_factory")) for path in factories),
         *dataset_checks(given),
         *method_checks(given),
+        Check(("methods",), partial(check_tools, given)),
         *kappa_checks(given),
     ]
 
@@ -68,12 +56,20 @@ def check_rewards_given(given: Namespace) -> None:
         raise ValueError("One of `reward_funcs` and `reward_model_name_or_path` must be given.")
 
 
+def check_tools(given: Any) -> None:
+    """Raises `ValueError` if a method needs tools and none are given."""
+    for method in build_methods(given):
+        method.check_tools(bool(given.tools or given.environment_factory))
+
+
 def train(parser, script_args, training_args, model_args, dataset_args) -> None:
     """Trains with GRPO and entropy methods, with the arguments that TRL's script parses."""
     with parser.reporting():
         check_processes(training_args)
         reward_funcs = [reward_by_name(name) for name in script_args.reward_funcs or []]
         tools = [tool_by_name(name) for name in script_args.tools or []]
+        factory = script_args.environment_factory
+        environment = imported(factory, "environment_factory") if factory else None
         train_dataset, eval_dataset = load_splits(script_args, training_args, dataset_args)
     if accuracy_reward in reward_funcs and asks_for_answer_line(next(iter(train_dataset))["prompt"]):
         logger.warning(
@@ -95,5 +91,6 @@ def train(parser, script_args, training_args, model_args, dataset_args) -> None:
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
         tools=tools or None,
+        environment_factory=environment,
     )
     train_and_save(trainer, model_args, script_args, dataset_args)

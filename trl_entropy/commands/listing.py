@@ -23,13 +23,15 @@ from .methods import STORED, digest
 # What a method acts on, by the hook that it overrides, in the order in which training comes to them.
 STAGES = {
     "prompts": "prompts, before generation",
+    "branches": "which completions exist, while they are generated",
     "reward": "rewards",
     "group_advantages": "advantages, once per generation batch",
     "group_mask": "the tokens that the loss counts, once per generation batch",
     "token_advantages": "advantages, in every forward",
     "clip_bounds": "the ratios at which the loss clips",
     "loss": "the loss, by a term",
-    "auxiliary_loss": "the loss, by a term on completions of its own",
+    "keeps": "which completions are remembered, to be trained on again",
+    "auxiliary_loss": "the loss, by a term on other completions",
 }
 # Not listed in `methods`: where they act.
 OTHERS: dict[Any, str] = {

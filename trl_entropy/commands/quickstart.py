@@ -4,7 +4,7 @@
 
 Warm-starts a tiny model on the toy task Countdown, then trains it with stock GRPO and with entropy methods. Compares
 entropy, reward, and the number of right answers that each policy still finds. With `--task attempts`, a variant of the
-task, completions can also get shorter.
+task, completions can also get shorter. With `--task tools` the policy is an agent that calls a calculator.
 """
 
 import argparse
@@ -13,24 +13,28 @@ import time
 from pathlib import Path
 
 from trl import ModelConfig
-from trl.scripts.grpo import GRPOScriptArguments
 
 from ..countdown.evaluation import evaluate
 from ..countdown.grpo import POINT, train
 from ..countdown.model import WARM_STARTS, WarmStart, load_warm_start, warm_start
-from ..countdown.report import COLUMNS, closing, plot
+from ..countdown.report import closing, columns_of, plot
 from ..countdown.task import TASKS, prompts
 from ..methods import METHODS
 from ..trainers.grpo_config import EntropyGRPOConfig
 from .names import method_name
 from .parser import CommandParser
 from .quickstart_common import BadRecipe, add_options, given_changes, parse_recipe, read_recipe, run_command
+from .script_arguments import AgentScriptArguments
 
 
 RECIPE = "quickstart"
-RECIPES = {"chain": RECIPE, "attempts": "quickstart_attempts"}
-CACHES = {"chain": Path(".cache/countdown"), "attempts": Path(".cache/countdown_attempts")}
-KINDS = (GRPOScriptArguments, EntropyGRPOConfig, ModelConfig)
+RECIPES = {"chain": RECIPE, "attempts": "quickstart_attempts", "tools": "quickstart_tools"}
+CACHES = {
+    "chain": Path(".cache/countdown"),
+    "attempts": Path(".cache/countdown_attempts"),
+    "tools": Path(".cache/countdown_tools"),
+}
+KINDS = (AgentScriptArguments, EntropyGRPOConfig, ModelConfig)
 PROG = "trl-entropy quickstart"
 
 
@@ -105,4 +109,4 @@ def build_parser() -> CommandParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the quickstart, prints its table, and returns the exit status."""
-    return run_command(build_parser(), run, COLUMNS, argv, closing)
+    return run_command(build_parser(), run, columns_of, argv, closing)

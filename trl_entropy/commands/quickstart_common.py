@@ -123,7 +123,7 @@ def silence_libraries() -> None:
 def run_command(
     parser: CommandParser,
     run: Callable[[argparse.Namespace], dict],
-    columns: dict[str, int],
+    columns: Callable[[dict[str, dict[str, float]]], dict[str, int]],
     argv: list[str] | None,
     closing: Callable[[dict], str] = lambda results: "",
 ) -> int:
@@ -132,7 +132,7 @@ def run_command(
     Args:
         parser: of the command.
         run: makes all runs and returns the results.
-        columns: digits by the name of the table's column.
+        columns: takes the rows of the table, returns digits by the name of the column.
         argv: the words after the command; those of this process by default.
         closing: says what the results mean.
     """
@@ -142,7 +142,7 @@ def run_command(
         results = run(arguments)
     except BadRecipe as error:
         parser.error(str(error))
-    print(table(results["rows"], columns))  # noqa: T201 (the result of a command)
+    print(table(results["rows"], columns(results["rows"])))  # noqa: T201 (the result of a command)
     print(closing(results), end="")  # noqa: T201
     print(f"Plot and results are in {arguments.output}. Next: trl-entropy report {arguments.output}")  # noqa: T201
     return 0

@@ -101,4 +101,4 @@ def build_parser() -> CommandParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the quickstart, prints its table, and returns the exit status."""
-    return run_command(build_parser(), run, DISTILLATION_COLUMNS, argv)
+    return run_command(build_parser(), run, lambda rows: DISTILLATION_COLUMNS, argv)

@@ -106,8 +106,8 @@ def write_report(
     from ..report.known import Known
     from ..report.runs import read_runs
 
-    runs, compared = with_baseline([run for folder in folders for run in run_folders(folder)], baseline)
-    runs = read_runs(runs, Known())  # before the slow imports, so that a wrong path is an error at once
+    places, compared = with_baseline([run for folder in folders for run in run_folders(folder)], baseline)
+    runs = read_runs(places, Known())  # before the slow imports, so that a wrong path is an error at once
     from ..report.diagnosis import findings_of
     from ..report.heat import heat_maps, print_heat_maps
     from ..report.page import Report, render_page

@@ -1,12 +1,11 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Reward functions by name: those of TRL's GRPO script, ours, and any by dotted path."""
+"""Functions by name: rewards of TRL's GRPO script, our rewards, and anything by dotted path."""
 
 import importlib
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
 
 from trl.rewards import (
     accuracy_reward,
@@ -47,16 +46,21 @@ def reward_by_name(name: str) -> Callable:
     return imported(name, "reward_funcs")
 
 
-def imported(path: str, field: str) -> Any:
-    """What a dotted path names. Modules in the current folder are found too.
+def imported(path: str, field: str) -> Callable:
+    """The function or class at a dotted path, which `field` has. Modules in the current folder are found too.
 
     Raises:
-        `ValueError`: it cannot be imported. `field` is where the path was given.
+        `ValueError`: it is no dotted path, cannot be imported, or cannot be called.
     """
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     module, _, attribute = path.rpartition(".")
+    if not module:
+        raise ValueError(f"`{field}` must have dotted paths, got {path!r}.")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        found = getattr(importlib.import_module(module), attribute)
     except (ModuleNotFoundError, AttributeError) as error:
         raise ValueError(f"`{field}` has {path!r}, which cannot be imported: {error}.") from error
+    if not callable(found):
+        raise ValueError(f"`{field}` must name functions or classes, got {path!r}, which is {found!r:.80}.")
+    return found

@@ -4,19 +4,21 @@
 
 from collections.abc import Iterator, Sequence
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl.chat_template_utils import parse_response
 
 from ..estimates import pass_at_k
-from .task import CHAIN, Prompt, Task, read_answer, solutions
+from .chat import ASSISTANT, TOOL, calculator
+from .task import CHAIN, Completion, Prompt, Task, read_answer, solutions
 
 
 SAMPLES = 16
 
 
-@torch.no_grad()
 def sample(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -25,6 +27,19 @@ def sample(
     max_new_tokens: int = CHAIN.completion_length,
 ) -> tuple[list[str], Tensor]:
     """One completion for each of B texts, and the entropies (N,) of all N sampled tokens, in nats."""
+    completions, entropies = sample_each(model, tokenizer, texts, temperature, max_new_tokens)
+    return completions, torch.cat(entropies)
+
+
+@torch.no_grad()
+def sample_each(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str],
+    temperature: float,
+    max_new_tokens: int,
+) -> tuple[list[str], list[Tensor]]:
+    """One completion for each of B texts, and the entropies (nats) of its tokens, its end included."""
     batch = tokenizer(texts, return_tensors="pt", padding=True).to(model.device)
     generated = model.generate(
         **batch,
@@ -41,10 +56,45 @@ def sample(
     entropy = -(logps.exp() * logps).sum(-1)
     ended = (completions == tokenizer.eos_token_id).cumsum(-1)
     sampled = (ended == 0) | ((ended == 1) & (completions == tokenizer.eos_token_id))
-    return tokenizer.batch_decode(completions, skip_special_tokens=True), entropy[sampled]
+    texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
+    return texts, [values[own] for values, own in zip(entropy, sampled, strict=True)]
 
 
-def _chunks(texts: list[str], size: int) -> Iterator[list[str]]:
+def converse(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], temperature: float, task: Task
+) -> tuple[list[list[dict[str, Any]]], list[Tensor]]:
+    """As [`sample_each`], but of conversations in which the calculator answers each call, as in TRL's loop."""
+    prompts = [[{"role": "user", "content": text}] for text in texts]
+    starts = tokenizer.apply_chat_template(prompts, add_generation_prompt=True, tokenize=False)
+    room = [task.completion_length] * len(texts)
+    said: list[list[dict[str, Any]]] = [[] for _ in texts]
+    entropies: list[list[Tensor]] = [[] for _ in texts]
+    contexts = dict(enumerate(starts))
+    while contexts:
+        turns, found = sample_each(
+            model, tokenizer, [*contexts.values()], temperature, max(room[row] for row in contexts)
+        )
+        for (row, context), turn, values in zip(list(contexts.items()), turns, found, strict=True):
+            ends = len(turn.split()) < len(values) <= room[row]  # with its end token, within the budget
+            words = turn.split()[: room[row]] + [tokenizer.eos_token] * ends
+            entropies[row].append(values[: room[row]])
+            message = parse_response(
+                tokenizer, tokenizer(" ".join(words)).input_ids, prefix=tokenizer(context).input_ids
+            )
+            calls = message.get("tool_calls") or []
+            results = [calculator(**call["function"]["arguments"]) for call in calls]
+            replies = [{"role": "tool", "name": "calculator", "content": result} for result in results]
+            suffix = "".join(f" {TOOL} {result} {tokenizer.eos_token}" for result in results) + f" {ASSISTANT}"
+            room[row] -= len(values) + len(suffix.split())
+            del contexts[row]
+            said[row].append(message)
+            if calls and ends and room[row] > 0:
+                said[row] += replies
+                contexts[row] = f"{context} {' '.join(words)}{suffix}"
+    return said, [torch.cat(values) for values in entropies]
+
+
+def _chunks(texts: list, size: int) -> Iterator[list]:
     for start in range(0, len(texts), size):
         yield texts[start : start + size]
 
@@ -74,17 +124,25 @@ def evaluate(
     Returns:
         `entropy`: mean over sampled tokens, in nats. The others are means over prompts: `pass@1`, `pass@8`, `pass@16`
         (unbiased); `distinct`, the number of different right answers; `coverage`, that number relative to all right
-        answers; `length`, tokens of a completion including its end.
+        answers; `length`, tokens that the policy wrote in a completion, including its end; with tools `calls`, calls
+        of the calculator.
     """
-    texts, completions, entropies = [row.text for row in rows for _ in range(samples)], [], []
+    texts = [row.text for row in rows for _ in range(samples)]
+    completions: list[Completion] = []
+    entropies: list[Tensor] = []
     training = model.training
     model.eval()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for chunk in _chunks(texts, batch_size):
-            sampled, entropy = sample(model, tokenizer, chunk, temperature, task.completion_length)
-            completions += sampled
-            entropies.append(entropy)
+            if task.tools:
+                talks, values = converse(model, tokenizer, chunk, temperature, task)
+                completions += talks
+                entropies.append(torch.cat(values))
+            else:
+                sampled, entropy = sample(model, tokenizer, chunk, temperature, task.completion_length)
+                completions += sampled
+                entropies.append(entropy)
     model.train(training)
     right = []
     for row, chunk in zip(rows, _chunks(completions, samples), strict=True):
@@ -98,4 +156,8 @@ def evaluate(
     scores["coverage"] = fmean(
         len(set(answers)) / len(solutions(*row)) for row, answers in zip(rows, right, strict=True)
     )
-    return scores | {"length": sum(map(len, entropies)) / len(completions)}
+    scores["length"] = sum(map(len, entropies)) / len(completions)
+    if task.tools:
+        messages = [message for row in completions if isinstance(row, list) for message in row]
+        scores["calls"] = sum(message["role"] == "tool" for message in messages) / len(completions)
+    return scores

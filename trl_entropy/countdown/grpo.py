@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from ..trainers.grpo import EntropyGRPOTrainer
 from ..trainers.grpo_config import EntropyGRPOConfig
+from .chat import calculator
 from .common import Progress, train_and_save, write_card
 from .evaluation import evaluate
 from .model import load_warm_start
@@ -57,8 +58,9 @@ def train(
 
     Returns:
         The run's row of the table, its logs, and its trajectory: the scores of `POINT` by step. The row's reward is
-        the mean over the last tenth of the logs, on training prompts; its seconds are those of training alone;
-        everything else is measured on the held-out prompts.
+        the mean over the last tenth of the logs, on training prompts; its seconds are those of training alone; with
+        tools, `sampled` and `run` are means per completion of the run: tokens sampled, and tools run. Everything else
+        is measured on the held-out prompts.
     """
     model, tokenizer = load_warm_start(model_path)
     progress, trajectory = Progress(label, "reward"), Trajectory(tokenizer, task)
@@ -68,6 +70,7 @@ def train(
         args=config,
         train_dataset=countdown_dataset(task=task),
         processing_class=tokenizer,
+        tools=[calculator] if task.tools else None,
         callbacks=[progress, trajectory],
     )
     seconds = train_and_save(trainer) - trajectory.seconds
@@ -77,4 +80,15 @@ def train(
     trajectory.add(config.max_steps, found)
     write_card(trainer, label, found, len(held_out))
     row = {"reward": fmean(point["reward"] for point in last), "seconds": seconds} | found
+    row |= spent(progress.history) if task.tools else {}
     return row, progress.history, trajectory.points
+
+
+def spent(history: list[dict[str, float]]) -> dict[str, float]:
+    """What an agent's run spent per completion: tokens sampled, which branches share with others, and tools run."""
+    shares = [1 - point.get("branching/shared_fraction", 0.0) for point in history]
+    lengths = [point["completions/mean_length"] for point in history]
+    return {
+        "sampled": fmean(length * share for length, share in zip(lengths, shares, strict=True)),
+        "run": fmean(point["tools/call_frequency"] for point in history),
+    }

@@ -26,6 +26,7 @@ from transformers import (
     get_cosine_schedule_with_warmup,
 )
 
+from . import chat
 from . import task as countdown
 from .task import (
     ATTEMPT,
@@ -72,19 +73,31 @@ class WarmStart:
 
 
 # Settings of the warm start for each task.
-WARM_STARTS = {"chain": WarmStart(), "attempts": WarmStart(steps=700, task=TASKS["attempts"])}
+WARM_STARTS = {
+    "chain": WarmStart(),
+    "attempts": WarmStart(steps=700, task=TASKS["attempts"]),
+    "tools": WarmStart(task=TASKS["tools"]),
+}
 
 
 def words_of(task: Task) -> list[str]:
-    """The vocabulary of a task. The words around an attempt are only in a task with attempts."""
+    """The vocabulary of a task. The words around an attempt and those of a conversation are only in their tasks."""
+    if task.tools:
+        return [*WORDS, *chat.WORDS]
     return [*WORDS, ATTEMPT, FAILED] if task.attempts else WORDS
 
 
 def build_tokenizer(task: Task = CHAIN) -> PreTrainedTokenizerFast:
-    """A tokenizer with one token per word. It pads on the left, as generation requires."""
+    """A tokenizer with one token per word. It pads on the left, as generation requires.
+
+    In a task with tools it has a chat template, and a response template by which calls are parsed.
+    """
     words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words_of(task))}, unk_token=PAD))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token=PAD, eos_token=END, padding_side="left")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token=PAD, eos_token=END, padding_side="left")
+    if task.tools:
+        tokenizer.chat_template, tokenizer.response_template = chat.CHAT_TEMPLATE, chat.RESPONSE_TEMPLATE
+    return tokenizer
 
 
 def build_model(settings: WarmStart) -> Qwen3ForCausalLM:
@@ -98,7 +111,7 @@ def build_model(settings: WarmStart) -> Qwen3ForCausalLM:
         num_attention_heads=settings.heads,
         num_key_value_heads=settings.heads,
         head_dim=settings.hidden_size // settings.heads,
-        max_position_embeddings=64,
+        max_position_embeddings=128 if settings.task.tools else 64,
         tie_word_embeddings=True,
         pad_token_id=WORDS.index(PAD),
         eos_token_id=WORDS.index(END),
@@ -113,13 +126,36 @@ def supervised_batch(
 ) -> Tensor:
     """Token ids (B, L): each prompt with a random right answer, padded on the right.
 
-    In a task with attempts, their number is uniform, and so is each attempt.
+    In a task with attempts, their number is uniform, and so is each attempt. With tools, a row is a conversation.
     """
+    if task.tools:
+        talks = [chat.conversation(row.text, draw.choice(solutions(*row))) for row in rows]
+        texts = tokenizer.apply_chat_template(talks, tokenize=False)
+        return tokenizer(texts, return_tensors="pt", padding=True, padding_side="right").input_ids
     texts = []
     for row in rows:
         failed = draw.choices(misses(*row), k=draw.randint(0, task.attempts)) if task.attempts else ()
         texts.append(f"{row.text} {chain(draw.choice(solutions(*row)), failed)} {END}")
     return tokenizer(texts, return_tensors="pt", padding=True, padding_side="right").input_ids
+
+
+def targets_of(tokens: Tensor, tokenizer: PreTrainedTokenizerFast, prompt: int, task: Task = CHAIN) -> Tensor:
+    """(B, L) the tokens that the policy is to write, and padding elsewhere.
+
+    Args:
+        tokens: (B, L) from [`supervised_batch`].
+        tokenizer: the tokenizer.
+        prompt: tokens of a prompt without a conversation around it.
+        task: the task. With tools the policy writes what is between `<assistant>` and the end of a message.
+    """
+    pad = tokenizer.pad_token_id
+    if not task.tools:
+        return torch.cat([torch.full_like(tokens[:, :prompt], pad), tokens[:, prompt:]], 1)
+    opens = tokens == tokenizer.convert_tokens_to_ids(chat.ASSISTANT)
+    ends = tokens == tokenizer.eos_token_id
+    # Every message has one end. Those of the user and of tools come before each of the policy's.
+    own = ends.cumsum(1) - ends.long() == 2 * opens.cumsum(1) - 1
+    return tokens.masked_fill(~own | opens, pad)
 
 
 def progress_bar(label: str, total: int) -> tqdm:
@@ -139,11 +175,10 @@ def train_warm_start(settings: WarmStart, tokenizer: PreTrainedTokenizerFast) ->
     bar = progress_bar("warm start", steps)
     for _ in range(steps):
         tokens = supervised_batch(draw.choices(rows, k=settings.batch_size), tokenizer, draw, settings.task)
-        logits = model(tokens).logits[:, prompt_length - 1 : -1]
+        targets = targets_of(tokens, tokenizer, prompt_length, settings.task)
+        logits = model(tokens).logits[:, :-1]
         # No attention mask: words do not attend to the padding after them.
-        loss = cross_entropy(
-            logits.flatten(0, 1), tokens[:, prompt_length:].flatten(), ignore_index=tokenizer.pad_token_id
-        )
+        loss = cross_entropy(logits.flatten(0, 1), targets[:, 1:].flatten(), ignore_index=tokenizer.pad_token_id)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -156,7 +191,7 @@ def train_warm_start(settings: WarmStart, tokenizer: PreTrainedTokenizerFast) ->
 
 def fingerprint(settings: WarmStart) -> dict:
     """Identifies a cached warm start: its settings, and a hash of the code of task and model."""
-    source = b"".join(Path(module).read_bytes() for module in (countdown.__file__, __file__))
+    source = b"".join(Path(module).read_bytes() for module in (countdown.__file__, chat.__file__, __file__))
     return asdict(settings) | {"code": hashlib.sha256(source).hexdigest()}
 
 

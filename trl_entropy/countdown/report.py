@@ -20,8 +20,14 @@ COLUMNS = {
     **dict.fromkeys(("entropy", "reward", *PASSES), 3),
     **{"distinct": 2, "coverage": 3, "length": 1, "seconds": 0},
 }
+AGENT_COLUMNS = COLUMNS | {"calls": 2, "sampled": 1, "run": 2}
 DISTILLATION_COLUMNS = {**dict.fromkeys(("divergence", "entropy", *PASSES), 3), "distinct": 2, "seconds": 0}
 GREYS = {"before": "0.6", "student": "0.75", "teacher": "0.5"}  # warm-started models, in contrast to the runs
+
+
+def columns_of(rows: dict[str, dict[str, float]]) -> dict[str, int]:
+    """The columns of the GRPO runs, those of agents included if there are any."""
+    return AGENT_COLUMNS if any("calls" in row for row in rows.values()) else COLUMNS
 
 
 def table(rows: dict[str, dict[str, float]], columns: dict[str, int] = COLUMNS) -> str:
@@ -72,6 +78,9 @@ def closing(results: dict) -> str:
             at_end = f"{row['pass@16'] - stock['pass@16']:+.3f} pass@16 against the end of stock"
             equal = "which never had this pass@1" if math.isnan(gap) else f"{gap:+.3f} where stock had this pass@1"
             line += f" ({at_end}, {equal})"
+            if "sampled" in row:
+                tokens, tools = row["sampled"] / stock["sampled"], row["run"] / max(stock["run"], 1e-9)
+                line += f", for {tokens:.0%} of the tokens and {tools:.0%} of the tools that stock sampled and ran"
         lines.append(line + ".\n")
     return "".join(lines)
 

@@ -16,6 +16,8 @@ the target before the chain that reaches it. A policy loses nothing without them
 
     prompt      n 2 4 9 t 17 :
     completion  <think> try 2 + 4 = 6 + 9 = 15 no try 9 * 2 = 18 - 4 = 14 no 4 * 2 = 8 + 9 = 17 </think> 4 * 2 + 9
+
+In the task `tools` the policy does not compute. It calls a calculator for each running total, see [`chat`].
 """
 
 import operator
@@ -24,7 +26,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations, permutations, product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zlib import crc32
 
 from datasets import Dataset
@@ -38,6 +40,7 @@ MIN_SOLUTIONS = 4
 HELD_OUT_ONE_IN = 8
 END_OF_THOUGHT = "</think>"
 ATTEMPT, FAILED = "try", "no"
+Completion = str | list[dict[str, Any]]  # text, or the messages of an agent
 
 
 @dataclass(frozen=True)
@@ -48,24 +51,33 @@ class Task:
         numbers: numbers in a prompt.
         min_solutions: least number of right answers of a prompt.
         attempts: most chains in a thought that miss the target, before the chain that reaches it.
+        tools: whether a calculator is called for each running total. A completion is then a conversation.
     """
 
     numbers: int = NUMBERS_PER_PROMPT
     min_solutions: int = MIN_SOLUTIONS
     attempts: int = 0
+    tools: bool = False
 
     @property
     def completion_length(self) -> int:
         """Tokens of the longest completion, including the end token.
 
         `<think>`, chains with one word for the first number and four for each other, all but the last between `try`
-        and `no`, `</think>`, the answer, and the end.
+        and `no`, `</think>`, the answer, and the end. With tools, for each operation a call of eight words and a
+        result of four instead, and then the answer and the end.
         """
+        if self.tools:
+            return (self.numbers - 1) * (8 + 4) + (2 * self.numbers - 1) + 1
         chain = 1 + 4 * (self.numbers - 1)
         return 1 + self.attempts * (chain + 2) + chain + 1 + (2 * self.numbers - 1) + 1
 
 
-TASKS = {"chain": Task(), "attempts": Task(numbers=3, min_solutions=1, attempts=2)}
+TASKS = {
+    "chain": Task(),
+    "attempts": Task(numbers=3, min_solutions=1, attempts=2),
+    "tools": Task(tools=True),
+}
 CHAIN = TASKS["chain"]
 
 
@@ -139,12 +151,22 @@ def chain(answer: str, failed: Sequence[str] = ()) -> str:
     return f"<think> {attempts}{worked_out(answer)} {END_OF_THOUGHT} {answer}"
 
 
-def read_answer(completion: str, numbers: Sequence[int], target: int) -> str | None:
-    """The answer after the first `</think>`, with single spaces, or `None` if it is wrong."""
-    _, marker, rest = completion.partition(END_OF_THOUGHT)
-    words = rest.split()
+def answer_of(completion: Completion) -> str:
+    """What is verified: the text after the first `</think>`, or the last message of a conversation.
+
+    Empty without a `</think>`, or if the last message is a call or a tool's result.
+    """
+    if isinstance(completion, str):
+        return completion.partition(END_OF_THOUGHT)[2]
+    last = completion[-1]
+    return last["content"] if last["role"] == "assistant" and not last.get("tool_calls") else ""
+
+
+def read_answer(completion: Completion, numbers: Sequence[int], target: int) -> str | None:
+    """The answer of a completion, with single spaces, or `None` if it is wrong."""
+    words = answer_of(completion).split()
     operands, operators = words[::2], words[1::2]
-    if not marker or sorted(operands) != sorted(map(str, numbers)) or len(operators) != len(operands) - 1:
+    if sorted(operands) != sorted(map(str, numbers)) or len(operators) != len(operands) - 1:
         return None
     if any(symbol not in OPERATIONS for symbol in operators):
         return None
@@ -152,12 +174,14 @@ def read_answer(completion: str, numbers: Sequence[int], target: int) -> str | N
     return " ".join(words) if totals and totals[-1] == target else None
 
 
-def verify(completion: str, numbers: Sequence[int], target: int) -> bool:
+def verify(completion: Completion, numbers: Sequence[int], target: int) -> bool:
     """Whether a completion's answer is right: each number once, totals within bounds, target reached."""
     return read_answer(completion, numbers, target) is not None
 
 
-def countdown_reward(completions: list[str], numbers: list[Sequence[int]], target: list[int], **kwargs) -> list[float]:
+def countdown_reward(
+    completions: Sequence[Completion], numbers: list[Sequence[int]], target: list[int], **kwargs
+) -> list[float]:
     """TRL reward function: 1.0 for a right completion, 0.0 for a wrong one."""
     return [float(verify(*row)) for row in zip(completions, numbers, target, strict=True)]
 
@@ -174,11 +198,14 @@ def prompts(held_out: bool, task: Task = CHAIN) -> list[Prompt]:
 
 
 def countdown_dataset(held_out: bool = False, task: Task = CHAIN) -> Dataset:
-    """A dataset for TRL: `prompt` (plain text), and `numbers` and `target` for the reward."""
+    """A dataset for TRL: `prompt`, and `numbers` and `target` for the reward.
+
+    A prompt is plain text, or a conversation in a task with tools.
+    """
     rows = prompts(held_out, task)
     return Dataset.from_dict(
         {
-            "prompt": [row.text for row in rows],
+            "prompt": [[{"role": "user", "content": row.text}] if task.tools else row.text for row in rows],
             "numbers": [list(row.numbers) for row in rows],
             "target": [row.target for row in rows],
         }

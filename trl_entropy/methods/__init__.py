@@ -10,6 +10,7 @@ from ..settings import did_you_mean
 from .aepo import Aepo, AepoConfig
 from .agentic_aepo import AgenticAepo, AgenticAepoConfig
 from .base import Method
+from .branching import Branching, BranchingConfig
 from .canon import Canon, CanonConfig
 from .ce_gppo import CeGppo, CeGppoConfig
 from .clip_cov import ClipCov, ClipCovConfig
@@ -31,6 +32,7 @@ from .registry import Registry
 from .rl_zvp import RlZvp, RlZvpConfig
 from .simko import Simko, SimkoConfig
 from .siren import Siren, SirenConfig
+from .spear import Spear, SpearConfig
 from .steer import Steer, SteerConfig
 from .unlikeliness import Unlikeliness, UnlikelinessConfig
 
@@ -58,6 +60,7 @@ METHODS: dict[str, type[Method]] = {
         RlZvp,
         Empg,
         AgenticAepo,
+        Branching,
         PromptAugmentation,
         EntropyAdvantage,
         CeGppo,
@@ -65,6 +68,7 @@ METHODS: dict[str, type[Method]] = {
         Erc,
         M2po,
         Simko,
+        Spear,
     )
 }
 ABOUT_METHODS: dict[str, str] = {}  # the metadata of `methods`
@@ -100,6 +104,7 @@ class MethodsConfig(
     RlZvpConfig,
     EmpgConfig,
     AgenticAepoConfig,
+    BranchingConfig,
     PromptAugmentationConfig,
     EntropyAdvantageConfig,
     CeGppoConfig,
@@ -107,6 +112,7 @@ class MethodsConfig(
     ErcConfig,
     M2poConfig,
     SimkoConfig,
+    SpearConfig,
 ):
     """The settings of every method: a mixin of the trainer's config."""
 
@@ -143,6 +149,9 @@ def check_together(names: list[str]) -> None:
             f"`methods` must not list both {setters[0]!r} and {setters[1]!r}: both set the ratios at which the loss "
             "clips."
         )
+    branching = [name for name in names if METHODS[name].overrides("branches")]
+    if len(branching) > 1:
+        raise ValueError(f"`methods` must not list both {branching[0]!r} and {branching[1]!r}: both branch rollouts.")
     for position, name in enumerate(names):
         method = METHODS[name]
         for other, reason in method.excludes.items():

@@ -7,7 +7,7 @@ How it departs from GRPO:
 2. A token with positive advantage whose ratio the loss clips keeps its gradient, at the size that it has at the clip
    bound. The value of the loss does not change.
 
-The paper's branching rollouts are not implemented.
+The paper's branching rollouts are the method `branching`: `methods: [agentic_aepo, branching]`.
 """
 
 from dataclasses import dataclass, field

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The base class of methods: a paper, a list of needs, and optional hooks that change nothing unless overridden."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import make_dataclass
 from typing import Any, ClassVar
 
@@ -13,11 +13,13 @@ from ..knob import Knob
 from ..paper import Paper
 from ..settings import checked
 from ..signs import EntropyBand, Sign
-from ..tokens import Rollouts, TokenBatch
+from ..tokens import Rollouts, Stored, TokenBatch
+from ..turns import BranchPlan, Turn
 
 
 Logs = dict[str, Tensor]
 Bounds = tuple[float | Tensor, float | Tensor]
+Choice = tuple[list[int], list[float]]
 
 
 class Method:
@@ -43,6 +45,13 @@ class Method:
             forward, so recording is not possible. `second_moments`, `nucleus_entropy`, `second_temperature`,
             `top_logps`: statistics of the fused head. `rewards`: the rewards of the sequences. `auxiliary_rollouts`:
             completions of a ratio of the prompts at another temperature, with one more forward per micro-batch.
+            `branched_rollouts`: rollouts that branch in TRL's tool loop, by `roots`, `branches` and `turn_entropy`.
+        plan: of an instance that needs `branched_rollouts`: how its rollouts branch.
+            `replay`: a memory of sequences on the CPU, with one more forward per micro-batch while some are replayed.
+        adds_reward: of an instance: `False` if its settings leave `reward` without effect, so it is not called.
+        max_age: of an instance with the need `replay`: the memory drops sequences that were generated more than this
+            many optimizer steps before the newest one in it.
+        saves_memory: of such an instance: whether checkpoints hold the memory.
         shapes_reward: `reward` replaces the output of the reward function `shaped_reward` and adds no reward.
         replaces_advantages: `group_advantages` reads only rewards, so it discards the advantages of methods before it.
         excludes: methods that cannot be listed together with this one, and why.
@@ -69,6 +78,10 @@ class Method:
     checked_against: ClassVar[str]
     config: ClassVar[type] = make_dataclass("NoSettings", [])
     needs: tuple[str, ...] = ()
+    plan: BranchPlan = BranchPlan()
+    adds_reward: bool = True
+    max_age: float = float("inf")
+    saves_memory: bool = True
     shapes_reward: ClassVar[bool] = False
     shaped_reward: str | None = None
     replaces_advantages: ClassVar[bool] = False
@@ -118,6 +131,13 @@ class Method:
     def check_rewards(self, names: list[str]) -> None:
         """Once, before training: names of the reward functions. Raises `ValueError` if a required one is missing."""
 
+    def check_tools(self, tools: bool) -> list[str]:
+        """Once, before training: warnings, given whether completions may hold the results of tools.
+
+        Raises `ValueError` if the method cannot work at all.
+        """
+        return []
+
     def setup(self, decode: Callable[[list[int]], str]) -> None:
         """Once, before training: receives the function that turns token ids into text, special tokens included."""
 
@@ -135,6 +155,22 @@ class Method:
         for a row must depend only on these arguments.
         """
         return rows
+
+    def turn_entropy(self, entropies: Sequence[float], vocabulary: int) -> float:
+        """While rollouts branch: entropies (nats) of a turn's tokens, and number of words -> the turn's entropy."""
+        raise NotImplementedError
+
+    def roots(self, group: int, turns: Sequence[float] | None) -> int | None:
+        """While rollouts branch, for each prompt -> how many of its `group` completions begin at the prompt.
+
+        `turns` is `None`, and the answer may be so too: then the first completion is sampled to its end, and the
+        method is asked again with the entropies of its turns.
+        """
+        raise NotImplementedError
+
+    def branches(self, turn: Turn) -> bool:
+        """While rollouts branch, for a turn that called a tool -> whether to branch after the tool result."""
+        return False
 
     def reward(self, **columns: Any) -> tuple[list[float | None], Logs]:
         """A reward function as TRL calls it -> one reward per completion, and `Logs`.
@@ -180,10 +216,26 @@ class Method:
         """Once per generation batch -> temperature relative to the sampling temperature, and ratio of the prompts."""
         return 1.0, 1.0
 
-    def auxiliary_loss(self, tokens: TokenBatch) -> tuple[Tensor, Logs]:
-        """In every training forward -> scalar term on the micro-batch's part of the auxiliary rollouts.
+    def replays(self, stored: Stored) -> tuple[Choice | None, Logs]:
+        """Once per generation batch of training, before anything of it is remembered -> what to replay, and `Logs`.
 
-        Their old log-probabilities are taken at the ordinary temperature.
+        The choice is the indices of sequences in `stored` and their advantages. It is the same on every process: it
+        depends only on the arguments and on a state that is. It empties the memory, even if the indices are too few
+        to give every process a part for each micro-batch. `None` leaves the memory as it is.
+        """
+        return None, {}
+
+    def keeps(self, rollouts: Rollouts) -> tuple[Tensor, Logs]:
+        """Once per generation batch of training, after `replays` -> (B,) bool: the sequences to remember."""
+        return rollouts.mask.any(1), {}
+
+    def auxiliary_loss(self, tokens: TokenBatch) -> tuple[Tensor, Logs]:
+        """In every training forward -> term on the micro-batch's part of the auxiliary rollouts, or of the replay.
+
+        A scalar, or (B, T): then it is reduced as TRL reduces its loss, with the token counts of these sequences.
+        Auxiliary rollouts have old log-probabilities at the ordinary temperature. Replayed sequences have those of
+        the policy that generated them, the advantages that `replays` gave, and the configured clip bounds. They make
+        no such forward while nothing is replayed.
         """
         return tokens.logps.sum() * 0, {}
 

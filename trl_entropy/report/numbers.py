@@ -32,7 +32,7 @@ def embedded(panels: list[Panel]) -> dict[str, Any]:
         series = []
         for item in panel.series:
             thin = thinned(item, stride)
-            entry = {"run": item.run, "kind": item.kind, "label": item.label, "x": place(thin.x)}
+            entry: dict[str, Any] = {"run": item.run, "kind": item.kind, "label": item.label, "x": place(thin.x)}
             entry["y"] = [*map(rounded, thin.y)]
             entry |= {"upper": [*map(rounded, thin.upper)]} if thin.upper is not None else {}
             entry |= {"steps": place(thin.steps)} if thin.steps is not None else {}

@@ -99,7 +99,8 @@ def front_panel(passes: list[Passes], evaluations: list[Evaluation]) -> Panel:
         steps, points = front_points(found)
         if points and k_of(found.keys[0]) == k:
             label = "evaluation" if found.run in evaluated else ""
-            series.append(Series(found.run, *map(list, zip(*points, strict=True)), "front", label, steps=steps))
+            x, y = ([point[axis] for point in points] for axis in (0, 1))
+            series.append(Series(found.run, x, y, "front", label, steps=steps))
     scored = [found for found in evaluations if found.run is not None and {one, many} <= found.scores.keys()]
     series += [
         Series(found.run or 0, [found.scores[one]], [found.scores[many]], "evaluation", "evaluation at the end")

@@ -83,7 +83,10 @@ def summarize_groups(runs: list[Run], panels: list[Panel], groups: list[Group]) 
 def score_rows(evaluations: Sequence[Evaluation]) -> list[dict[str, str]]:
     """One row per evaluation, with its scores."""
     return filled(
-        [{"": found.label} | {name: f"{value:.4g}" for name, value in found.scores.items()} for found in evaluations]
+        [
+            {"model": found.label} | {name: f"{value:.4g}" for name, value in found.scores.items()}
+            for found in evaluations
+        ]
     )
 
 

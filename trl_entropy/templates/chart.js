@@ -220,7 +220,7 @@ function specOf(panel, items, state, zoom, size) {
   const stop = { scale: "x", signal: "stop === null ? 0 : stop" };
   return {
     width: size[0], height: size[1], padding: 4, autosize: { type: "fit", contains: "padding" },
-    description: `${label} over ${panel.x_label}: ${new Set(items.map((item) => item.name)).size} lines of runs. ` +
+    description: `${label} over ${panel.x_label}: ${new Set(pointsOf(items).map((point) => point.name)).size} runs or means of seeds. ` +
       "The slider after the chart reads out values.",
     signals: [{ name: "stop", value: null }, { name: "brush", value: null }],
     data: [...items.map((item, index) => ({ name: `d${index}`, values: rowsOf(item) })), { name: "here", values: [] }],
@@ -230,7 +230,7 @@ function specOf(panel, items, state, zoom, size) {
     ],
     axes: [
       { scale: "y", orient: "left", grid: true, ...ticks, labelOverlap: true },
-      { scale: "x", orient: "bottom", tickCount: Math.max(3, Math.floor(size[0] / 80)), title: panel.x_label, labelOverlap: true },
+      { scale: "x", orient: "bottom", tickCount: Math.max(3, Math.floor(size[0] / 80)), tickMinStep: panel.over_steps ? 1 : 0, title: panel.x_label, labelOverlap: true },
     ],
     marks: [
       ...(difference ? [{ type: "rule", aria: false, encode: { enter: { y: { scale: "y", value: 0 }, x2: { signal: "width" }, stroke: { value: "var(--muted)" } } } }] : []),

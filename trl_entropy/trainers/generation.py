@@ -10,14 +10,17 @@ entropies are recorded during generation instead, without another pass. A run us
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..functional import run_counts
 from ..methods import Method
+from .branches import BranchedRollouts
 from .prefill import whole_turns
-from .recording import recording
+from .recording import recording, recording_top
 from .rewards import COLUMNS, checking_rewards
 
 
@@ -54,7 +57,8 @@ class Generation:
         prompt_ids, completion_ids, tool_masks: one list per completion, once generated.
         scores: (B, T) log-probabilities, entropies (nats) and statistics of the old policy, once known.
         given_rewards, rewards: (all completions, reward functions) before and after methods have shaped them.
-        logs: log values of the methods' rewards.
+        logs: log values of the methods' rewards and rollouts.
+        branched: the rollouts, if they branch.
     """
 
     def __init__(self, trainer: Any):
@@ -71,6 +75,7 @@ class Generation:
         self.tool_masks: list[list[int]] | None = None
         self.scores: dict[str, Tensor] = {}
         self.logs: dict[str, Tensor] = {}
+        self.branched: BranchedRollouts | None = None
 
     # Around TRL's steps
 
@@ -94,6 +99,8 @@ class Generation:
         """TRL's `_generate`. Keeps the token ids, and the recorded entropies."""
         output = stock(prompts)
         self.prompt_ids, self.completion_ids, self.tool_masks = output[:3]
+        if self.branched is not None:
+            self.logs |= self.branched.method.prefixed(self.branched.logs(self.length))
         if not self.records:
             return output
         self._recorded = output[4]
@@ -104,12 +111,31 @@ class Generation:
 
         TRL carries one value per token through its tool loop. With vLLM that is the token's log-probability.
         """
+        if self.branched is not None:
+            return self.branched.turn(partial(self.sample, stock), *args, **kwargs)
         if not self.records:
             return stock(*args, **kwargs)
-        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        with recording(model, self.trainer.temperature) as recorder:
-            ids, _ = stock(*args, **kwargs)
-        return ids, recorder.rows(ids)
+        return self.sample(stock, *args, **kwargs)[:2]
+
+    def sample(self, stock: Callable, *args: Any, **kwargs: Any) -> tuple[list, list | None, list]:
+        """The token ids and values of `generate_turn`, and the entropies (nats) of the tokens."""
+        trainer = self.trainer
+        if trainer.use_vllm:
+            with recording_top(trainer.vllm_generation, self.branched.method.plan.top_logprobs) as entropies:
+                ids, values = stock(*args, **kwargs)
+            return ids, values, entropies
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        asker = () if self.records else (f"method {self.branched.method.name!r}",)
+        with recording(model, trainer.temperature, *asker) as recorder:
+            ids, values = stock(*args, **kwargs)
+        entropies = recorder.rows(ids)
+        return ids, entropies if self.records else values, entropies
+
+    def run_tools(self, stock: Callable, single_turn: Callable, *args: Any) -> tuple:
+        """TRL's `_tool_call_loop`. Rollouts may branch in it; `single_turn` is TRL's `_generate_single_turn`."""
+        if self.branched is None:
+            return stock(*args)
+        return self.branched.run_tools(stock, partial(self.sample, single_turn), *args)
 
     def is_scoring_pass(self, model: Any) -> bool:
         """Whether the next forward of `model` is the old policy's pass over the rollouts, before the reference's."""
@@ -183,6 +209,13 @@ class Generation:
             own = [1] * len(tokens) if tools or self.tool_masks is None else self.tool_masks[row]
             mask[row, : len(tokens)] = torch.tensor(own, dtype=torch.bool)
         return mask.to(device)
+
+    def tool_calls(self, length: int, device: torch.device) -> Tensor | None:
+        """(B,) answered tool calls of each completion; `None` if the policy wrote all tokens."""
+        if self.tool_masks is None:
+            return None
+        own = self.generated_mask(length, device, tools=False)
+        return run_counts(self.generated_mask(length, device) & ~own)
 
     def entropy(self, length: int) -> Tensor:
         """(B, length) entropies of the old policy in nats, from the run's source."""

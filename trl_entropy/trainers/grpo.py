@@ -7,12 +7,15 @@ methods: a [`Generation`] while TRL makes rollouts, and an [`Update`] while it c
 """
 
 import inspect
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from accelerate.logging import get_logger
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 
 from ..collectives import collectives_of
@@ -35,6 +38,7 @@ from .checks import (
 )
 from .data_checks import PROMPT
 from .entropy_bonus import EntropyBonus
+from .environments import check_branching
 from .forecast import EntropyForecast
 from .generation import Generation
 from .grpo_config import EntropyGRPOConfig
@@ -42,6 +46,8 @@ from .head_statistics import HeadStatistics
 from .metrics import reduce_metrics
 from .pass_rates import PassRates, pass_keys
 from .prefill import tokenize_prefilled
+from .replay import Replay, refuse_images
+from .replay_files import load_replay, save_replay
 from .rewards import Rewards
 from .rollouts import make_rollouts
 from .signature import args_of, like
@@ -49,6 +55,9 @@ from .thermostat import Thermostat, ThermostatCallback
 from .thermostat_config import for_methods
 from .update import Update
 from .window import join_metrics
+
+
+logger = get_logger(__name__)
 
 
 class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
@@ -122,7 +131,9 @@ class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
         self._changes_prompts = any(method.overrides("prompts") for method in self.methods)
         self._generation: Generation | None = None  # while rollouts are made
         self._update: Update | None = None  # while a loss is computed
-        self._auxiliary: dict[str, list[dict[str, Any]]] = {}  # extra rollouts by method, in parts of the last batch
+        # Extra rollouts, or a replay, by method, in parts of the last batch; `None` while nothing is replayed
+        self._auxiliary: dict[str, list[dict[str, Any]] | None] = {}
+        self._replays: dict[str, Replay] = {}
         if writes_prompts:
             check_none_changes_prompts(self.methods)
         super().__init__(**with_kappa(GRPOTrainer, **given))
@@ -145,8 +156,17 @@ class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
         self._pass_rates = PassRates(self.reward_func_names)  # of the user's functions
         self.card_metrics = (*self.card_metrics, *pass_keys(self.num_generations, self.num_generations_eval))
         self._rewards = Rewards(self, self.methods, self._ask_for_reward)
+        tools = bool(self.tools) or self.environment_factories is not None or self.rollout_func is not None
         for method in self.methods:
+            for warning in method.check_tools(tools):
+                logger.warning(warning)
             method.setup(decode)
+            if "replay" in method.needs:
+                refuse_images(method, self.train_dataset)
+                self._replays[method.name] = Replay(self, method)
+        self._branching = next((method for method in self.methods if "branched_rollouts" in method.needs), None)
+        if self._branching is not None:
+            check_branching(self, self._branching.name)
         self._needs = set().union(*(method.needs for method in self.methods))
         forecasts = args.entropy_forecast or "second_moments" in self._needs
         self._needs |= {"second_moments"} if forecasts else set()
@@ -185,6 +205,9 @@ class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
         if not self.args.ds3_gather_for_generation:
             forget_order(self.model_wrapped)
         return output
+
+    def _tool_call_loop(self, *args):
+        return self._generation.run_tools(super()._tool_call_loop, super()._generate_single_turn, *args)
 
     def _tokenize_prompts(self, prompts):
         stock = super()._tokenize_prompts
@@ -249,6 +272,23 @@ class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
         log = self._metrics["train" if self.model.training else "eval"]
         for key, value in reduce_metrics(values, mask, self._world).items():
             log[key].append(value)
+
+    def _save_checkpoint(self, model, trial):
+        folder = os.path.join(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        if not self.args.save_only_model:
+            for memory in self._saved_replays:  # first, as a checkpoint with a `trainer_state.json` counts as whole
+                save_replay(memory, folder)
+        super()._save_checkpoint(model, trial)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            for memory in self._saved_replays:
+                load_replay(memory, checkpoint)
+
+    @property
+    def _saved_replays(self) -> list[Replay]:
+        return [memory for memory in self._replays.values() if memory.method.saves_memory]
 
     @property
     def _stateful(self) -> dict[str, Any]:

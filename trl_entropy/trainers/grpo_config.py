@@ -165,6 +165,7 @@ class EntropyGRPOConfig(
         methods = build_methods(for_methods(self))
         self._check_head(methods)
         self._check_recording(methods)
+        self._check_branching(methods)
         check_bonus(self)
         check_thermostat(self)
         check_diagnosis(self)
@@ -194,6 +195,15 @@ class EntropyGRPOConfig(
         reasons |= {f"method {method.name!r}": "rollout_logps" in method.needs for method in methods}
         if found := [reason for reason, applies in reasons.items() if applies]:
             raise ValueError(f"`record_entropies` must be false with {found[0]}, got True.")
+
+    def _check_branching(self, methods: list[Method]) -> None:
+        kwargs = set(self.generation_kwargs or ()) & set(NOT_A_TOKEN_PER_FORWARD)
+        for method in methods:
+            if "branched_rollouts" in method.needs and kwargs and not self.use_vllm:
+                raise ValueError(
+                    f"`generation_kwargs` must not have {min(kwargs)!r} with method {method.name!r}, which reads one "
+                    f"entropy per forward, got {self.generation_kwargs!r}."
+                )
 
     def _idle_warnings(self) -> list[str]:
         return [not_listed(name, getattr(self, name), self.methods) for name in idle_fields(self)]

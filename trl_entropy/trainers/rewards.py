@@ -45,7 +45,7 @@ class Rewards:
         self.shaped: list[tuple[Method, int]] = []
         for method in methods:
             method.check_rewards(names)
-            if not method.overrides("reward"):
+            if not (method.overrides("reward") and method.adds_reward):
                 continue
             self.columns |= columns_taken(method.reward)
             if method.shapes_reward:

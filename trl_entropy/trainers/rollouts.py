@@ -15,6 +15,7 @@ from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, uns
 
 from ..methods import Method
 from ..tokens import Rollouts
+from .branches import BranchedRollouts
 from .generation import Generation
 
 
@@ -54,6 +55,9 @@ def make_rollouts(trainer: Any, stock: Callable, rows: list[dict[str, Any]]) -> 
     for method in trainer.methods:
         rows = method.prompts(rows, (trainer.args.seed, trainer.state.global_step), trainer.model.training)
     generation = Generation(trainer)
+    if trainer._branching is not None and trainer.model.training:
+        draw = (trainer.args.seed, batches_made(trainer))
+        generation.branched = BranchedRollouts(trainer, trainer._branching, draw)
     output = generation.roll_out(stock, rows)
     if "old_per_token_logps" in output:  # otherwise the forward of the loss is the old policy's pass
         output |= {key: generation.scores[name] for key, name in OLD_STATISTICS.items() if name in generation.scores}
@@ -69,7 +73,10 @@ def make_rollouts(trainer: Any, stock: Callable, rows: list[dict[str, Any]]) -> 
         output["rewards"] = generation.own_rewards(count).nan_to_num()
         # In each row, so that it goes where the row goes when TRL splits the batch.
         output["all_rewards"] = generation.all_rewards().nan_to_num().expand(count, -1)
-    if generation.logs or any(method.overrides("group_advantages") for method in trainer.methods):
+    if training:
+        for name, memory in trainer._replays.items():
+            trainer._auxiliary[name] = memory.recall(loss_mask(output).bool())
+    if generation.logs or trainer._replays or any(method.overrides("group_advantages") for method in trainer.methods):
         apply_group_hooks(trainer, generation, output)
     for method in trainer.methods:
         if training and "auxiliary_rollouts" in method.needs:
@@ -88,6 +95,7 @@ def read_rollouts(trainer: Any, generation: Generation, output: dict[str, Any]) 
         completion_ids=output["completion_ids"],
         rewards=generation.own_rewards(len(mask)),
         reward_columns=dict(zip(trainer.reward_func_names, given, strict=True)),
+        tool_calls=generation.tool_calls(mask.size(1), mask.device),
         num_generations=trainer.num_generations if training else trainer.num_generations_eval,
         scale_rewards=trainer.scale_rewards,
         logps=scores.get("logps"),
@@ -103,7 +111,10 @@ def read_rollouts(trainer: Any, generation: Generation, output: dict[str, Any]) 
 
 
 def apply_group_hooks(trainer: Any, generation: Generation, output: dict[str, Any]) -> None:
-    """Lets each method change advantages and mask of a generation batch, and writes them to `output`."""
+    """Lets each method change advantages and mask of a generation batch, and choose what to remember of it.
+
+    Writes both to `output`.
+    """
     first = rollouts = read_rollouts(trainer, generation, output)
     trainer._log_values(generation.logs, first.mask)
     for method in trainer.methods:
@@ -112,6 +123,8 @@ def apply_group_hooks(trainer: Any, generation: Generation, output: dict[str, An
             kept = method.group_mask(rollouts)
             trainer._log_values(method.prefixed(logs), rollouts.mask)
             rollouts = replace(rollouts, advantages=advantages, mask=kept)
+        if rollouts.training and method.name in trainer._replays:
+            trainer._replays[method.name].mark(rollouts, output)
     if rollouts is not first:
         output["advantages"] = rollouts.advantages.contiguous()
         log_advantages(trainer, rollouts)

@@ -27,6 +27,7 @@ class Update:
 
     Attributes:
         batch: TRL's copy of the batch, without `advantages` until the forward has been made.
+        kept: facts (B, 3) of the sequences that a method is to remember, by its name; `None` if it has them already.
         advantages: (B,) or (B, T) from the rewards and the `group_advantages` hooks.
         turns: each method with the tokens as it left them.
         acted: the tokens as the last method left them.
@@ -37,6 +38,8 @@ class Update:
     def __init__(self, trainer: Any, batch: dict[str, Any]):
         self.trainer = trainer
         self.advantages = batch["advantages"]
+        # Out of TRL's own batch, so that its next iteration finds nothing to remember
+        self.kept = {name: batch.pop(memory.key, None) for name, memory in trainer._replays.items()}
         self.batch = {key: value for key, value in batch.items() if key != "advantages"}
         self.turns: list[tuple[Method, TokenBatch]] = []
         self.entropy_mask: Tensor | None = None
@@ -57,6 +60,9 @@ class Update:
             )
         finally:
             trainer._update = None
+        for name, facts in self.kept.items():
+            if facts is not None:
+                trainer._replays[name].remember(facts, self.batch, self.acted)
         for method, tokens in self.turns:
             term, logs = method.loss(tokens)
             self.logs |= method.prefixed(logs)
@@ -64,8 +70,8 @@ class Update:
                 loss = loss + self.reduce(term, tokens.mask)
         if trainer.model.training:
             for method, _ in self.turns:
-                if "auxiliary_rollouts" in method.needs:
-                    loss = loss + self._auxiliary_loss(model, method) / trainer.current_gradient_accumulation_steps
+                if trainer._auxiliary.get(method.name):
+                    loss = loss + self._auxiliary_loss(model, method)
         self._record()
         return loss
 
@@ -96,30 +102,42 @@ class Update:
             self.entropy_mask = stock(*args, **kwargs)
         return self.entropy_mask
 
-    def reduce(self, term: Tensor, mask: Tensor) -> Tensor:
-        """A loss term, (B, T) or scalar, reduced and scaled for accumulation as TRL does with its own loss."""
+    def reduce(self, term: Tensor, mask: Tensor, batch: dict[str, Any] | None = None) -> Tensor:
+        """A loss term, (B, T) or scalar, reduced and scaled for accumulation as TRL does with its own loss.
+
+        `batch` is the one that it is a term of, if that is not TRL's.
+        """
         trainer = self.trainer
         steps = trainer.current_gradient_accumulation_steps if trainer.model.training else 1
         if term.dim() == 0:
             return term / steps
-        items = self.batch["num_items_in_batch"].clamp(min=1) / trainer.accelerator.num_processes
+        items = (self.batch if batch is None else batch)["num_items_in_batch"].clamp(
+            min=1
+        ) / trainer.accelerator.num_processes
         if trainer.model.training:  # the count covers the generation batch, the loss one accumulation
             items = items / trainer.args.steps_per_generation
         return aggregate(term, mask, trainer.loss_type, items, trainer.max_completion_length) / steps
 
     def _auxiliary_loss(self, model: Any, method: Method) -> Tensor:
-        """The method's loss term on this update's part of its extra rollouts, at the cost of one more forward."""
+        """The method's loss term on this update's part of its extra rollouts or its replay: one more forward."""
         trainer = self.trainer
         part = trainer._auxiliary[method.name][trainer._step % trainer.args.steps_per_generation]
+        if replayed := method.name in trainer._replays:
+            part = {key: value.to(trainer.accelerator.device) for key, value in part.items()}
         logps, entropy, _ = trainer._get_per_token_logps_and_entropies(
             model, **forward_inputs(part), compute_entropy=True
         )
         advantages = part["advantages"].unsqueeze(1).expand_as(logps)
-        with bounds_restored(trainer):
-            tokens, _ = set_bounds(trainer, read_tokens(trainer, part, logps, entropy, advantages, {}))
+        tokens = read_tokens(trainer, part, logps, entropy, advantages, {})
+        if replayed:  # clips with every loss type, and at the configured bounds
+            tokens = replace(tokens, clip_low=1 - trainer.epsilon_low, clip_high=1 + trainer.epsilon_high)
+        else:
+            with bounds_restored(trainer):
+                tokens, _ = set_bounds(trainer, tokens)
         term, logs = method.auxiliary_loss(tokens)
-        self.logs |= method.prefixed(logs)
-        return term
+        found = {key: value[tokens.mask] if value.dim() == 2 else value for key, value in logs.items()}
+        self.logs |= method.prefixed(found)
+        return self.reduce(term, tokens.mask, part)
 
     def _record(self) -> None:
         """Logs the forward, adds it to the forecast, and keeps its tokens for the token log."""
