@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEEPSPEED ?= .venv-deepspeed
+TOOLS ?= .venv-tools
 INSTALL := bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PIP := $(VENV)/$(INSTALL)
 
-.PHONY: quickstart quickstart-distillation test test-all test-deepspeed compatibility compatibility-deepspeed tables quality style clean
+.PHONY: quickstart quickstart-distillation test test-all test-deepspeed compatibility compatibility-deepspeed tables quality style docs release-check clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/trl-entropy quickstart
@@ -43,6 +44,26 @@ style: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The documentation site, in build/site. Needs no network once its tools are there.
+docs: $(TOOLS)/.installed
+	NO_MKDOCS_2_WARNING=1 $(TOOLS)/bin/python -m mkdocs build --strict --quiet --config-file website/mkdocs.yml
+	$(TOOLS)/bin/python website/check_links.py build/site
+
+# What would be published of the last commit: builds it, checks it, installs the wheel and runs its commands.
+release-check: $(TOOLS)/.installed
+	rm -rf build/source build/dist build/installed
+	mkdir -p build/source
+	git archive HEAD | tar -x -C build/source
+	$(TOOLS)/bin/python -m build --outdir build/dist build/source
+	$(TOOLS)/bin/python -m twine check --strict build/dist/*
+	$(TOOLS)/bin/python tests/support/release.py build/source build/dist
+	$(PYTHON) -m venv build/installed
+	build/installed/$(INSTALL) torch
+	build/installed/$(INSTALL) build/dist/*.whl
+	cd build && installed/bin/trl-entropy --version
+	cd build && installed/bin/trl-entropy methods clip_cov
+	cd build && installed/bin/trl-entropy grpo --config clip_cov --dry_run
+
 # torch is installed first, so that everything else finds the pinned build.
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -56,5 +77,14 @@ $(DEEPSPEED)/.installed: pyproject.toml setup.py constraints.txt
 	DS_BUILD_OPS=0 $(DEEPSPEED)/$(INSTALL) --editable '.[test,deepspeed]'
 	touch $@
 
+# What builds the site and the release, in an environment of its own that has no torch.
+EXTRAS := import tomllib; extras = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']
+$(TOOLS)/.installed: pyproject.toml constraints-tools.txt
+	$(PYTHON) -m venv $(TOOLS)
+	$(PYTHON) -c "$(EXTRAS); print(*extras['docs'], *extras['release'], sep='\n')" > $(TOOLS)/requirements.txt
+	$(TOOLS)/bin/pip install --quiet --disable-pip-version-check --constraint constraints-tools.txt \
+		--requirement $(TOOLS)/requirements.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(DEEPSPEED) .cache runs build dist *.egg-info
+	rm -rf $(VENV) $(DEEPSPEED) $(TOOLS) .cache runs build dist *.egg-info

@@ -28,7 +28,7 @@ from support.fuzzing import (
 from support.registry import TESTS, covered, load, required, set_states, settings_of
 from support.tiny import LOSS_TYPES
 
-from trl_entropy import functional, settings
+from trl_entropy import functional, ratios, settings
 from trl_entropy.methods import METHODS, base, groups, prompt_templates, tip
 
 
@@ -225,6 +225,7 @@ def test_every_pure_function_is_searched():
         groups,
         settings,
         prompt_templates,
+        ratios,
     ]
     found = {
         function

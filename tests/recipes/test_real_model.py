@@ -107,5 +107,6 @@ def test_plan_has_valid_settings(addition, tmp_path):
     for settings in plan.arms.values():
         for _, own in script.phases(settings):
             config = script.quickstart.config_for(own, own["methods"], tmp_path)
-            assert config.max_steps + settings.get("after", 0) in (60, 2 * settings.get("after", 0))
+            steps = 120 if "entropy_keep" in settings else 60
+            assert config.max_steps + settings.get("after", 0) in (steps, 2 * settings.get("after", 0))
             assert config.generation_batch_size == 64 and config.max_completion_length == addition.COMPLETION_LENGTH

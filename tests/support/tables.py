@@ -9,6 +9,7 @@ import inspect
 import json
 import re
 import sys
+import tomllib
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from trl_entropy.diagnosis.rules import RULES
 from trl_entropy.functional import ratio_count, smallest_ratio
 from trl_entropy.methods import METHODS, Method, MethodsConfig
 
-from . import compatibility
+from . import compatibility, private_names
 
 
 ROOT = Path(__file__).parents[2]
@@ -195,8 +196,29 @@ def rules() -> str:
     return as_table(rows)
 
 
+SUPPORTED = ("trl", "transformers", "accelerate", "torch", "datasets", "huggingface_hub", "peft")
+
+
+def supported() -> str:
+    """The versions that `pyproject.toml` allows, and those with which the tests run."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = [*project["dependencies"], *project["optional-dependencies"]["peft"]]
+    allowed = dict(re.match(r"([\w-]+)(.*)", text).groups() for text in needed)
+    tested = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE))
+    pythons = [text.rsplit(" ", 1)[1] for text in project["classifiers"] if re.search(r":: 3\.\d+$", text)]
+    rows = [["package", "supported", "tested with"]]
+    rows.append(["Python", project["requires-python"], ", ".join(pythons)])
+    rows += [[name, allowed[name].replace(",", ", "), tested[name]] for name in SUPPORTED]
+    return as_table([rows[0], *([row[0], f"`{row[1]}`", row[2]] for row in rows[1:])])
+
+
+def private() -> str:
+    """What the package uses of TRL beyond its public interface."""
+    return as_table(private_names.rows())
+
+
 # By page: its tables that list no methods, in their order.
-OTHER_TABLES = {"docs/diagnosis.md": (doses, rules)}
+OTHER_TABLES = {"docs/diagnosis.md": (doses, rules), "docs/versioning.md": (supported, private)}
 
 
 CASES_BEGIN, CASES_END = "<!-- `make tables` writes these cases -->\n", "<!-- end of the cases -->\n"

@@ -12,12 +12,17 @@ from support.distilling import make_batch
 from support.tensors import make_loss_batch
 from support.tiny import EXACT, FLOAT32, LOSS_TYPES, build_model, loss_and_gradients
 from transformers import Trainer
-from trl import GRPOTrainer
+from trl import DistillationTrainer, GRPOTrainer
+from trl.experimental.sdft import SDFTTrainer
+from trl.experimental.sdpo import SDPOTrainer
 from trl.generation.vllm_generation import VLLMGeneration
-from trl.kernels import chunked_divergence
+from trl.kernels import ChunkedLogProbFunction, chunked_divergence
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
-from trl.trainer import distillation_trainer
-from trl.trainer.utils import RepeatSampler
+from trl.kernels.chunked_logprob import _addmm_fp32
+from trl.models.utils import add_hooks, remove_hooks
+from trl.trainer import distillation_trainer, grpo_trainer
+from trl.trainer import utils as trainer_utils
+from trl.trainer.utils import FusedCausalLMOutput, RepeatSampler
 
 from trl_entropy.functional import aggregate
 from trl_entropy.head.divergence import Head
@@ -443,3 +448,69 @@ def test_environments_are_pooled_and_their_tools_bound(tmp_path):
     for environment, tools in zip(trainer.environments, trainer._sync_tool_dicts, strict=True):
         assert tools["calculator"].__self__ is environment
     assert trainer._batch_environments == [None] * agents.ROWS and len(trainer._env_tools[None]) == 1
+
+
+def arguments(function):
+    return [name for name in inspect.signature(function).parameters if name != "self"]
+
+
+def test_generation_tokenizes_then_generates_then_scores():
+    """Each step is a method of its own, which the next one calls with these arguments."""
+    assert arguments(GRPOTrainer._generate) == arguments(GRPOTrainer._tokenize_prompts) == ["prompts"]
+    turn = ["prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images"]
+    assert arguments(GRPOTrainer._generate_single_turn) == turn
+    turn.remove("num_generations")
+    assert arguments(DistillationTrainer._generate_single_turn) == turn
+    source = inspect.getsource(GRPOTrainer._generate)
+    assert source.index("self._tokenize_prompts(") < source.index("self._generate_single_turn(")
+    assert "self._generate(" in inspect.getsource(GRPOTrainer._generate_and_score_completions)
+
+
+def test_rollouts_are_logged_with_their_advantages(make_trainer):
+    """`_logs` has one advantage per completion, `_metrics` lists by mode, and `_step` counts the forwards."""
+    trainer = make_trainer(stock=True)
+    assert trainer._step == 0 and trainer._metrics.keys() == {"train", "eval"}
+    trainer._generate_and_score_completions([{"prompt": "w1 w2"}] * 4)
+    assert len(trainer._logs["advantages"]) == 4 and trainer._tokenizer is trainer.processing_class
+    assert trainer._is_vlm is False and trainer._get_output_dir(trial=None) == trainer.args.output_dir
+    trainer.train()
+    assert trainer._step == trainer.state.max_steps * trainer.args.gradient_accumulation_steps
+    assert GRPOTrainer._tag_names == ["trl", "grpo"] and isinstance(trainer._last_world_entropy, float)
+
+
+@pytest.mark.parametrize("trainer", [SDFTTrainer, SDPOTrainer])
+def test_self_distillation_computes_logits_and_then_their_loss(trainer):
+    assert arguments(trainer._compute_teacher_student_logits) == ["model", "teacher_model", "inputs"]
+    assert arguments(trainer._compute_self_distillation_loss) == ["model", "inputs", "distillation_logits"]
+    assert arguments(Trainer._get_num_items_in_batch) == ["batch_samples", "device"]
+
+
+def test_head_takes_these_arguments_and_returns_these_outputs():
+    head = ["model", "temperature", "cast_lm_head_to_fp32", "outputs"]
+    assert arguments(trainer_utils.add_fused_lm_head) == head
+    kernel = ["ctx", "hidden", "weight", "bias", "targets", "temperature", "chunk_size", "final_logit_softcapping"]
+    assert arguments(ChunkedLogProbFunction.forward) == [*kernel, "logit_scale", "outputs"]
+    outputs = ["loss", "log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1", "label_mask", "aux_loss"]
+    assert list(FusedCausalLMOutput.__dataclass_fields__) == outputs
+    assert [p.kind for p in inspect.signature(trainer_utils.maybe_gather_lm_head_ctx).parameters.values()] == [
+        inspect.Parameter.VAR_POSITIONAL
+    ]
+
+
+def test_products_are_added_in_float32():
+    total, a, b = torch.ones(2, 3), torch.randn(2, 4).bfloat16(), torch.randn(4, 3).bfloat16()
+    expected = 1 + a.float() @ b.float()
+    assert _addmm_fp32(total, a, b) is None
+    torch.testing.assert_close(total, expected, **FLOAT32)
+
+
+def test_helpers_of_trl_take_these_arguments():
+    for name in ("split_pixel_values_by_grid", "unsplit_pixel_values_by_grid"):
+        assert arguments(getattr(trainer_utils, name)) == ["batch"]
+    assert arguments(trainer_utils.pad) == ["tensors", "padding_value", "padding_side", "pad_to_multiple_of"]
+    assert arguments(grpo_trainer.parse_response) == ["tokenizer", "ids", "prefix", "tools"]
+    assert arguments(trainer_utils.split_tensor_dict) == ["tensor_dict", "num_chunks"]
+    assert arguments(trainer_utils.get_config_model_id) == ["config"]
+    assert arguments(trainer_utils.is_async_callable) == ["func"]
+    assert arguments(trainer_utils.get_comet_experiment_url) == arguments(trainer_utils.get_trackio_space_url) == []
+    assert arguments(add_hooks) == arguments(remove_hooks) == ["model"]

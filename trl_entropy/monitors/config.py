@@ -72,6 +72,8 @@ def check_monitors(config: MonitorsConfig) -> list[str]:
         `ValueError`: as [`build_monitors`].
     """
     build_monitors(config)
+    for monitor in MONITORS.values():  # also of monitors that are not listed
+        monitor(config)
     changed = [item.name for item in fields(MonitorsConfig) if getattr(config, item.name) != default_of(item)]
     idle = {name: name.partition("_")[0] for name in changed if name != "monitors"}
     return [
