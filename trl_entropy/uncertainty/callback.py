@@ -29,8 +29,8 @@ class HallucinationCallback(TrainerCallback):
     changes nothing. It costs one forward of the completions, at temperature 1.
 
     Adds to the log line of the evaluation, after its prefix such as `eval_`: `epr/mean_right` and `epr/mean_wrong`, in
-    nats, and `epr/auroc`: the probability that a wrong answer has the higher score. It is NaN with fewer than 20 right
-    or 20 wrong answers.
+    nats, and `epr/auroc`: the probability that a wrong answer has the higher score. It is `None` with fewer than 20
+    right or 20 wrong answers.
 
     Args:
         reward (`str`, *optional*):
@@ -115,36 +115,30 @@ class HallucinationCallback(TrainerCallback):
             return
         own = self._rewards[world.process_index * count :][:count, self._place].tolist()
         prompts = [ids[mask.bool()] for ids, mask in zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)]
-        # TRL masks all of a truncated completion if told to; its tokens are no padding, but it is not an answer either
-        real = [mask.bool() for mask in batch["completion_mask"]]
+        real = batch["completion_mask"].bool()
         completions = [ids[mask] for ids, mask in zip(batch["completion_ids"], real, strict=True)]
-        tools = batch.get("tool_mask")
-        written = [None if tools is None else row[mask].bool() for row, mask in zip(_rows(tools, count), real)]
+        tools = batch.get("tool_mask", real).bool()
+        written = [row[mask].cpu() for row, mask in zip(tools, real, strict=True)]
         for start in range(0, count, BATCH):
             part = slice(start, start + BATCH)
             with trainer.compute_loss_context_manager():
                 found, _ = score_rows(trainer.model, prompts[part], completions[part], self.k)
             for log_probs, mask, reward in zip(found, written[part], own[part], strict=True):
                 ranked = ranked_contributions(log_probs.double(), self.k)
-                mask = None if mask is None else mask.cpu()
-                if len(ranked):
+                if len(ranked):  # with `mask_truncated_completions`, TRL leaves nothing of a truncated one
                     self._rows.append((float(epr_score(ranked, mask)), reward))
 
-    def _numbers(self) -> dict[str, float]:
-        """The numbers to log, over the completions of all processes."""
+    def _numbers(self) -> dict[str, float | None]:
+        """The numbers to log, over the completions of all processes. `None` is undefined, as in TRL's own logs."""
         rows = [row for row in gather_object(self._rows) if not math.isnan(row[1])]
         scores, rewards = torch.tensor(rows, dtype=torch.float64).view(-1, 2).unbind(1)
         wrong = rewards < RIGHT
         enough = min(int(wrong.sum()), int((~wrong).sum())) >= FEWEST
         return {
-            "epr/mean_right": float(scores[~wrong].mean()),
-            "epr/mean_wrong": float(scores[wrong].mean()),
-            "epr/auroc": auroc(scores, wrong) if enough else math.nan,
+            "epr/mean_right": None if wrong.all() else float(scores[~wrong].mean()),
+            "epr/mean_wrong": float(scores[wrong].mean()) if wrong.any() else None,
+            "epr/auroc": auroc(scores, wrong) if enough else None,
         }
-
-
-def _rows(values: Tensor | None, count: int) -> list[Any]:
-    return [None] * count if values is None else list(values)
 
 
 def attach_callbacks(trainer: Any) -> None:
