@@ -5,6 +5,7 @@
 import json
 import logging
 import random
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,9 +14,9 @@ from datasets import Dataset, config
 from support.chat import save_chat_model
 
 from trl_entropy import cli
-from trl_entropy.commands.epr import build_parser
+from trl_entropy.commands.epr import HEADS, build_parser
 from trl_entropy.uncertainty.contributions import contributions
-from trl_entropy.uncertainty.epr import Calibration, epr_score
+from trl_entropy.uncertainty.epr import PAPER, Calibration, epr_score
 
 
 def answers(count=120):
@@ -179,3 +180,9 @@ def test_saturated_token_scores_give_a_map_of_entropies(fitted, tmp_path, caplog
     assert cli.main(["epr", *arguments]) == 0
     assert "WEPR's token scores are nearly equal" in caplog.text
     assert '<p class="about scale">nats:' in (tmp_path / "out" / "tokens.html").read_text()
+
+
+def test_page_explains_what_is_written(fitted):
+    page = (Path(__file__).parents[2] / "docs" / "uncertainty.md").read_text()
+    assert PAPER.url in page and all(f"`{path.name}`" in page for path in fitted.out.iterdir())
+    assert all(head in page for head in HEADS.values())
