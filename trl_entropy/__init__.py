@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .trainers.grpo import EntropyGRPOTrainer as EntropyGRPOTrainer
     from .trainers.grpo_config import EntropyGRPOConfig as EntropyGRPOConfig
     from .trainers.grpo_config import register as register
+    from .uncertainty.callback import HallucinationCallback as HallucinationCallback
 
 
 _PUBLIC = {
@@ -43,6 +44,7 @@ _PUBLIC = {
     "EntropySDFTTrainer": ".trainers.experimental",
     "EntropySDPOConfig": ".trainers.experimental_config",
     "EntropySDPOTrainer": ".trainers.experimental",
+    "HallucinationCallback": ".uncertainty.callback",
     "KappaTuneCallback": ".kappa.callback",
     "METHODS": ".methods",
     "Method": ".methods",

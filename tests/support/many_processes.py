@@ -20,6 +20,7 @@ from trl_entropy import (
     EntropyDistillationTrainer,
     EntropyGRPOConfig,
     EntropyGRPOTrainer,
+    HallucinationCallback,
     KappaTuneCallback,
     MonitorCallback,
 )
@@ -154,6 +155,26 @@ def monitored(output_dir, rank, processes):
     return trainer.state.log_history[-1]
 
 
+def uncertain(output_dir, rank, processes):
+    """What the callback logs of six evaluation batches that the processes share."""
+    callback = HallucinationCallback(k=5)
+    trainer = build_trainer(
+        EntropyGRPOTrainer,
+        EntropyGRPOConfig,
+        output_dir / "uncertain",
+        per_device_train_batch_size=8 // processes,
+        callbacks=[callback],
+    )
+    trainer.model.eval()
+    for seed in range(6):
+        batch = off_policy_batch(build_model(seed), rows=8)
+        callback._rewards = REWARDS.roll(seed, 0) * 2
+        callback._score(part(batch, rank, processes))
+    trainer.state.log_history.append({})
+    callback.on_log(trainer.args, trainer.state, trainer.control, logs={"eval_runtime": 1.0})
+    return trainer.state.log_history[-1]
+
+
 def results(output_dir, rank, processes, methods):
     """Losses with their gradients, and the advantages of a generation batch."""
     trainer = build_trainer(
@@ -266,6 +287,7 @@ if __name__ == "__main__":
     for name in CONTROLLERS:
         found[name] = controlled(folder / "out", rank, count, name)
     found["monitors"] = monitored(folder / "out", rank, count)
+    found["uncertainty"] = uncertain(folder / "out", rank, count)
     found["thermostat"] = strengths(folder / "out", rank, count)
     for name, split in SPLITS[count].items():
         for loss_type in ("dapo", "dr_grpo"):

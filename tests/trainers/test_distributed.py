@@ -18,6 +18,7 @@ from support.many_processes import (
     replayed,
     results,
     rewards_of,
+    uncertain,
 )
 from support.processes import run_processes
 from support.thermostat_runs import strengths
@@ -122,6 +123,13 @@ def test_monitors_see_the_sequences_of_all_processes(many, tmp_path):
     assert one["geometry/samples"] == 6 and len(one) > 10
     for found in (found["monitors"] for found in of_each(many, "rank")):
         assert found == pytest.approx(one, rel=1e-5, nan_ok=True)
+
+
+def test_uncertainty_is_of_the_completions_of_all_processes(many, tmp_path):
+    one = uncertain(tmp_path, 0, 1)
+    assert 0 < one["eval_epr/auroc"] < 1 and len(one) == 3
+    for found in (found["uncertainty"] for found in of_each(many, "rank")):
+        assert found == pytest.approx(one, rel=1e-5)
 
 
 def test_thermostat_sees_all_processes(many, tmp_path):

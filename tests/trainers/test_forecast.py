@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 from support.tensors import random_tokens
+from support.tiny import loss_and_gradients
 
 from trl_entropy.trainers.forecast import EntropyForecast
+from trl_entropy.trainers.metrics import entropy_metrics
 
 
 def test_forecast_is_the_first_order_change_of_a_tabular_softmax():
@@ -86,3 +88,27 @@ def test_off_by_default(make_trainer):
     trainer = make_trainer(max_steps=3)
     trainer.train()
     assert not any("predicted" in key for row in trainer.state.log_history for key in row)
+
+
+def test_tsallis_entropy_comes_with_the_second_moments(make_trainer):
+    """1 - Σp² of the worked example, and of a forward of the loss; without Σp² it is not computed."""
+    probs = torch.tensor([0.7, 0.1, 0.1, 0.1], dtype=torch.float64)
+    tokens = random_tokens(rows=1, length=2)
+    example = replace(tokens, sum_sq_probs=probs.square().sum().expand(1, 2))
+    logged = entropy_metrics(example, tokens.advantages)["entropy/tsallis_2"]
+    torch.testing.assert_close(logged, torch.full((1, 2), 0.48, dtype=torch.float64), rtol=0, atol=1e-9)
+
+    trainer = make_trainer(entropy_forecast=True, temperature=0.7)
+    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    loss_and_gradients(trainer, batch)
+    (found,) = trainer._metrics["train"]["entropy/tsallis_2"]
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+    with torch.no_grad():
+        logits = trainer.model(ids, attention_mask=mask).logits[:, -batch["completion_ids"].size(1) - 1 : -1]
+    index = 1 - (logits / 0.7).softmax(-1).square().sum(-1)
+    assert float(found) == pytest.approx(index[batch["completion_mask"].bool()].mean().item(), rel=1e-5)
+
+    plain = make_trainer()
+    loss_and_gradients(plain, plain._prepare_inputs(next(iter(plain.get_train_dataloader()))))
+    assert "entropy/tsallis_2" not in plain._metrics["train"] and "entropy/mean" in plain._metrics["train"]

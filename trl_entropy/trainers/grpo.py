@@ -29,6 +29,7 @@ from ..methods import Method, build_methods
 from ..monitors.callback import add_monitors
 from ..runs.mixin import RunMixin
 from ..runs.token_log import SettingsCallback, TokenLog
+from ..uncertainty.callback import attach_callbacks
 from .checks import (
     check_built,
     check_given,
@@ -147,6 +148,7 @@ class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
         self.add_callback(SettingsCallback)
         add_diagnosis(self)
         add_monitors(self)
+        attach_callbacks(self)
         self._set_up_methods()
 
     def _set_up_methods(self) -> None:

@@ -23,14 +23,17 @@ def entropy_metrics(tokens: TokenBatch, advantages: Tensor) -> dict[str, Tensor]
         advantages: (B,) or (B, T) from the rewards, before any method has changed them.
 
     Returns:
-        Scalars, and (B, T) tensors for [`reduce_metrics`].
+        (B, T) tensors for [`reduce_metrics`]. With Σp² from the fused head, which computes it for some methods and
+        for the forecast, `entropy/tsallis_2` = 1 - Σp² is among them.
     """
     entropy = tokens.entropy.detach()
     advantages = advantages if advantages.dim() == 2 else advantages.unsqueeze(1)
+    tsallis = {} if tokens.sum_sq_probs is None else {"entropy/tsallis_2": 1 - tokens.sum_sq_probs}
     return {
         "entropy/mean": entropy,
         "entropy/positive_advantage_mean": entropy.masked_fill(advantages <= 0, torch.nan),
         "entropy/negative_advantage_mean": entropy.masked_fill(advantages >= 0, torch.nan),
+        **tsallis,
     }
 
 
