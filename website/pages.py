@@ -54,7 +54,7 @@ REFERENCE = {
     "callbacks": (
         "Callbacks",
         "For any trainer of transformers or TRL.",
-        ["trl_entropy.MonitorCallback", "trl_entropy.EntropyLawCallback"],
+        ["trl_entropy.MonitorCallback", "trl_entropy.HallucinationCallback", "trl_entropy.EntropyLawCallback"],
     ),
     "methods": (
         "Methods",

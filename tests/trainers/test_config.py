@@ -199,7 +199,7 @@ def wrong_values(kind):
     if get_origin(kind) is Literal:
         return ["nothing", 3, None, []]
     if get_origin(kind) is list:
-        return ["x", 3, None, [3]]
+        return ["x", 3, None, [1.5] if int in parts else [3]]
     found = [] if type(None) in parts else [None]
     for part, values in {
         float: ["x", math.nan, []],
