@@ -81,3 +81,29 @@ def test_annealing(tmp_path, capsys, caplog):
     assert set(found["loss"]) == {"wsd", "constant"} and found["loss"]["wsd"] < found["loss"]["constant"]
     assert f"{found['loss']['wsd']:.4f}" in text and "loss at step 2000" in text
     assert (tmp_path / "out" / "annealing.png").stat().st_size > 5000
+
+
+def test_refine(tmp_path, capsys, caplog):
+    from trl_entropy import refined_schedule
+
+    lines = [{"step": n, "loss": 2.0, "grad_norm": 1 + n / 100, "reward": 0.5} for n in range(1, 201)]
+    run, out = save_run(tmp_path / "run", lines), tmp_path / "schedule.json"
+    with caplog.at_level(logging.WARNING):
+        assert main(["curves", "refine", run, "--out", str(out)]) == 0
+    assert "has no gradient_norms.csv" in caplog.text and "by the rule for SGD" in caplog.text
+    assert "The run logs rewards, whose noise drives its gradient norms" in caplog.text
+    assert json.loads(out.read_text())["norm"] == "l2"
+    rows = "".join(f"{n},{5.0},{1 + n / 100}\n" for n in range(1, 201))
+    (tmp_path / "run" / "gradient_norms.csv").write_text(f"step,l1,l2\n{rows}")
+    caplog.clear()
+    assert main(["curves", "refine", run, "--out", str(out), "--output", str(tmp_path / "out")]) == 0
+    assert "gradient_norms.csv" not in caplog.text and (tmp_path / "out" / "refine.png").stat().st_size > 5000
+    assert refined_schedule(out, 10)(3) == pytest.approx(0.7)  # of constant L1 norms
+    assert " 0.700" in capsys.readouterr().out
+    assert main(["curves", "refine", run, "--out", str(out), "--norm", "l2"]) == 0
+    assert refined_schedule(out, 10)(3) < 0.6
+    (tmp_path / "run" / "gradient_norms.csv").write_text("step,l1\n1,2\n")
+    for words, message in ((["--norm", "l2"], "must have a column `l2`"), ([], "at least 100 finite gradient norms")):
+        with pytest.raises(SystemExit):
+            main(["curves", "refine", run, "--out", str(out), *words])
+        assert message in capsys.readouterr().err

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""`trl-entropy curves {length,annealing}`: what the loss curve of a finished run tells."""
+"""`trl-entropy curves {length,annealing,refine}`: what the loss curve of a finished run tells."""
 
 import argparse
 import json
@@ -37,10 +37,14 @@ def build_parser() -> CommandParser:
     annealing.add_argument("--steps", type=whole_number, metavar="N", help="steps to predict; those of the first RUN")
     annealing.add_argument("--skip", type=whole_number, metavar="N", help="first steps to leave out of the fit")
     annealing.add_argument("--eval", action="store_true", help="fit the losses of evaluations")
+    refine = kinds.add_parser("refine", help="a schedule of the learning rate from the run's gradient norms")
+    add_runs(refine, 1)
+    refine.add_argument("--out", type=Path, required=True, metavar="FILE", help="writes the schedule there, as JSON")
+    refine.add_argument("--norm", choices=("l1", "l2"), default="l1", help="l1 for Adam, l2 for SGD (%(default)s)")
     return parser
 
 
-def add_runs(parser: argparse.ArgumentParser, count: str) -> None:
+def add_runs(parser: argparse.ArgumentParser, count: str | int) -> None:
     parser.add_argument("runs", nargs=count, type=Path, metavar="RUN", help="folder of a run, or a trainer state")
     parser.add_argument("--output", type=Path, metavar="DIR", help="writes the numbers and a picture there")
 
@@ -52,7 +56,7 @@ def main(argv: list[str]) -> int:
     with parser.reporting():
         if options.output:
             options.output.mkdir(parents=True, exist_ok=True)
-        print({"length": length, "annealing": annealing}[options.kind](options))  # noqa: T201 (the result of a command)
+        print(KINDS[options.kind](options))  # noqa: T201 (the result of a command)
     return 0
 
 
@@ -145,6 +149,44 @@ def annealing(options: argparse.Namespace) -> str:
         fits: list[np.ndarray] = [law.predict(curve.rates) for curve in curves.values()]
         draw_annealing(options.output / "annealing.png", curves, fits, predictions)
     return text
+
+
+def refine(options: argparse.Namespace) -> str:
+    """Writes the schedule, and returns a table of it."""
+    import numpy as np
+
+    from ..curves.refinement import NORMS_FILE, RefinedSchedule, read_norms, smoothed
+    from ..report.curves import draw_refined
+    from ..report.diagnosis import history_and_folder
+    from ..tables import text_table
+
+    lines, folder = history_and_folder(options.runs[0])
+    curve, norm = Curve.of(lines), options.norm
+    if curve.rewarded:
+        logger.warning("The run logs rewards, whose noise drives its gradient norms: the schedule follows that.")
+    if (folder / NORMS_FILE).exists():
+        norms = read_norms(folder / NORMS_FILE, norm)
+    else:
+        norm = "l2"
+        logged = {line["step"]: line["grad_norm"] for line in lines if line.get("grad_norm") is not None}
+        norms = np.array([logged[step] for step in sorted(logged)], dtype=float)
+        logger.warning(
+            f"{folder} has no {NORMS_FILE}, which the monitor 'gradient_norms' writes: the schedule is made of the L2 "
+            "norms in the log, by the rule for SGD."
+        )
+    schedule = RefinedSchedule.of(norms, norm)
+    schedule.save(options.out)
+    factors = np.array(schedule.factors)
+    if options.output:
+        draw_refined(options.output / "refine.png", norms, smoothed(norms), factors)
+    places = np.linspace(0, 1, 11)
+    values = np.interp(places, np.linspace(0, 1, len(factors)), factors)
+    return text_table(
+        [{"share of training": f"{at:.1f}", "of the peak": f"{y:.3f}"} for at, y in zip(places, values, strict=True)]
+    )
+
+
+KINDS = {"length": length, "annealing": annealing, "refine": refine}
 
 
 def shown(value: float | None) -> str:

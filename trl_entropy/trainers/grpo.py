@@ -42,6 +42,7 @@ from .head_statistics import HeadStatistics
 from .metrics import reduce_metrics
 from .pass_rates import PassRates, pass_keys
 from .prefill import tokenize_prefilled
+from .refined_schedule import RefinesSchedule
 from .rewards import Rewards
 from .rollouts import make_rollouts
 from .signature import args_of, like
@@ -51,7 +52,7 @@ from .update import Update
 from .window import join_metrics
 
 
-class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
+class EntropyGRPOTrainer(RunMixin, RefinesSchedule, GRPOTrainer):
     """
     [`~trl.GRPOTrainer`] with entropy methods. With `methods` empty and `fused_head=False`, losses and gradients are
     those of `GRPOTrainer` to the bit.
