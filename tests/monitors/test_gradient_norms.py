@@ -145,3 +145,30 @@ def test_without_accelerates_clipping_norms_are_unknown():
     monitor.before_gradients()
     monitor.before_step(model, 1)
     assert all(math.isnan(value) for value in monitor.numbers().values())
+
+
+def test_parts_that_several_processes_hold_count_once():
+    """Sharded over 3 processes, and replicated over 2: each part is on two."""
+    from types import SimpleNamespace
+
+    from torch.distributed.tensor import Replicate, Shard
+
+    from trl_entropy.monitors.gradient_norms import _copies, _sums
+
+    mesh = SimpleNamespace(size=lambda dim: (2, 3)[dim])
+    assert _copies(SimpleNamespace(device_mesh=mesh, placements=(Replicate(), Shard(0)))) == 2
+    assert _copies(SimpleNamespace(device_mesh=mesh, placements=(Shard(0), Shard(1)))) == 1
+    assert _sums([torch.tensor([3.0, 4.0]), torch.tensor([2.0])], [0.5, 1]).tolist() == [5.5, 16.5]
+
+
+def test_refused_with_deepspeed(monkeypatch):
+    from types import SimpleNamespace
+
+    from accelerate.utils import DistributedType
+
+    from trl_entropy.monitors import gradient_norms
+
+    state = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED)
+    monkeypatch.setattr(gradient_norms, "PartialState", lambda: state)
+    with pytest.raises(ValueError, match="must leave out 'gradient_norms' with DeepSpeed"):
+        gradient_norms.GradientNorms(SimpleNamespace()).check_model(torch.nn.Linear(1, 1))
