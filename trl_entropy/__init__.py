@@ -13,6 +13,7 @@ from ._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from .curves.entropy_law import EntropyLawCallback as EntropyLawCallback
+    from .curves.refinement import refined_schedule as refined_schedule
     from .kappa.callback import KappaTuneCallback as KappaTuneCallback
     from .kappa.tuning import kappa_peft_config as kappa_peft_config
     from .methods import METHODS as METHODS
@@ -50,6 +51,7 @@ _PUBLIC = {
     "Method": ".methods",
     "MonitorCallback": ".monitors.callback",
     "kappa_peft_config": ".kappa.tuning",
+    "refined_schedule": ".curves.refinement",
     "register": ".trainers.grpo_config",  # from there, so that TRL's own fields are known too
 }
 

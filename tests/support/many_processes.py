@@ -304,6 +304,8 @@ if __name__ == "__main__":
         max_steps=4,
         steps_per_generation=2,
         mask_truncated_completions=True,
+        monitors=["gradient_norms"],
+        max_grad_norm=0.01,
         ddp_backend="gloo",
     )
     trainer.train()

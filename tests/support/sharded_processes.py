@@ -44,6 +44,8 @@ def train(trainer_class, output_dir, methods, resume=None, **settings):
         output_dir,
         methods=methods,
         steps_per_generation=2,
+        monitors=["gradient_norms"],
+        max_grad_norm=0.01,
         **{"max_steps": 3, **settings, **strong(methods)},
         ddp_backend="gloo",
     )

@@ -171,7 +171,10 @@ def test_run_of_many_processes_stays_in_step(many):
         torch.testing.assert_close(first["weights"], run["weights"], **EXACT)
         for row, other in zip(first["rows"], run["rows"], strict=True):
             assert row["aepo/temperature"] == other["aepo/temperature"]
+            assert row["gradient_norms/l1"] == other["gradient_norms/l1"] > row["gradient_norms/l2"]
+            assert row["gradient_norms/l2"] == pytest.approx(other["grad_norm"], rel=1e-6) and row["grad_norm"] > 0.01
             assert 0 <= row["aepo/auxiliary_positive_fraction"] == other["aepo/auxiliary_positive_fraction"] <= 1
+    assert len((many[0] / "run" / "gradient_norms.csv").read_text().splitlines()) == 5  # of one process
 
 
 @pytest.mark.parametrize("loss_type", ["dapo", "dr_grpo"])

@@ -31,6 +31,7 @@ COMMANDS = {
     "distillation": Command("Distill a teacher on the tokens that TIP selects.", trains=True),
     "kappa": Command("Rank the weights of a model by condition number."),
     "report": Command("Compare runs in a page and a picture."),
+    "curves": Command("What a loss curve tells: bits learned, other schedules of the learning rate."),
     "recommend": Command("Say which method to try first, with settings for a batch."),
     "diagnose": Command("Say what is wrong with a run, and which field to change."),
     "methods": Command("List the methods with their papers and fields."),

@@ -79,7 +79,8 @@ def known_to_advice() -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
 def digest() -> str:
     """A hash of the sources that descriptions come from."""
     trainers = (
-        f"trainers/{name}.py" for name in ("grpo_config", "distillation_config", "entropy_bonus", "thermostat_config")
+        f"trainers/{name}.py"
+        for name in ("grpo_config", "distillation_config", "entropy_bonus", "thermostat_config", "refined_schedule")
     )
     others = ("knob.py", "signs.py", "diagnosis/config.py", "kappa/config.py", *trainers)
     rooms = [path for room in ("methods", "monitors") for path in sorted((SOURCES / room).glob("*.py"))]

@@ -1,3 +1,3 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Laws fitted to the logs of a run."""
+"""What the log of a run tells: laws, code length, and schedules of the learning rate."""

@@ -27,7 +27,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..paper import Paper
 from ..settings import checked
-from .base import Monitor, ProbeBatch
+from .base import ProbeBatch, ProbeMonitor
 from .layers import language_model
 
 
@@ -99,7 +99,7 @@ class AttentionConfig:
     )
 
 
-class Attention(Monitor):
+class Attention(ProbeMonitor):
     """Entropies of all heads: their means, the smallest, and the share of collapsed heads."""
 
     name = "attention"

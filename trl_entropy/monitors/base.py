@@ -4,6 +4,7 @@
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -25,11 +26,7 @@ class ProbeBatch:
 
 
 class Monitor:
-    """One paper's measurement of a model.
-
-    The probe is a fixed set of sequences. In a measurement, each forward over the first `samples` of them runs inside
-    `collecting`. Then `collected` returns what was kept, one row per sequence, and `measure` gets the rows of all
-    processes.
+    """One paper's measurement of a model: a [`ProbeMonitor`] or a [`StepMonitor`].
 
     Class attributes:
         name: in `monitors`, and the prefix of the monitor's fields and of what it logs.
@@ -47,13 +44,23 @@ class Monitor:
     summary: ClassVar[str]
     cost: ClassVar[str]
     headline: ClassVar[str]
-    samples: int
 
     def __init__(self, config: Any):
         raise NotImplementedError
 
     def check_model(self, model: nn.Module) -> None:
         """Raises `ValueError` if the monitor cannot work with this model."""
+
+
+class ProbeMonitor(Monitor):
+    """A monitor that looks at the probe every few steps.
+
+    The probe is a fixed set of sequences. In a measurement, each forward over the first `samples` of them runs inside
+    `collecting`. Then `collected` returns what was kept, one row per sequence, and `measure` gets the rows of all
+    processes.
+    """
+
+    samples: int
 
     def collecting(self, model: nn.Module, batch: ProbeBatch) -> AbstractContextManager[None]:
         """Around one forward of the probe."""
@@ -73,3 +80,32 @@ class Monitor:
     def arrays(self) -> dict[str, Tensor]:
         """What the last measurement leaves for a picture."""
         return {}
+
+
+class StepMonitor(Monitor):
+    """A monitor that looks at every optimizer step. All processes call its hooks alike."""
+
+    def begin(self, folder: Path, step: int, writes: bool) -> None:
+        """Before the first step.
+
+        Args:
+            folder: of the run.
+            step: optimizer steps of a resumed run, else 0.
+            writes: whether this process writes the run's files.
+        """
+
+    def before_gradients(self) -> None:
+        """Before the forward and backward passes of a step."""
+
+    def before_step(self, model: nn.Module, step: int) -> None:
+        """With the gradients of a step, clipped, before the optimizer uses them. `step` counts from 1."""
+
+    def numbers(self) -> dict[str, float]:
+        """The numbers to log, of the last step. Called for each log line of training."""
+        raise NotImplementedError
+
+    def save(self) -> None:
+        """Brings the monitor's files up to date: at each log line, at each checkpoint, and at the end."""
+
+    def end(self) -> None:
+        """After training."""

@@ -3,7 +3,7 @@
 """A callback that runs monitors in any trainer of transformers or TRL."""
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ..settings import default_of, did_you_mean
-from .base import Monitor
+from .base import Monitor, ProbeMonitor, StepMonitor
 from .config import MonitorFields, build_monitors
 from .layers import language_model
 from .probe import FILE, Probe
@@ -45,8 +45,8 @@ def evaluated(model: nn.Module) -> Iterator[None]:
 
 class MonitorCallback(TrainerCallback):
     r"""
-    Looks at the model before the first step and every few steps, on a fixed set of sequences. Changes nothing: losses
-    are those of a run without it, to the bit.
+    Looks at the model before the first step and every few steps, on a fixed set of sequences, or at each step's
+    gradients. Changes nothing: losses are those of a run without it, to the bit.
 
     The numbers are added to the next log line as `<monitor>/<key>`; those before the first step are a line of their
     own in `state.log_history`. The sequences are kept in `output_dir/monitors`, so that a resumed run compares like
@@ -105,28 +105,75 @@ class MonitorCallback(TrainerCallback):
         for monitor in self.monitors:
             monitor.check_model(model)
         self.folder, self._pending = Path(args.output_dir), {}
+        for monitor in self._stepwise:
+            monitor.begin(self.folder, state.global_step, state.is_world_process_zero)
+        if self._probing:
+            self._make_probe(state, processing_class, kwargs)
+        if self._probing and state.global_step == 0:
+            numbers = self._look(model, 0, state.is_world_process_zero, careful=False)
+            state.log_history.append({"step": 0, "epoch": 0.0, **numbers})
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self._each_step(state, lambda monitor: monitor.before_gradients())
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self._each_step(state, lambda monitor: monitor.before_step(model, state.global_step + 1))
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if self._probing and state.global_step % self.every == 0:
+            self._pending = self._look(model, state.global_step, state.is_world_process_zero)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not logs or any(key.startswith("eval_") for key in logs):
+            return
+        self._each_step(state, lambda monitor: monitor.save())
+        if "loss" in logs:
+            self._each_step(state, lambda monitor: self._keep(monitor.name, monitor.numbers()))
+        if self._pending:
+            logs.update(self._pending)
+            state.log_history[-1].update(self._pending)
+            self._pending = {}
+
+    def on_save(self, args, state, control, **kwargs):
+        self._each_step(state, lambda monitor: monitor.save())
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._each_step(state, lambda monitor: monitor.save())
+        self._each_step(state, lambda monitor: monitor.end())
+
+    # What belongs to which kind of monitor
+
+    @property
+    def _probing(self) -> list[ProbeMonitor]:
+        return [monitor for monitor in self.monitors if isinstance(monitor, ProbeMonitor)]
+
+    @property
+    def _stepwise(self) -> list[StepMonitor]:
+        return [monitor for monitor in self.monitors if isinstance(monitor, StepMonitor)]
+
+    def _each_step(self, state: Any, hook: Callable[[StepMonitor], None]) -> None:
+        """Calls a hook of each monitor of steps. One that fails is left out from then on."""
+        for monitor in self._stepwise:
+            try:
+                hook(monitor)
+            except Exception as error:
+                monitor.end()
+                self._leave_out(monitor, state.global_step, f"{type(error).__name__}: {error}")
+
+    def _keep(self, name: str, numbers: dict[str, float]) -> None:
+        self._pending |= {f"{name}/{key}": value for key, value in numbers.items()}
+
+    def _make_probe(self, state: Any, processing_class: Any, given: dict[str, Any]) -> None:
+        """The probe of this run, or the one that a resumed run goes on with."""
         self._first = next((line[RATIO] for line in state.log_history if RATIO in line), None)
         path = self.folder / FILE
         if state.global_step > 0 and path.exists():
             self.probe = Probe.load(path)
-        else:
-            samples = max(monitor.samples for monitor in self.monitors)
-            self.probe = Probe.of(self._dataset(kwargs), processing_class, samples, self.max_length)
-            if state.is_world_process_zero:
-                self.probe.save(path)
-        if state.global_step == 0:
-            numbers = self._look(model, 0, state.is_world_process_zero, careful=False)
-            state.log_history.append({"step": 0, "epoch": 0.0, **numbers})
-
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        if state.global_step % self.every == 0:
-            self._pending = self._look(model, state.global_step, state.is_world_process_zero)
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if logs and self._pending and not any(key.startswith("eval_") for key in logs):
-            logs.update(self._pending)
-            state.log_history[-1].update(self._pending)
-            self._pending = {}
+            return
+        samples = max(monitor.samples for monitor in self._probing)
+        self.probe = Probe.of(self._dataset(given), processing_class, samples, self.max_length)
+        if state.is_world_process_zero:
+            self.probe.save(path)
 
     def _dataset(self, given: dict[str, Any]) -> Iterable[dict[str, Any]]:
         if self.dataset is not None:
@@ -142,9 +189,9 @@ class MonitorCallback(TrainerCallback):
     # Measurement
 
     def _look(self, model: nn.Module, step: int, writes: bool, careful: bool = True) -> dict[str, float]:
-        """What all monitors measure. With `careful`, one that fails is left out from then on."""
+        """What all monitors of the probe measure. With `careful`, one that fails is left out from then on."""
         world, found = PartialState(), dict[str, float]()
-        for monitor in list(self.monitors):
+        for monitor in self._probing:
             reason = ""
             try:
                 own = self._rows(model, monitor, world)
@@ -167,7 +214,7 @@ class MonitorCallback(TrainerCallback):
             found[f"{RATIO}_ratio"] = found[RATIO] / self._first
         return found
 
-    def _rows(self, model: nn.Module, monitor: Monitor, world: PartialState) -> dict[str, Tensor]:
+    def _rows(self, model: nn.Module, monitor: ProbeMonitor, world: PartialState) -> dict[str, Tensor]:
         """What a monitor keeps of this process's share of the probe."""
         device = next(model.parameters()).device
         options: dict[str, Any] = {"use_cache": False}
@@ -184,7 +231,7 @@ class MonitorCallback(TrainerCallback):
         logger.warning(f"Monitor {monitor.name!r} is off from step {step} on. {reason}")
         self.monitors.remove(monitor)
 
-    def _write(self, monitor: Monitor, step: int) -> None:
+    def _write(self, monitor: ProbeMonitor, step: int) -> None:
         """Keeps what the monitor leaves for a picture."""
         if arrays := {key: values.contiguous().cpu() for key, values in monitor.arrays().items()}:
             save_file(arrays, self.folder / "monitors" / f"{monitor.name}-{step}.safetensors")

@@ -7,11 +7,12 @@ from typing import Any
 
 from ..settings import checked, default_of, did_you_mean
 from .attention import Attention, AttentionConfig
-from .base import Monitor
+from .base import Monitor, ProbeMonitor
 from .geometry import Geometry, GeometryConfig
+from .gradient_norms import GradientNorms
 
 
-MONITORS: dict[str, type[Monitor]] = {monitor.name: monitor for monitor in (Geometry, Attention)}
+MONITORS: dict[str, type[Monitor]] = {monitor.name: monitor for monitor in (Geometry, Attention, GradientNorms)}
 
 
 @dataclass
@@ -33,7 +34,9 @@ class MonitorsConfig(MonitorFields):
     )
     monitor_steps: int = field(
         default=50,
-        metadata={"help": "Optimizer steps between two measurements. One more is made before the first step."},
+        metadata={
+            "help": "Optimizer steps between two measurements of the probe. One more is made before the first step."
+        },
     )
     monitor_max_length: int = field(
         default=512, metadata={"help": "Tokens of a sequence of the probe. Of a longer one, the last are kept."}
@@ -74,11 +77,13 @@ def check_monitors(config: MonitorsConfig) -> list[str]:
     build_monitors(config)
     for monitor in MONITORS.values():  # also of monitors that are not listed
         monitor(config)
+    probing = any(issubclass(MONITORS[name], ProbeMonitor) for name in config.monitors)
     changed = [item.name for item in fields(MonitorsConfig) if getattr(config, item.name) != default_of(item)]
-    idle = {name: name.partition("_")[0] for name in changed if name != "monitors"}
+    idle = {name: next((monitor for monitor in MONITORS if name.startswith(f"{monitor}_")), "") for name in changed}
+    idle.pop("monitors", None)
     return [
         f"`{name}` is set to {getattr(config, name)!r}, but its monitor is not in `monitors` ({config.monitors}): it "
         "does nothing."
         for name, monitor in idle.items()
-        if (monitor not in config.monitors if monitor in MONITORS else not config.monitors)
+        if (monitor not in config.monitors if monitor else not probing)
     ]

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ..paper import Paper
 from ..settings import checked, flag
-from .base import Monitor, ProbeBatch
+from .base import ProbeBatch, ProbeMonitor
 from .layers import decoder_of, layers_of
 
 
@@ -117,7 +117,7 @@ class GeometryConfig:
     geometry_dse: bool = field(default=False, metadata={"help": "Also log the diffusion spectral entropy, in bits."})
 
 
-class Geometry(Monitor):
+class Geometry(ProbeMonitor):
     """RankMe and the power law of the spectrum, of the last layer and of others."""
 
     name = "geometry"

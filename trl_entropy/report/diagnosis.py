@@ -3,6 +3,7 @@
 """Findings on runs that are read from their files."""
 
 from pathlib import Path
+from typing import Any
 
 from ..diagnosis.history import History, training_lines
 from ..diagnosis.rules import Finding, diagnose
@@ -18,15 +19,22 @@ def findings_of(run: Run) -> list[Finding]:
 
 
 def read_run(path: Path) -> Run:
-    """A run from its folder, or from a trainer state. Settings lie beside the state, or above a checkpoint's folder.
+    """A run from its folder, or from a trainer state.
 
     Raises:
         `ValueError`: there is no readable run.
     """
-    if path.is_file():
-        _, history = read_state(path)
-        folder = path.resolve().parent
-        folder = folder.parent if folder.name.startswith("checkpoint-") else folder
-    else:
-        history, folder = read_history(path), path
+    history, folder = history_and_folder(path)
     return Run(folder.resolve().name, folder, [], read_settings(folder), history=training_lines(history))
+
+
+def history_and_folder(path: Path) -> tuple[list[dict[str, Any]], Path]:
+    """All log lines of a run, and its folder: that of the state, or above a checkpoint's folder.
+
+    Raises:
+        `ValueError`: there is no readable run.
+    """
+    if not path.is_file():
+        return read_history(path), path
+    folder = path.resolve().parent
+    return read_state(path)[1], folder.parent if folder.name.startswith("checkpoint-") else folder

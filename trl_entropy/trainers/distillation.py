@@ -35,6 +35,7 @@ from .data_checks import PROMPT
 from .distillation_config import EntropyDistillationConfig
 from .metrics import reduce_metrics
 from .quadrants import selection_metrics, write_scatter
+from .refined_schedule import RefinesSchedule
 from .signature import args_of, like
 from .window import join_metrics
 
@@ -118,7 +119,7 @@ class SelectingKernel:
         self.keep = self.tip.keep(self.tokens)
 
 
-class EntropyDistillationTrainer(RunMixin, DistillationTrainer):
+class EntropyDistillationTrainer(RunMixin, RefinesSchedule, DistillationTrainer):
     """
     [`~trl.DistillationTrainer`] that trains on the tokens that TIP keeps. Same arguments; `args` is an
     [`EntropyDistillationConfig`]. With `tip_rule="none"` or `tip_ratio=1`, losses and gradients are those of

@@ -16,6 +16,7 @@ from ..monitors.config import MonitorsConfig, check_monitors
 from ..runs.provenance import given_settings
 from ..settings import checked
 from .checks import check_after, check_before, check_trl_version
+from .refined_schedule import RefinedConfig, check_refined
 
 
 logger = get_logger(__name__)
@@ -42,7 +43,9 @@ def inert_settings(config: TipConfig, tip: Tip, longest: int | None) -> list[str
 
 
 @dataclass
-class EntropyDistillationConfig(TipConfig, KappaConfig, MonitorsConfig, DiagnosisConfig, DistillationConfig):
+class EntropyDistillationConfig(
+    TipConfig, KappaConfig, MonitorsConfig, RefinedConfig, DiagnosisConfig, DistillationConfig
+):
     r"""
     [`~trl.DistillationConfig`] that trains on selected tokens. With `tip_rule="none"` it is `DistillationConfig`.
 
@@ -78,6 +81,11 @@ class EntropyDistillationConfig(TipConfig, KappaConfig, MonitorsConfig, Diagnosi
     monitor_max_length (`int`, *optional*, defaults to `512`):
         Tokens of a sequence that monitors look at.
 
+    > Parameters that control the schedule
+
+    lr_refined (`str`, *optional*):
+        File of a schedule that `trl-entropy curves refine` wrote. It replaces `lr_scheduler_type` and warm-up.
+
     > Parameters that control the logging
 
     tip_scatter_steps (`int`, *optional*):
@@ -112,7 +120,7 @@ class EntropyDistillationConfig(TipConfig, KappaConfig, MonitorsConfig, Diagnosi
             lambda value: value is None or (type(value) is int and value > 0),
             "an integer > 0 or null",
         )
-        for warning in (*self._inert_warnings(tip), *check_monitors(self)):
+        for warning in (*self._inert_warnings(tip), *check_monitors(self), *check_refined(self)):
             logger.warning(warning)
 
     def _inert_warnings(self, tip: Tip) -> list[str]:

@@ -32,6 +32,7 @@ from .experimental_config import EntropyGKDConfig, EntropySDFTConfig, EntropySDP
 from .logits_selection import compact, rows_at, token_statistics
 from .metrics import reduce_metrics
 from .quadrants import selection_metrics
+from .refined_schedule import RefinesSchedule
 from .rewards import checking_rewards
 from .signature import like
 from .window import join_metrics
@@ -40,7 +41,7 @@ from .window import join_metrics
 IGNORED = -100  # label of a token that the loss does not count
 
 
-class ChoosesTokens(ResumesWhole, SavesStates):
+class ChoosesTokens(ResumesWhole, SavesStates, RefinesSchedule):
     """Mixin that selects tokens in a trainer over full logits. List it before TRL's trainer.
 
     Attributes:

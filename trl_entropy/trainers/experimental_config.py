@@ -16,6 +16,7 @@ from ..methods.tip import Tip, TipConfig
 from ..monitors.config import MonitorsConfig, check_monitors
 from .checks import check_after, check_before, check_trl_version
 from .distillation_config import inert_settings
+from .refined_schedule import RefinedConfig, check_refined
 
 
 logger = get_logger(__name__)
@@ -32,7 +33,7 @@ def refuse(config: TipConfig, name: str, why: str) -> None:
 
 
 @dataclass
-class EntropyGKDConfig(TipConfig, MonitorsConfig, DiagnosisConfig, GKDConfig):
+class EntropyGKDConfig(TipConfig, MonitorsConfig, RefinedConfig, DiagnosisConfig, GKDConfig):
     r"""
     [`~trl.experimental.gkd.GKDConfig`] that trains on selected tokens. With `tip_rule="none"` it is `GKDConfig`. The
     fields `tip_*` are those of [`EntropyDistillationConfig`]; scores are at temperature 1, as GKD's loss is.
@@ -50,7 +51,7 @@ class EntropyGKDConfig(TipConfig, MonitorsConfig, DiagnosisConfig, GKDConfig):
         if tip.selects:
             for name in ("packing", "padding_free"):
                 refuse(self, name, "tokens are chosen within each rollout, and a packed row holds several.")
-        for warning in (*inert_settings(self, tip, None), *check_monitors(self)):
+        for warning in (*inert_settings(self, tip, None), *check_monitors(self), *check_refined(self)):
             logger.warning(warning)
 
 
@@ -70,7 +71,7 @@ class SelfDistillationChecks:
                 "a server returns the teacher's highest log-probabilities, not the logits that tokens are chosen by.",
             )
         config: Any = self  # of the trainer, as the classes that this is mixed into
-        for warning in (*self._inert_warnings(tip), *check_monitors(config)):
+        for warning in (*self._inert_warnings(tip), *check_monitors(config), *check_refined(config)):
             logger.warning(warning)
 
     def _inert_warnings(self, tip: Tip) -> list[str]:
@@ -79,7 +80,7 @@ class SelfDistillationChecks:
 
 
 @dataclass
-class EntropySDFTConfig(SelfDistillationChecks, TipConfig, MonitorsConfig, DiagnosisConfig, SDFTConfig):
+class EntropySDFTConfig(SelfDistillationChecks, TipConfig, MonitorsConfig, RefinedConfig, DiagnosisConfig, SDFTConfig):
     r"""
     [`~trl.experimental.sdft.SDFTConfig`] that trains on selected tokens. With `tip_rule="none"` it is `SDFTConfig`.
     The fields `tip_*` are those of [`EntropyDistillationConfig`].
@@ -90,7 +91,7 @@ class EntropySDFTConfig(SelfDistillationChecks, TipConfig, MonitorsConfig, Diagn
 
 
 @dataclass
-class EntropySDPOConfig(SelfDistillationChecks, TipConfig, MonitorsConfig, DiagnosisConfig, SDPOConfig):
+class EntropySDPOConfig(SelfDistillationChecks, TipConfig, MonitorsConfig, RefinedConfig, DiagnosisConfig, SDPOConfig):
     r"""
     [`~trl.experimental.sdpo.SDPOConfig`] that distills on selected tokens. With `tip_rule="none"` it is `SDPOConfig`.
     The fields `tip_*` are those of [`EntropyDistillationConfig`].

@@ -47,6 +47,7 @@ from .head_statistics import HeadStatistics
 from .metrics import reduce_metrics
 from .pass_rates import PassRates, pass_keys
 from .prefill import tokenize_prefilled
+from .refined_schedule import RefinesSchedule
 from .replay import Replay, refuse_images
 from .replay_files import load_replay, save_replay
 from .rewards import Rewards
@@ -61,7 +62,7 @@ from .window import join_metrics
 logger = get_logger(__name__)
 
 
-class EntropyGRPOTrainer(RunMixin, GRPOTrainer):
+class EntropyGRPOTrainer(RunMixin, RefinesSchedule, GRPOTrainer):
     """
     [`~trl.GRPOTrainer`] with entropy methods. With `methods` empty and `fused_head=False`, losses and gradients are
     those of `GRPOTrainer` to the bit.

@@ -21,6 +21,7 @@ from .checks import check_after, check_before, check_trl_version
 from .doses import dose_warnings
 from .entropy_bonus import EntropyBonusConfig, bonus_warnings, check_bonus
 from .recording import NOT_A_TOKEN_PER_FORWARD
+from .refined_schedule import RefinedConfig, check_refined
 from .thermostat_config import ThermostatConfig, check_thermostat, for_methods, thermostat_warnings
 
 
@@ -35,7 +36,14 @@ REGISTRY.load_entry_points(again=True)
 
 @dataclass
 class EntropyGRPOConfig(
-    MethodsConfig, EntropyBonusConfig, ThermostatConfig, KappaConfig, MonitorsConfig, DiagnosisConfig, GRPOConfig
+    MethodsConfig,
+    EntropyBonusConfig,
+    ThermostatConfig,
+    KappaConfig,
+    MonitorsConfig,
+    RefinedConfig,
+    DiagnosisConfig,
+    GRPOConfig,
 ):
     r"""
     [`~trl.GRPOConfig`] with entropy methods. With `methods` empty it is `GRPOConfig`.
@@ -113,6 +121,11 @@ class EntropyGRPOConfig(
     monitor_max_length (`int`, *optional*, defaults to `512`):
         Tokens of a sequence that monitors look at.
 
+    > Parameters that control the schedule
+
+    lr_refined (`str`, *optional*):
+        File of a schedule that `trl-entropy curves refine` wrote. It replaces `lr_scheduler_type` and warm-up.
+
     > Parameters that control the diagnosis
 
     diagnosis (`str`, *optional*, defaults to `"true"`):
@@ -173,7 +186,13 @@ class EntropyGRPOConfig(
         own = [warning for method in methods for warning in method.check(self)]
         self.dose_warnings = dose_warnings(self, methods)  # model cards state them
         own += self.dose_warnings
-        found = [*self._idle_warnings(), *bonus_warnings(self), *thermostat_warnings(self), *check_monitors(self)]
+        found = [
+            *self._idle_warnings(),
+            *bonus_warnings(self),
+            *thermostat_warnings(self),
+            *check_monitors(self),
+            *check_refined(self),
+        ]
         for warning in (*found, *self._inert_warnings(methods), *own):
             logger.warning(warning)
 
