@@ -56,6 +56,7 @@ REFERENCE = {
         "For any trainer of transformers or TRL.",
         ["trl_entropy.MonitorCallback", "trl_entropy.HallucinationCallback", "trl_entropy.EntropyLawCallback"],
     ),
+    "curves": ("Curves", "Schedules that `trl-entropy curves refine` writes.", ["trl_entropy.refined_schedule"]),
     "methods": (
         "Methods",
         "What a method is made of, and how a package adds one. See [Write a method](../write_a_method.md).",

@@ -70,7 +70,7 @@ def test_passes_over_the_data_are_allowed_on_demand(tmp_path, capsys):
 
 def test_annealing(tmp_path, capsys, caplog):
     run = save_law(tmp_path / "run", epoch=2.0)
-    words = ["--predict", "wsd", "constant", "--steps", "2000", "--output", str(tmp_path / "out")]
+    words = ["--predict", "wsd", "constant", "--steps", "2000", "--draws", "5", "--output", str(tmp_path / "out")]
     with caplog.at_level(logging.WARNING):
         assert main(["curves", "annealing", run, *words]) == 0
     assert "makes 2 passes over its data: the law is for one" in caplog.text
@@ -78,6 +78,7 @@ def test_annealing(tmp_path, capsys, caplog):
     text = capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "annealing.json").read_text())
     assert (found["floor"], found["gain"], found["momentum"]) == pytest.approx((2, 0.3, 0.99), rel=0.01)
+    assert found["intervals"]["floor"] == pytest.approx([2, 2], rel=0.01)
     assert set(found["loss"]) == {"wsd", "constant"} and found["loss"]["wsd"] < found["loss"]["constant"]
     assert f"{found['loss']['wsd']:.4f}" in text and "loss at step 2000" in text
     assert (tmp_path / "out" / "annealing.png").stat().st_size > 5000

@@ -478,6 +478,15 @@ def test_rollouts_are_logged_with_their_advantages(make_trainer):
     assert GRPOTrainer._tag_names == ["trl", "grpo"] and isinstance(trainer._last_world_entropy, float)
 
 
+def test_trainer_notes_that_it_created_the_scheduler(make_trainer):
+    """`_created_lr_scheduler`: it is then made again in the next training."""
+    trainer = make_trainer(stock=True)
+    trainer.create_optimizer()
+    assert trainer._created_lr_scheduler is False
+    trainer.create_scheduler(4)
+    assert trainer._created_lr_scheduler is True
+
+
 @pytest.mark.parametrize("trainer", [SDFTTrainer, SDPOTrainer])
 def test_self_distillation_computes_logits_and_then_their_loss(trainer):
     assert arguments(trainer._compute_teacher_student_logits) == ["model", "teacher_model", "inputs"]

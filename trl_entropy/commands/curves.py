@@ -36,6 +36,9 @@ def build_parser() -> CommandParser:
     annealing.add_argument("--predict", nargs="+", choices=SCHEDULES, default=[], help="schedules to predict")
     annealing.add_argument("--steps", type=whole_number, metavar="N", help="steps to predict; those of the first RUN")
     annealing.add_argument("--skip", type=whole_number, metavar="N", help="first steps to leave out of the fit")
+    annealing.add_argument(
+        "--draws", type=whole_number, default=200, metavar="N", help="of the bootstrap for intervals (%(default)s)"
+    )
     annealing.add_argument("--eval", action="store_true", help="fit the losses of evaluations")
     refine = kinds.add_parser("refine", help="a schedule of the learning rate from the run's gradient norms")
     add_runs(refine, 1)
@@ -123,7 +126,7 @@ def annealing(options: argparse.Namespace) -> str:
     for label, curve in curves.items():
         if curve.epochs > ONCE:
             logger.warning(f"{label} makes {curve.epochs:.3g} passes over its data: the law is for one.")
-    law = fit_annealing_law([*curves.values()], options.skip)
+    law = fit_annealing_law([*curves.values()], options.skip, options.draws)
     first = next(iter(curves.values()))
     steps, peak = options.steps or len(first.rates), float(first.rates.max())
     predictions = {

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from .annealing import Law, annealing_sums, negligible, warmup_steps, without_warmup
 from .base import REWARDED, Curve
@@ -19,7 +20,7 @@ from .least_squares import golden_section, nonnegative_fits
 STEP = 0.01  # of the grid
 ALPHAS = STEP * np.arange(5, 151)
 MOMENTA = (0.99, 0.995, 0.999, 0.9995)
-NEAR = (-0.2, -0.1, -0.05, 0.0, 0.05, 0.1, 0.2)  # the bootstrap's grid, around the fitted α
+NEAR = 0.005 * np.arange(-40, 41)  # the bootstrap's grid, around the fitted α
 DELTA = 1e-3  # of Huber's loss, for relative residuals
 ROUNDS = 3  # of weights
 FEWEST = 50  # points of a fit
@@ -73,13 +74,13 @@ class _Fit:
     squares: float
 
 
-def _robust_fit(points: _Points, alphas: np.ndarray, decays: bool, step: float, tolerance: float) -> _Fit:
-    """The best fit after `ROUNDS` of weights of Huber's loss: on the grid, then with α between its neighbors."""
+def _robust_fit(points: _Points, alphas: np.ndarray, decays: bool) -> _Fit:
+    """The best fit after `ROUNDS` of weights of Huber's loss: on the grid, and at last with α between its points."""
     weights = np.ones_like(points.loss)
     for _ in range(ROUNDS):
-        fit = _refined(points, weights, _grid_fit(points, weights, alphas, decays), decays, step, tolerance)
-        weights = _huber_weights(_relative_residuals(points, fit))
-    return _refined(points, weights, _grid_fit(points, weights, alphas, decays), decays, step, tolerance)
+        weights = _huber_weights(_relative_residuals(points, _grid_fit(points, weights, alphas, decays)))
+    fit = _grid_fit(points, weights, alphas, decays)
+    return _refined(points, weights, fit, decays, float(alphas[1] - alphas[0]))
 
 
 def _grid_fit(points: _Points, weights: np.ndarray, alphas: np.ndarray, decays: bool) -> _Fit:
@@ -112,6 +113,7 @@ def _huber_weights(residuals: np.ndarray) -> np.ndarray:
     return np.minimum(1, DELTA / np.maximum(np.abs(residuals), 1e-300))
 
 
+@threadpool_limits.wrap(1)  # small products, for which several threads wait for each other
 def fit_annealing_law(curves: Sequence[Curve], skip: int | None = None, draws: int = 200, seed: int = 0) -> Law:
     """The law of one or several runs together.
 
@@ -126,20 +128,20 @@ def fit_annealing_law(curves: Sequence[Curve], skip: int | None = None, draws: i
     points = _points(curves, skip)
     largest = max(float(np.abs(second).max()) for second in points.seconds.values())
     decays = largest > negligible(np.array([points.first.max()]))
-    fit = _robust_fit(points, ALPHAS, decays, STEP, 1e-5)
+    fit = _robust_fit(points, ALPHAS, decays)
     residuals = _relative_residuals(points, fit)
     law = _law(points, fit, decays)
     intervals = _intervals(points, residuals, law, decays, draws, np.random.default_rng(seed))
     return replace(law, error=float(np.median(np.abs(residuals))), intervals=intervals)
 
 
-def _refined(points: _Points, weights: np.ndarray, fit: _Fit, decays: bool, step: float, tolerance: float) -> _Fit:
+def _refined(points: _Points, weights: np.ndarray, fit: _Fit, decays: bool, step: float) -> _Fit:
     """The fit with the best α between its neighbors on a grid of this step."""
 
     def squares(alpha: float) -> float:
         return float(_weighted_fits(points, weights, np.array([alpha]), fit.momentum, decays)[1][0])
 
-    alpha = golden_section(squares, max(fit.alpha - step, ALPHAS[0] / 2), fit.alpha + step, tolerance)
+    alpha = golden_section(squares, max(fit.alpha - step, ALPHAS[0] / 2), fit.alpha + step, step / 1000)
     values, left = _weighted_fits(points, weights, np.array([alpha]), fit.momentum, decays)
     return _Fit(alpha, fit.momentum, values[0], float(left[0])) if left[0] <= fit.squares else fit
 
@@ -159,13 +161,14 @@ def _intervals(
     count = len(residuals)
     length = max(1, round(count ** (1 / 3)))
     fitted = points.loss * (1 - residuals)
-    near = np.maximum(law.alpha + np.array(NEAR), ALPHAS[0])
+    near = law.alpha + NEAR
+    near = near[near >= ALPHAS[0]]
     found = []
     for _ in range(draws):
         starts = random.integers(0, count, -(-count // length))
         drawn = residuals[(starts[:, None] + np.arange(length)).ravel()[:count] % count]
         again = replace(points, loss=fitted * (1 + drawn))
-        fit = _robust_fit(again, near, decays, NEAR[-1] / 4, 1e-3)
+        fit = _robust_fit(again, near, decays)
         found.append([fit.alpha, *fit.values])
     low, high = np.quantile(np.array(found), (0.025, 0.975), axis=0)
     names = ("alpha", "floor", "scale", "gain")
