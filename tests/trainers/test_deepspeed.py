@@ -10,9 +10,8 @@ import torch
 from accelerate.utils import is_deepspeed_available
 from support.deepspeed_processes import RUNS, STAGES, ZERO3_RUNS
 from support.processes import run_processes
+from support.registry import covered
 from support.tiny import EXACT, build_model
-
-from trl_entropy.methods import METHODS
 
 
 pytestmark = [
@@ -31,7 +30,7 @@ def found(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("deepspeed")
     items = [item for item in request.session.items if item.path == request.path]
     params = [item.callspec.params if hasattr(item, "callspec") else {} for item in items]
-    chosen = [name for name in METHODS if {"methods": [name]} in params]
+    chosen = [name for name in covered() if {"methods": [name]} in params]
     others = any("methods" not in found for found in params)
     (folder / "chosen.json").write_text(json.dumps({"methods": chosen, "others": others}))
     build_model().save_pretrained(folder / "model")
@@ -79,7 +78,7 @@ def test_runs_are_of_what_they_name(found):
 
 
 @pytest.mark.compatibility("2 processes (ZeRO-3)")
-@pytest.mark.parametrize("methods", [[name] for name in METHODS], ids="+".join)
+@pytest.mark.parametrize("methods", [[name] for name in covered()], ids="+".join)
 def test_methods_under_zero3(found, methods):
     for part in found:
         assert part["zero3", methods[0]]["sharded"]
