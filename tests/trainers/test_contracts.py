@@ -419,7 +419,7 @@ def test_the_tool_loop_may_be_entered_again(tmp_path, monkeypatch):
     turn = agents.ids_of("<call> calculator expression 2 </call> <eos>")
     assert found == [before[0] + result + turn, before[1], before[2], (before[3] + error + turn)[:20],
                      before[4] + result + turn]  # fmt: skip
-    # The mask begins anew, values are added to.
+    # The mask starts again, values are added to.
     assert masks[0] == [1] * 6 + [0] * 4 + [1] * 6 and logps[0] == [0.5] * 6 + [0.0] * 4 + [-1.0] * 6
     assert [message["role"] for message in seen[0]] == ["assistant", "tool", "assistant"]
     assert seen[0][-1]["tool_calls"] and images == [[]] * 5

@@ -156,7 +156,7 @@ const swatch = (color) => {
   return made;
 };
 
-/** Writes the state into the controls, keeps it, and draws every chart anew. */
+/** Writes the state into the controls, keeps it, and draws every chart again. */
 function renewAll() {
   for (const box of controls.querySelectorAll("[name=run]")) box.checked = !state.hidden.includes(Number(box.value));
   for (const mark of document.querySelectorAll(".swatch[data-run]")) {
