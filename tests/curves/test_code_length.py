@@ -65,7 +65,7 @@ def test_interval_is_that_of_the_noise():
 
 
 def test_resumed_logs():
-    """The last line of a step counts, tokens that TRL counts from 0 again go on, and what is not finite is left out."""
+    """The last line of a step counts, token counts that start again go on, and what is not finite is left out."""
     before = lines([4.0, 3.0, 9.0])
     again = lines([2.5, 2.2], first=20)
     curve = Curve.of([*before, {"step": 20, "eval_loss": 1.0}, *again, {"step": 40, "train_loss": 3.0}])
