@@ -68,7 +68,7 @@ TEST = """import torch
 from support import registry
 from support.fuzzing import ADVANTAGES, SHARES, covers, draw_shape, draw_tensor
 from support.registry import MethodSettings
-from support.sharded_processes import RUNS
+from support.sharded_processes import method_sets
 
 from trl_entropy.methods.damp import damp_weights
 
@@ -77,7 +77,7 @@ METHOD_SETTINGS = {"damp": MethodSettings(reaches="batch")}
 
 
 def test_damp_is_listed_with_the_others():
-    lists = (registry.together_sets()[0], registry.forward_sets()[0], registry.world_run(), RUNS)
+    lists = (registry.together_sets()[0], registry.forward_sets()[0], registry.world_run(), method_sets())
     assert all("damp" in names for names in lists)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.processes import run_processes
 from support.registry import covered
-from support.sharded_processes import RUNS
+from support.sharded_processes import method_sets
 from support.tensors import make_loss_batch
 from support.tiny import EXACT, FLOAT32, build_model
 from torch.distributed.device_mesh import init_device_mesh
@@ -84,7 +84,7 @@ def found(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharded")
     items = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
     chosen = {item.callspec.params["methods"][0] for item in items} | {"none"}
-    (folder / "chosen.json").write_text(json.dumps([name for name in RUNS if name in chosen]))
+    (folder / "chosen.json").write_text(json.dumps([name for name in method_sets() if name in chosen]))
     run_processes("sharded_processes.py", 2, folder, timeout=1500)
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
 

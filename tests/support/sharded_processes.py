@@ -26,7 +26,11 @@ FSDP = dict(
         reshard_after_forward=True,
     ),
 )
-RUNS = {**{name: [name] for name in covered()}, "none": []}
+
+
+def method_sets() -> dict[str, list[str]]:
+    """The methods of each run by its name: each by itself, and none."""
+    return {name: [name] for name in covered()} | {"none": []}
 
 
 class ShardedTrainer(EntropyGRPOTrainer):
@@ -79,8 +83,9 @@ if __name__ == "__main__":
     # accelerate remembers in the environment that FSDP was asked for once: so DDP goes first.
     for kind, trainer_class, settings in (("ddp", EntropyGRPOTrainer, {}), ("fsdp", ShardedTrainer, FSDP)):
         for name in json.loads((folder / "chosen.json").read_text()):
-            reward = rewarded(RUNS[name])
-            found[kind, name] = train(trainer_class, folder / "out", RUNS[name], **settings, **reward)
+            methods = method_sets()[name]
+            reward = rewarded(methods)
+            found[kind, name] = train(trainer_class, folder / "out", methods, **settings, **reward)
             if reward:
                 found[kind, f"none, as {name}"] = train(trainer_class, folder / "out", [], **settings, **reward)
     saves = dict(max_steps=4, save_strategy="steps", save_steps=2)
