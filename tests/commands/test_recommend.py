@@ -138,6 +138,16 @@ def test_other_methods_make_room_with_their_fields():
     assert "siren_coef" in found_for(**SEVERAL, siren_coef=0.2).removed  # also with a first choice that adds no method
 
 
+def test_methods_that_do_nothing_go_if_the_first_choice_is_a_setting():
+    several = dict(steps_per_generation=4, gradient_accumulation_steps=1, per_device_train_batch_size=64)
+    found = found_for("cpu", methods=["epo", "siren"], epo_coef=0.0, **several)
+    assert not found.choice.methods and found.recipe["methods"] == ["siren"]
+    assert "epo_coef" in found.removed and "epo_coef" not in found.recipe
+    assert any("Method 'epo' does nothing" in problem for problem in found.problems)
+    kept = found_for("cpu", methods=["epo"], epo_coef=0.1, **several)
+    assert kept.recipe["methods"] == ["epo"] and kept.recipe["epo_coef"] == 0.1 and "methods" not in kept.changed
+
+
 def test_a_recipe_of_its_own_kind_keeps_what_it_sets():
     found = found_for("lora", lora_r=8)
     assert found.changed["use_peft"] is True and "lora_r" not in found.changed

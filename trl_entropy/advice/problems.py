@@ -33,6 +33,18 @@ def dose(name: str, setup: SimpleNamespace, methods: Facts) -> tuple[str, float,
     return field, getattr(setup, field), inert.ratio_rows(scope, setup, scored)
 
 
+def reasons_of_nothing(place: int, name: str, setup: SimpleNamespace, methods: Facts) -> Iterator[str]:
+    """Why the method at this place of `methods` does nothing at all, if so."""
+    facts = methods[name]
+    if facts["acts_on_ratio"] and inert.single_update(setup):
+        yield inert.without_ratio(name, setup)
+    found = dose(name, setup, methods)
+    if place == 0 and facts["compares_completions"] and found is not None and found[2] == 1:
+        yield inert.one_completion(name)
+    warning = inert.switched_off(name, facts["off"], setup)
+    yield from [] if warning is None else [warning]
+
+
 def problems(
     recipe: Mapping[str, Any], setup: SimpleNamespace, methods: Facts, defaults: Mapping[str, Any]
 ) -> Iterator[str]:
@@ -40,22 +52,15 @@ def problems(
     for key in idle_keys(recipe, setup, methods):
         if getattr(setup, key) != defaults[key]:
             yield inert.not_listed(key, recipe[key], setup.methods)
-    once = inert.single_update(setup)
-    if once and setup.epsilon_high is not None:
+    if inert.single_update(setup) and setup.epsilon_high is not None:
         yield inert.without_clip(setup)
     for place, name in enumerate(setup.methods):
-        facts = methods[name]
-        if once and facts["acts_on_ratio"]:
-            yield inert.without_ratio(name, setup)
+        yield from reasons_of_nothing(place, name, setup, methods)
         found = dose(name, setup, methods)
-        if place == 0 and facts["compares_completions"] and found is not None and found[2] == 1:
-            yield inert.one_completion(name)
         if found is not None and setup.max_completion_length is not None:
             warning = inert.below_one_token(name, *found, setup.max_completion_length)
             yield from [] if warning is None else [warning]
-        warning = inert.switched_off(name, facts["off"], setup)
-        yield from [] if warning is None else [warning]
-        if setup.scale_rewards == "none" and facts["assumes_unit_advantages"]:
+        if setup.scale_rewards == "none" and methods[name]["assumes_unit_advantages"]:
             yield inert.unscaled(name)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..ratios import ratio_count, smallest_ratio
 from .cases import CASES, Case, Choice
-from .problems import Facts, dose, idle_keys, problems, problems_of_selection
+from .problems import Facts, dose, idle_keys, problems, problems_of_selection, reasons_of_nothing
 from .setup import listed, read_setup
 
 
@@ -121,6 +121,13 @@ def lines(
             kept.methods = changed["methods"] = [*choice.methods]
             changed |= own_settings(choice.methods, recipe, setup)
             removed += thermostat_keys(choice.methods, recipe, methods)
+        elif missing:  # a setting: methods that do nothing go
+            kept.methods = [
+                name
+                for place, name in enumerate(setup.methods)
+                if not any(reasons_of_nothing(place, name, setup, methods))
+            ]
+            changed |= {"methods": kept.methods} if kept.methods != setup.methods else {}
         removed += idle_keys(recipe, kept, methods)
     elif setup.tip_rule == "soft_or" and setup.tip_ratio < 0.5 and setup.tip_divergence_clip_quantile is None:
         changed["tip_divergence_clip_quantile"] = 0.98
