@@ -139,12 +139,11 @@ def test_other_methods_make_room_with_their_fields():
 
 
 def test_methods_that_do_nothing_go_if_the_first_choice_is_a_setting():
-    several = dict(steps_per_generation=4, gradient_accumulation_steps=1, per_device_train_batch_size=64)
-    found = found_for("cpu", methods=["epo", "siren"], epo_coef=0.0, **several)
+    found = found_for("cpu", methods=["epo", "siren"], epo_coef=0.0, **SEVERAL)
     assert not found.choice.methods and found.recipe["methods"] == ["siren"]
     assert "epo_coef" in found.removed and "epo_coef" not in found.recipe
     assert any("Method 'epo' does nothing" in problem for problem in found.problems)
-    kept = found_for("cpu", methods=["epo"], epo_coef=0.1, **several)
+    kept = found_for("cpu", methods=["epo"], epo_coef=0.1, **SEVERAL)
     assert kept.recipe["methods"] == ["epo"] and kept.recipe["epo_coef"] == 0.1 and "methods" not in kept.changed
 
 

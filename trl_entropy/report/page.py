@@ -88,15 +88,20 @@ def page_data(report: Report) -> dict[str, Any]:
     }
 
 
-def render_page(report: Report) -> str:
-    """The page as HTML. All texts of runs (labels, prompts, tokens) are escaped."""
-    environment = Environment(
+def page_environment() -> Environment:
+    """Where pages are rendered: their templates, with all values escaped."""
+    return Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def render_page(report: Report) -> str:
+    """The page as HTML. All texts of runs (labels, prompts, tokens) are escaped."""
+    environment = page_environment()
     environment.filters |= {"styles": styles, "code": code}
     runs, panels, baseline = report.runs, report.panels, report.baseline
     labels = [run.label for run in runs]

@@ -4,12 +4,11 @@
 
 from collections.abc import Sequence
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from .._version import __version__
 from .heat import FEWEST_TOKENS, MOST_TOKENS, SHOWN_TOKENS, HeatMap, heat_map, scale_of, ticks
-from .page import TEMPLATES, read
+from .page import page_environment, read
 
 
 def score_maps(rows: Sequence[tuple[str, Sequence[str], Sequence[float | None]]]) -> list[HeatMap]:
@@ -29,21 +28,18 @@ def render_scores(title: str, unit: str, about: str, labels: Sequence[str], maps
         labels: a line above each completion.
         maps: the completions.
     """
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     scale = scale_of(list(maps))
-    return environment.get_template("scores.html").render(
-        version=__version__,
-        css=Markup(read("report.css")),
-        title=title,
-        unit=unit,
-        about=about,
-        scale=scale,
-        ticks=ticks(scale),
-        shown=[*zip(labels, maps, strict=True)],
+    return (
+        page_environment()
+        .get_template("scores.html")
+        .render(
+            version=__version__,
+            css=Markup(read("report.css")),
+            title=title,
+            unit=unit,
+            about=about,
+            scale=scale,
+            ticks=ticks(scale),
+            shown=[*zip(labels, maps, strict=True)],
+        )
     )
