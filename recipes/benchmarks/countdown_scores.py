@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trl_entropy.countdown.evaluation import sample
+from trl_entropy.countdown.chat import ASSISTANT, TOOL, conversation
+from trl_entropy.countdown.evaluation import converse, sample
 from trl_entropy.countdown.model import END
-from trl_entropy.countdown.task import chain, prompts, read_answer, solutions
+from trl_entropy.countdown.task import CHAIN, TASKS, Completion, Prompt, Task, chain, prompts, read_answer, solutions
 from trl_entropy.estimates import pass_at_k
 
 
@@ -54,16 +55,34 @@ class CountdownScores:
     Args:
         tokenizer: of the policy.
         batch_size: computed completions per forward.
+        samples: per prompt, for the rest and the entropy.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, batch_size: int = 512):
-        self.tokenizer, self.batch_size = tokenizer, batch_size
-        self.rows = prompts(held_out=True)
-        self.start = len(self.rows[0].text.split())
+    task: Task = CHAIN
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, batch_size: int = 512, samples: int | None = None):
+        self.tokenizer, self.batch_size, self.samples = tokenizer, batch_size, samples or SAMPLES
+        self.rows = prompts(True, self.task)
         self.pairs = [(index, answer) for index, row in enumerate(self.rows) for answer in solutions(*row)]
-        texts = [f"{self.rows[index].text} {chain(answer)} {END}" for index, answer in self.pairs]
+        texts = [self.worked_out(self.rows[index], answer) for index, answer in self.pairs]
+        self.computed_texts = dict(zip(self.pairs, texts, strict=True))
         self.tokens = tokenizer(texts, return_tensors="pt").input_ids  # (A, L): all have the same length
+        self.sampled_tokens = self.by_policy(self.tokens[0])  # (L,): at the same places in all
         self.owner = torch.tensor([index for index, _ in self.pairs])  # (A,)
+
+    def worked_out(self, row: Prompt, answer: str) -> str:
+        """A prompt with the completion that works out an answer and gives it."""
+        return f"{row.text} {chain(answer)} {END}"
+
+    def by_policy(self, tokens: Tensor) -> Tensor:
+        """(L,) which tokens of a prompt with its completion the policy samples."""
+        return torch.arange(len(tokens)) >= len(self.rows[0].text.split())
+
+    def draw(self, rows: list[Prompt], temperature: float, model: PreTrainedModel) -> tuple[list, list[str], Tensor]:
+        """One completion per prompt, its text as in `worked_out`, and the entropies of all sampled tokens."""
+        completions, entropy = sample(model, self.tokenizer, [row.text for row in rows], temperature)
+        texts = [f"{row.text} {text.strip()} {END}" for row, text in zip(rows, completions, strict=True)]
+        return completions, texts, entropy
 
     def per_prompt(self, values: Tensor) -> Tensor:
         """(A,) values of right answers -> (P,) sums over each prompt's."""
@@ -73,25 +92,24 @@ class CountdownScores:
         """(A,) probabilities that an answer is worked out and given, one tensor per temperature."""
         found: list[list[Tensor]] = [[] for _ in temperatures]
         for tokens in self.tokens.split(self.batch_size):
-            logits = model(tokens).logits[:, self.start - 1 : -1].float()
+            logits = model(tokens).logits[:, :-1][:, self.sampled_tokens[1:]].float()
             for parts, temperature in zip(found, temperatures, strict=True):
                 logps = (logits / temperature).log_softmax(-1)
-                parts.append(logps.gather(-1, tokens[:, self.start :, None]).sum((1, 2)))
+                parts.append(logps.gather(-1, tokens[:, self.sampled_tokens, None]).sum((1, 2)))
         return [torch.cat(parts).double().exp() for parts in found]
 
     def sampled(self, model: PreTrainedModel, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
         """Counts (A,) of samples that work out and give an answer, (A,) of others that give it, and mean entropy."""
-        texts = [row.text for row in self.rows]
         inside, outside = Counter(), Counter()
         entropies = []
-        for _ in range(0, SAMPLES, 4):
-            completions, entropy = sample(model, self.tokenizer, texts * 4, temperature)
+        for _ in range(0, self.samples, 4):
+            completions, texts, entropy = self.draw(self.rows * 4, temperature, model)
             entropies.append(entropy)
-            for place, completion in enumerate(completions):
-                index = place % len(texts)
+            for place, (completion, text) in enumerate(zip(completions, texts, strict=True)):
+                index = place % len(self.rows)
                 answer = read_answer(completion, *self.rows[index])
                 if answer is not None:
-                    (inside if completion.strip() == chain(answer) else outside)[index, answer] += 1
+                    (inside if text == self.computed_texts[index, answer] else outside)[index, answer] += 1
         counts = (torch.tensor([found[pair] for pair in self.pairs]) for found in (inside, outside))
         return *counts, torch.cat(entropies).mean()
 
@@ -100,12 +118,16 @@ class CountdownScores:
 
         `outside` is the share of completions that are right after another thought.
         """
-        total, others, right = self.per_prompt(computed), SAMPLES - self.per_prompt(inside), self.per_prompt(outside)
+        total, others, right = (
+            self.per_prompt(computed),
+            self.samples - self.per_prompt(inside),
+            self.per_prompt(outside),
+        )
         found = {f"pass@{k}": 1 - no_success(total, others, right, k).mean().item() for k in PASSES}
-        distinct = self.per_prompt(1 - no_success(computed, SAMPLES - inside, outside, DRAWN))
+        distinct = self.per_prompt(1 - no_success(computed, self.samples - inside, outside, DRAWN))
         coverage = distinct / self.per_prompt(torch.ones_like(computed))
         found |= {"distinct": distinct.mean().item(), "coverage": coverage.mean().item()}
-        return found | {"outside": right.double().mean().item() / SAMPLES}
+        return found | {"outside": right.double().mean().item() / self.samples}
 
     @torch.no_grad()
     def __call__(self, model: PreTrainedModel, temperatures: tuple[float, ...] = (1.0,)) -> list[dict[str, float]]:
@@ -118,3 +140,38 @@ class CountdownScores:
             row = {"temperature": temperature, **self.scores(computed, *counts), "entropy": entropy.item()}
             found.append(row)
         return found
+
+
+class AgentScores(CountdownScores):
+    """The same for the task with a calculator: an answer is worked out by the calls of its operations, in order.
+
+    What the calculator returns is known, so these conversations have exact probabilities too: the product of those of
+    the tokens that the policy samples.
+    """
+
+    task = TASKS["tools"]
+
+    def render(self, messages: list[dict]) -> str:
+        """Messages as one text with single spaces."""
+        return " ".join(self.tokenizer.apply_chat_template(messages, tokenize=False).split())
+
+    def worked_out(self, row: Prompt, answer: str) -> str:
+        return self.render(conversation(row.text, answer))
+
+    def by_policy(self, tokens: Tensor) -> Tensor:
+        # The policy samples what follows `<assistant>`, up to a result of the calculator.
+        found, own = [], False
+        for word in self.tokenizer.convert_ids_to_tokens(tokens.tolist()):
+            own = own and word != TOOL
+            found.append(own)
+            own = own or word == ASSISTANT
+        return torch.tensor(found)
+
+    def draw(
+        self, rows: list[Prompt], temperature: float, model: PreTrainedModel
+    ) -> tuple[list[Completion], list[str], Tensor]:
+        talks, entropies = converse(model, self.tokenizer, [row.text for row in rows], temperature, self.task)
+        texts = [
+            self.render([{"role": "user", "content": row.text}, *talk]) for row, talk in zip(rows, talks, strict=True)
+        ]
+        return talks, texts, torch.cat(entropies)

@@ -45,6 +45,7 @@ from trl_entropy.countdown.task import countdown_dataset, countdown_reward
 
 HERE = Path(__file__).parent
 OURS = ("evaluate_every", "evaluate_at", "then", "after")  # settings of an arm that the trainer's config does not have
+KEPT = ("reward", "entropy", "completions/mean_length", "branching/shared_fraction", "tools/call_frequency")  # logs
 SECOND_PHASE = 1000  # added to the seed, or a second phase would see the first one's prompts again
 Evaluation = Callable[[PreTrainedModel, tuple[float, ...]], list[dict[str, float]]]
 
@@ -62,6 +63,7 @@ class Task:
         evaluation: the function that scores a model at several temperatures, given the same folder and the tokenizer.
         cache: default folder of the model to start from.
         start: makes that model in the folder of the cache unless it is there, and returns its folder.
+        tools: that the policy may call. Evaluations then also tell what has been spent until then.
     """
 
     plan: Path
@@ -72,6 +74,7 @@ class Task:
     evaluation: Callable[[str | Path, PreTrainedTokenizerBase], Evaluation]
     cache: Path
     start: Callable[[Path], Path]
+    tools: tuple[Callable, ...] = ()
 
 
 COUNTDOWN = Task(
@@ -164,7 +167,7 @@ class Recorder(TrainerCallback):
 
     def on_log(self, args, state, control, logs, **kwargs):
         if "reward" in logs:
-            kept = {k: v for k, v in logs.items() if k in ("reward", "entropy") or k.startswith("entropy_keep/")}
+            kept = {k: v for k, v in logs.items() if k in KEPT or k.startswith("entropy_keep/")}
             self.history.append({"step": self.first + state.global_step, **kept})
 
 
@@ -183,6 +186,7 @@ def train_arm(settings: dict[str, Any], seed: int, task: Task, model_path: str |
             args=config,
             train_dataset=task.dataset(model_path),
             processing_class=tokenizer,
+            tools=list(task.tools) or None,
             callbacks=[recorder],
         )
         trainer.remove_callback(PrinterCallback)
@@ -192,11 +196,34 @@ def train_arm(settings: dict[str, Any], seed: int, task: Task, model_path: str |
         result["seconds"]["evaluation"] += recorder.seconds
         result["points"] += recorder.points
         result["history"] += recorder.history
+        completions = config.per_device_train_batch_size * config.gradient_accumulation_steps
         start = folder / "phase"
         if "then" in settings and number == 0:
             model.save_pretrained(start)
             tokenizer.save_pretrained(start)
+    if task.tools:
+        for point in result["points"]:
+            point |= spent(result["history"], point["step"], completions)
     return result
+
+
+def spent(history: list[dict[str, float]], step: int, completions: int) -> dict[str, float]:
+    """Tokens that the policy sampled, and calls of tools that were run, in all of training up to a step.
+
+    Args:
+        history: logs of the run.
+        step: the last step that counts.
+        completions: of each step. Branches share the tokens before them, which are sampled once.
+    """
+    tokens, calls, last = 0.0, 0.0, 0
+    for point in history:
+        if point["step"] <= step:
+            share = 1 - point.get("branching/shared_fraction", 0.0)
+            count = (point["step"] - last) * completions
+            tokens += count * share * point["completions/mean_length"]
+            calls += count * point["tools/call_frequency"]
+            last = point["step"]
+    return {"tokens": tokens, "calls": calls}
 
 
 def is_current(path: Path, settings: dict[str, Any]) -> bool:

@@ -137,6 +137,36 @@ def table(found: Trajectories, arms: dict[str, dict[str, Any]], levels: list[flo
     return "\n".join(lines)
 
 
+def at_tokens(points: Points, score: str, tokens: float) -> float:
+    """A score once so many tokens were sampled: on the straight line between two evaluations."""
+    return float(np.interp(tokens, [point["tokens"] for point in points], [point[score] for point in points]))
+
+
+def table_of_costs(found: Trajectories, arms: dict[str, dict[str, Any]]) -> str:
+    """A table in Markdown, for runs with tools: what an arm spends relative to stock, and scores minus stock's.
+
+    Scores are compared at the end, and at the tokens that both runs of a seed have sampled.
+    """
+    head = ["", "setting", "tokens", "calls", "pass@1 at the end", "pass@1, equal tokens", "pass@16, equal tokens"]
+    lines = ["| " + " | ".join([*head, "seeds"]) + " |", "|" + "---|" * (len(head) + 1)]
+    for arm in (name for name in found.runs if name in arms and name != "stock"):
+        pairs = [
+            (own, found.runs["stock"][seed]) for seed, own in found.runs[arm].items() if seed in found.runs["stock"]
+        ]
+        ends = [(own[-1], stock[-1]) for own, stock in pairs]
+        ratios = [cell([own[key] / stock[key] for own, stock in ends], 2, paired=False) for key in ("tokens", "calls")]
+        gains = [cell([own["pass@1"] - stock["pass@1"] for own, stock in ends], 3)]
+        for score in ("pass@1", "pass@16"):
+            found_here = []
+            for own, stock in pairs:
+                tokens = min(own[-1]["tokens"], stock[-1]["tokens"])
+                found_here.append(at_tokens(own, score, tokens) - at_tokens(stock, score, tokens))
+            gains.append(cell(found_here, 3))
+        name = f"`{arm.partition('/')[0]}`"
+        lines.append("| " + " | ".join([name, varied(arm, arms), *ratios, *gains, str(len(pairs))]) + " |")
+    return "\n".join(lines)
+
+
 def band(curves: list[np.ndarray], at: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Where all curves reach: x, mean envelope, and half-width of the 95 % interval (0 for one curve)."""
     reached = at[at <= min(map(reach, curves))]
@@ -197,6 +227,9 @@ def report(found: Trajectories, arms: dict[str, dict[str, Any]], levels: list[fl
     for score in filter(first.get, SCORES):
         parts.append(f"`{score}` at equal pass@1, minus that of stock with the same seed\n")
         parts.append(table(found, arms, levels, score) + "\n")
+    if "tokens" in first:
+        parts.append("Tokens sampled and tools run relative to stock with the same seed, and scores minus its own\n")
+        parts.append(table_of_costs(found, arms) + "\n")
     text = "\n".join(parts)
     (output / "trajectories.md").write_text(text)
     print(text)

@@ -14,9 +14,11 @@ import torch
 import yaml
 
 from trl_entropy.countdown import model as countdown_model
-from trl_entropy.countdown.task import Prompt, chain, solutions
+from trl_entropy.countdown.chat import conversation
+from trl_entropy.countdown.task import TASKS, Prompt, chain, solutions
 
 
+TOOLS = TASKS["tools"]
 BENCHMARKS = Path(__file__).parents[2] / "recipes" / "benchmarks"
 
 
@@ -34,7 +36,7 @@ def modules():
 def test_right_completions_have_their_exact_probabilities(modules, monkeypatch):
     scores = modules["countdown_scores"]
     rows = [Prompt((1, 2, 3, 4), 10), Prompt((2, 4, 6, 9), 17)]
-    monkeypatch.setattr(scores, "prompts", lambda held_out: rows)
+    monkeypatch.setattr(scores, "prompts", lambda held_out, task: rows)
     tokenizer = countdown_model.build_tokenizer()
     model = countdown_model.build_model(countdown_model.WarmStart(hidden_size=16, layers=1, heads=2)).eval()
     evaluation = scores.CountdownScores(tokenizer, batch_size=7)
@@ -67,7 +69,7 @@ def test_estimate_of_the_rest_is_unbiased(modules):
 
 def test_scores_of_known_probabilities(modules, monkeypatch):
     scores = modules["countdown_scores"]
-    monkeypatch.setattr(scores, "prompts", lambda held_out: [Prompt((1, 2, 3, 4), 10), Prompt((2, 4, 6, 9), 17)])
+    monkeypatch.setattr(scores, "prompts", lambda held_out, task: [Prompt((1, 2, 3, 4), 10), Prompt((2, 4, 6, 9), 17)])
     evaluation = scores.CountdownScores(countdown_model.build_tokenizer())
     evaluation.owner = torch.tensor([0, 0, 1])
     computed, inside = torch.tensor([0.1, 0.3, 0.5], dtype=torch.float64), torch.tensor([2, 10, 16])
@@ -89,7 +91,7 @@ def test_scores_of_known_probabilities(modules, monkeypatch):
 def test_right_answers_after_another_thought_are_counted_apart(modules, monkeypatch):
     scores = modules["countdown_scores"]
     row = Prompt((1, 2, 3, 4), 10)
-    monkeypatch.setattr(scores, "prompts", lambda held_out: [row])
+    monkeypatch.setattr(scores, "prompts", lambda held_out, task: [row])
     answer, other = solutions(*row)[:2]
     another = chain(other).replace(f"</think> {other}", f"</think> {answer}")
     drawn = [chain(answer), another, "</think> 1", chain(other)]
@@ -146,7 +148,7 @@ def tiny(modules, plan_file, tmp_path, monkeypatch):
     """Trains an arm with a tiny model and four held-out prompts, and returns its result."""
     script, scores = modules["trajectories"], modules["countdown_scores"]
     few = scores.prompts(held_out=True)[:4]
-    monkeypatch.setattr(scores, "prompts", lambda held_out: few)
+    monkeypatch.setattr(scores, "prompts", lambda held_out, task=None: few)
     monkeypatch.setattr(scores, "SAMPLES", 4)
     start = countdown_model.WarmStart(hidden_size=16, layers=1, heads=2)
     countdown_model.build_model(start).save_pretrained(tmp_path / "model")
@@ -281,3 +283,74 @@ def test_runs_without_stored_scores_are_added(launch, tmp_path):
     assert launch("--continue") == [("kl_cov", 1)]
     assert json.loads((out / "plan.json").read_text()) == scores
     assert len(launch()) == 5  # all are made without the flag, but for the one that is there
+
+
+def test_conversations_of_an_agent_have_their_exact_probabilities(modules, monkeypatch):
+    scores = modules["countdown_scores"]
+    row = Prompt((1, 2, 3, 4), 10)
+    monkeypatch.setattr(scores, "prompts", lambda held_out, task: [row])
+    tokenizer = countdown_model.build_tokenizer(TOOLS)
+    model = countdown_model.build_model(
+        countdown_model.WarmStart(task=TOOLS, hidden_size=16, layers=1, heads=2)
+    ).eval()
+    evaluation = scores.AgentScores(tokenizer, samples=4)
+    with torch.no_grad():
+        (found,) = evaluation.computed(model, (1.5,))
+    # Three calls with their ends, and an answer with its end. Results and `<assistant>` are not the policy's.
+    answer = solutions(*row)[3]
+    tokens = evaluation.tokens[3]
+    words = tokenizer.convert_ids_to_tokens(tokens.tolist())
+    own, turn = [], False
+    for place, word in enumerate(words):
+        turn = turn and words[place] != "<tool>"
+        own += [place] * turn
+        turn = turn or word == "<assistant>"
+    assert len(own) == 3 * 8 + 8 and words[own[-1]] == "<eos>" and words[own[-8] : own[-1]] == answer.split()
+    logp = 0.0
+    for place in own:
+        with torch.no_grad():
+            logits = model(tokens[None, :place]).logits[0, -1] / 1.5
+        logp += logits.log_softmax(-1)[tokens[place]].item()
+    assert math.log(found[3]) == pytest.approx(logp, rel=1e-5)
+
+
+def test_samples_of_an_agent_are_told_from_computed_ones(modules, monkeypatch):
+    scores = modules["countdown_scores"]
+    row = Prompt((1, 2, 3, 4), 10)
+    monkeypatch.setattr(scores, "prompts", lambda held_out, task: [row])
+    answer, other = solutions(*row)[:2]
+    talk = conversation(row.text, answer)[1:]
+    another = [*conversation(row.text, other)[1:-1], talk[-1]]
+    wrong = [*talk[:-1], {"role": "assistant", "content": "1"}]
+    monkeypatch.setattr(scores, "converse", lambda *arguments: ([talk, another, wrong, talk], [torch.tensor([0.5])]))
+    inside, outside, entropy = scores.AgentScores(countdown_model.build_tokenizer(TOOLS), samples=4).sampled(None, 1.0)
+    assert inside[0] == inside.sum() == 2 and outside[0] == outside.sum() == 1 and entropy == 0.5
+
+
+def test_tokens_and_calls_are_counted_up_to_a_step(modules):
+    spent = modules["trajectories"].spent
+    history = [
+        {"step": 2, "completions/mean_length": 30.0, "tools/call_frequency": 3.0},
+        {"step": 4, "completions/mean_length": 20.0, "tools/call_frequency": 2.0, "branching/shared_fraction": 0.25},
+        {"step": 6, "completions/mean_length": 10.0, "tools/call_frequency": 1.0},
+    ]
+    assert spent(history, 0, 8) == {"tokens": 0, "calls": 0}
+    assert spent(history, 5, 8) == {"tokens": 16 * 30 + 16 * 0.75 * 20, "calls": 16 * 3 + 16 * 2}
+
+
+def test_costs_are_compared_at_equal_tokens(modules):
+    report = modules["trajectories_report"]
+
+    def run(tokens, passed):
+        return [
+            {"pass@1": score, "pass@16": 1 - score, "tokens": count, "calls": count / 10}
+            for score, count in zip(passed, tokens, strict=True)
+        ]
+
+    runs = {
+        "stock": {0: run((0, 100, 200), (0.1, 0.2, 0.3))},
+        "branching/1": {0: run((0, 75, 150), (0.1, 0.25, 0.35)), 1: run((0, 75, 150), (0, 0, 0))},
+    }
+    text = report.table_of_costs(report.Trajectories(runs, {}), {"stock": {}, "branching/1": {}})
+    # The other arm ends at 150 tokens, where stock was at 0.25.
+    assert text.splitlines()[2:] == ["| `branching` |  | 0.75 | 0.75 | +0.050 | +0.100 | -0.100 | 1 |"]
