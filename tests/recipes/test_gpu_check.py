@@ -8,11 +8,13 @@ import json
 import math
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from packaging.version import Version
 from transformers.utils import is_triton_available
 
 from trl_entropy.head import torch_tiles
@@ -232,6 +234,8 @@ def test_no_gpu_is_named(scripts, tmp_path, monkeypatch):
 @pytest.mark.skipif(not is_triton_available(), reason="needs Triton")
 def test_rehearsal(scripts, tmp_path):
     """The kernels in Triton's interpreter, in a process of their own."""
+    if Version(version("triton")) < Version("3.7") and Version(version("numpy")) >= Version("2.4"):
+        pytest.skip("this interpreter takes no array of one element for a number, and this NumPy insists")
     assert scripts.gpu_check.main(["--output", str(tmp_path), "--small", "--parts", "kernels", "--budget", "200"]) == 0
     rows = rows_of(tmp_path, "kernels")
     assert len(rows) == 46 and all(row["ok"] and 0 <= row["error"] < row["limit"] for row in rows.values())
