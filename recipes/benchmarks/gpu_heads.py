@@ -30,7 +30,7 @@ FORWARD_TOLERANCE = {"nucleus_entropy": 2e-4}
 FORWARD_DEFAULT = 3e-5
 # Largest ‖g - g64‖ / ‖g64‖: gradients of logits are rounded to the dtype before the products
 GRADIENT_TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2}
-# Largest errors, relative to 1 + the value: tensor cores add up products of bfloat16 with less than float32's precision
+# Largest errors relative to 1 + the value: tensor cores add up products of bfloat16 less precisely than in float32
 DIVERGENCE_TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-3}
 # Mass of the nucleus' boundary that may be assigned wrongly, `trl_entropy.head.nucleus.BOUNDARY_TOLERANCE`
 BOUNDARY = 1e-3
