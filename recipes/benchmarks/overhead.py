@@ -34,9 +34,14 @@ REQUIRED = {
 }
 
 
-def build_trainer(trainer_class, config_class, options, folder, **fields):
+def fields_of(name):
+    """The fields of the config for one method, or none for `no method`."""
+    return {} if name == "no method" else {"methods": [name], **REQUIRED.get(name, {})}
+
+
+def build_model(options):
     torch.manual_seed(0)
-    model = Qwen3ForCausalLM(
+    return Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=options.vocabulary,
             hidden_size=options.hidden,
@@ -49,6 +54,10 @@ def build_trainer(trainer_class, config_class, options, folder, **fields):
             tie_word_embeddings=True,
         )
     )
+
+
+def build_trainer(trainer_class, config_class, options, folder, model=None, **fields):
+    """A trainer of `model`, or of a small one. `fields` are of its config."""
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1}, unk_token="<pad>")),
         pad_token="<pad>",
@@ -61,13 +70,11 @@ def build_trainer(trainer_class, config_class, options, folder, **fields):
         max_completion_length=options.length,
         top_entropy_quantile=options.quantile,
         gradient_checkpointing=False,
-        bf16=False,
-        use_cpu=True,
         report_to=[],
-        **{"steps_per_generation": 4, **fields},
+        **{"steps_per_generation": 4, "bf16": False, "use_cpu": True, **fields},
     )
     trainer = trainer_class(
-        model=model,
+        model=model or build_model(options),
         reward_funcs=lambda completions, **_: [0.0] * len(completions),
         args=config,
         train_dataset=Dataset.from_dict({"prompt": ["<eos>"] * options.rows}),
@@ -101,7 +108,7 @@ def with_old_policy(batch, trainer):
         logps, entropy, _ = trainer._get_per_token_logps_and_entropies(
             trainer.model, ids, mask, length, compute_entropy=True
         )
-    noise = torch.randn(logps.shape, generator=torch.Generator().manual_seed(2))
+    noise = torch.randn(logps.shape, generator=torch.Generator().manual_seed(2)).to(logps.device)
     old = logps + 0.05 * noise
     return {**batch, "old_per_token_logps": old, "old_second_logps": old + 0.02 * noise, "old_entropies": entropy}
 
@@ -127,9 +134,11 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         trainers = {"stock": build_trainer(GRPOTrainer, GRPOConfig, options, folder)}
         for name in options.only or ("no method", *METHODS):
-            fields = {} if name == "no method" else {"methods": [name], **REQUIRED.get(name, {})}
-            fields["fused_head"] = options.head == "fused"
-            trainers[name] = build_trainer(EntropyGRPOTrainer, EntropyGRPOConfig, options, folder, **fields)
+            fields = {"fused_head": options.head == "fused", **fields_of(name)}
+            try:
+                trainers[name] = build_trainer(EntropyGRPOTrainer, EntropyGRPOConfig, options, folder, **fields)
+            except ValueError as error:  # a method that acts on rollouts only may need tools, which are not here
+                print(f"{name}: not measured. {error}")
         batch = with_old_policy(batch, trainers["stock"])
         seconds = {name: [] for name in trainers}
         for round_index in range(options.rounds + 2):

@@ -23,7 +23,7 @@ from trl_entropy.diagnosis.rules import RULES
 from trl_entropy.functional import ratio_count, smallest_ratio
 from trl_entropy.methods import METHODS, Method, MethodsConfig
 
-from . import compatibility, private_names
+from . import compatibility, paper_index, private_names
 
 
 ROOT = Path(__file__).parents[2]
@@ -278,6 +278,7 @@ def main() -> int:
     path.write_text(with_cases(path.read_text()))
     outcomes = json.loads(compatibility.OUTCOMES.read_text())
     compatibility.TABLE.write_text(compatibility.render(outcomes, list(own_methods())))
+    paper_index.PAGE.write_text(paper_index.render(own_methods()))
     store()
     return 0
 
