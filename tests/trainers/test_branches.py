@@ -5,6 +5,7 @@
 import math
 import random
 import re
+from collections import Counter
 from statistics import fmean
 
 import pytest
@@ -36,6 +37,7 @@ from trl_entropy.trainers import rollouts
 from trl_entropy.trainers.branches import BranchedRollouts
 from trl_entropy.trainers.environments import check_branching
 from trl_entropy.trainers.places import Places
+from trl_entropy.trainers.replay import Replay, padded_batch
 
 
 KEPT = ("ids", "masks", "messages", "values", "prompt_ids", "tool_images")
@@ -421,6 +423,8 @@ def train(folder, **settings):
         dict(methods=["agentic_aepo", "branching"]),
         dict(methods=["pear", "empg", "branching"], branching_rule="arpo"),
         dict(methods=["empg", "spear", "branching"], spear_buffer_size=2, spear_replay_steps=0),
+        dict(methods=["agentic_aepo", "branching", "spear"], spear_buffer_size=2, spear_replay_steps=0),
+        dict(methods=["pear", "canon", "empg", "branching", "spear"], spear_buffer_size=2, spear_replay_steps=0),
         dict(
             methods=["aepo", "branching"], branching_dynamic=True, record_entropies=True, environment=Notebook,
             steps_per_generation=1, per_device_train_batch_size=8, aepo_target_entropy=1.0,
@@ -435,6 +439,32 @@ def test_training_with_other_methods(tmp_path, settings):
     for name in settings["methods"]:
         assert any(key.startswith(f"{name}/") for line in lines for key in line)
     assert all(value.isfinite().all() for value in trainer.model.state_dict().values())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_branched_completions_are_replayed_with_their_log_probabilities(tmp_path, monkeypatch):
+    """What SPEAR remembers of branches: their tokens, which of them are the policy's, and their log-probabilities."""
+    rows, remember = [], Replay.remember
+
+    def watch(self, *args):
+        before = len(self.rows)
+        remember(self, *args)
+        rows.extend(self.rows[before:])
+
+    monkeypatch.setattr(Replay, "remember", watch)
+    trainer, drawn, lines = train(
+        tmp_path, methods=["agentic_aepo", "branching", "spear"], max_steps=8, learning_rate=0.0,
+        spear_buffer_size=2, spear_replay_steps=0,
+    )  # fmt: skip
+    assert drawn and sum(line.get("branching/branches", 0) for line in lines) > 0
+    assert sum(line.get("spear/replayed_rows", 0) for line in lines) > 0
+    calls = Counter((row.step, *row.completion_ids[: row.own.tolist().index(False)].tolist()) for row in rows)
+    assert max(calls.values()) > 1  # a branch and its parent, which begin with the same call
+    for row in rows:
+        with torch.no_grad():
+            logps = dense_logps_and_entropy(trainer.model, padded_batch([row], TOKENIZER.pad_token_id, None))[0][0]
+        assert not row.own.all() and row.advantage > 0
+        torch.testing.assert_close(row.logps[row.own], logps[row.own], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore")
