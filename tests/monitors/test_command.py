@@ -29,7 +29,8 @@ def test_all_or_some(capsys):
     with pytest.raises(SystemExit):
         main(["monitors", "geometri"])
     assert (
-        "unknown monitor 'geometri'. Did you mean 'geometry'? Known: geometry, attention, gradient_norms."
+        "unknown monitor 'geometri'. Did you mean 'geometry'? Known: geometry, attention, gradient_norms, step_radius, "
+        "weight_norms."
         in capsys.readouterr().err
     )
 
