@@ -49,7 +49,8 @@ def test_numbers_are_those_of_the_hidden_states(tiny, data, capsys):
     assert sum(record["classes"]["dsmi_pair"].values()) == 48 and len(record["classes"]["dsmi_pair"]) == 4
     labels = torch.tensor([n % 3 for n in range(48) if n != 5])
     known = [n for n in range(48) if n != 5]
-    for features, found in zip(features_of(tiny, [row["question"] for row in rows]), record["layers"].values()):
+    states = features_of(tiny, [row["question"] for row in rows])
+    for features, found in zip(states, record["layers"].values(), strict=True):
         values = spectrum(features)
         assert found["rankme"] == pytest.approx(effective_rank(values), rel=1e-4)
         assert found["alpha"] == pytest.approx(power_law(values)[0], rel=1e-3)

@@ -17,9 +17,9 @@ POINTS = torch.tensor([[0.0, 0], [0, 1], [3, 0], [3, 1]])
 def literal_entropy(points, width):
     """DSE from its definition, with the factor of the Gaussian that cancels."""
     gauss = [
-        [math.exp(-sum((a - b) ** 2 for a, b in zip(x, y)) / (2 * width**2)) / width / math.sqrt(2 * math.pi)
-         for y in points] for x in points
-    ]  # fmt: skip
+        [math.exp(-(math.dist(x, y) ** 2) / (2 * width**2)) / (width * math.sqrt(2 * math.pi)) for y in points]
+        for x in points
+    ]
     degree = [sum(row) for row in gauss]
     matrix = [[value / math.sqrt(degree[i] * degree[j]) for j, value in enumerate(row)] for i, row in enumerate(gauss)]
     values = torch.linalg.eigvalsh(torch.tensor(matrix, dtype=torch.float64)).abs()

@@ -33,9 +33,14 @@ def grpo(folder, callbacks, peft_config, **settings):
 
 def dpo(folder, callbacks, peft_config, **settings):
     return DPOTrainer(
-        build_model(), None if peft_config else build_model(), args=DPOConfig(str(folder), **SHARED, **settings), train_dataset=Dataset.from_dict(PAIRS),
-        processing_class=build_tokenizer(), callbacks=callbacks, peft_config=peft_config,
-    )  # fmt: skip
+        build_model(),
+        None if peft_config else build_model(),
+        args=DPOConfig(str(folder), **SHARED, **settings),
+        train_dataset=Dataset.from_dict(PAIRS),
+        processing_class=build_tokenizer(),
+        callbacks=callbacks,
+        peft_config=peft_config,
+    )
 
 
 CASES = {

@@ -3,6 +3,7 @@
 """A callback that runs monitors in any trainer of transformers or TRL."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -183,7 +184,7 @@ class MonitorCallback(TrainerCallback):
         for monitor in self._probing:
             try:
                 own = on_all_processes(
-                    lambda monitor=monitor: look(model, monitor, self.probe, world.process_index, world.num_processes)
+                    partial(look, model, monitor, self.probe, world.process_index, world.num_processes)
                 )
             except Exception as error:
                 if not careful:

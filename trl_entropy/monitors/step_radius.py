@@ -15,8 +15,7 @@ have no forward derivative. With h = 1 large updates saturate, and r reads too l
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -30,6 +29,7 @@ from ..paper import Paper
 from ..settings import checked, flag, one_of, whole
 from .attention import query_positions
 from .base import Run, StepMonitor
+from .copies import WeightCopies
 from .looking import evaluated, full_precision, keeps_logits, on_all_processes
 from .sharded import local, reshard
 
@@ -63,13 +63,13 @@ class StepRadiusConfig:
     )
     step_radius_fraction: float = field(
         default=0.01,
-        metadata={"help": "Share h of the update in the finite difference. Smaller meets rounding, larger saturation."},
+        metadata={"help": "Share h of the update in the finite difference. Smaller rounds, larger saturates."},
     )
     step_radius_copy: str = field(
         default="device",
         metadata={
-            "help": "Where the trained weights are copied to: 'device', 'cpu', or 'none', which only measures the whole "
-            "update."
+            "help": "Where the trained weights are copied to: 'device', 'cpu', or 'none', which measures only the "
+            "whole update."
         },
     )
     step_radius_control: bool = field(
@@ -109,9 +109,8 @@ class StepRadius(StepMonitor):
         if self.control and self.copy == "none":
             raise ValueError("`step_radius_copy` must be 'device' or 'cpu' with `step_radius_control`, got 'none'.")
         self.every = config.monitor_steps
-        self._weights: list[Tensor] = []
-        self._old: list[Tensor] = []
-        self._logits: list[Tensor] | None = None  # before the step, if it is measured
+        self._copies: WeightCopies | None = None
+        self._logits: list[Tensor] = []  # before the step, if it is measured
         self._numbers: dict[str, float] = {}
 
     def check_model(self, model: nn.Module) -> None:
@@ -130,70 +129,41 @@ class StepRadius(StepMonitor):
 
     def begin(self, model: nn.Module, run: Run) -> None:
         assert run.probe is not None
-        self.probe, self._logits, self._numbers = run.probe, None, {}
+        self.probe, self._logits, self._numbers = run.probe, [], {}
         dtype = self._look(model)[0].dtype
         if dtype != torch.float32 and dtype != torch.float64:
             self._refuse_low_precision(f"logits in {dtype}")
 
     def before_step(self, model: nn.Module, step: int) -> None:
-        self._logits = None
+        self._copies, self._logits = None, []
         if not (self.control or step == 1 or step % self.every == 0):
             return
         # Before the forward, which gathers sharded weights
-        self._weights = [local(weight) for weight in model.parameters() if weight.requires_grad]
-        self._logits = on_all_processes(lambda: self._start(model))
+        weights = [local(weight) for weight in model.parameters() if weight.requires_grad]
+        self._logits = on_all_processes(partial(self._start, model, weights))
 
-    def _start(self, model: nn.Module) -> list[Tensor]:
+    def _start(self, model: nn.Module, weights: list[Tensor]) -> list[Tensor]:
         """Copies the weights, and returns the logits."""
         if self.copy != "none":
-            self._old = [self._copied(weight) for weight in self._weights]
+            self._copies = WeightCopies(weights, self.copy == "cpu", self.control)
         return self._look(model)
 
     def after_step(self, model: nn.Module, step: int) -> None:
-        if self._logits is None:
+        if not self._logits:
             return
         if self.copy == "none" or step == 1 or step % self.every == 0:
             self._keep("full", self._radii(model, 1.0))
-        if self.copy != "none":
-            old = [weight.clone() for weight in self._old] if self.control else []
+        if self._copies is not None:
             self._keep("r", self._radii(model, self.fraction))
             if self.control:
-                self._shorten(old, step_scale(self._numbers["r_max"]))
-        self._weights, self._old, self._logits = [], [], None
-
-    def _copied(self, weight: Tensor) -> Tensor:
-        return weight.to("cpu", copy=True) if self.copy == "cpu" else weight.clone()
+                scale = step_scale(self._numbers["r_max"])
+                if scale < 1:
+                    self._copies.shorten(scale)  # what the optimizer remembers stays as it is
+                self._numbers["scale"] = min(scale, self._numbers.get("scale", 1.0))
+        self._copies, self._logits = None, []
 
     def _keep(self, name: str, radii: Tensor) -> None:
         self._numbers |= dict(zip((f"{name}_max", f"{name}_99"), largest_and_99th(radii), strict=True))
-
-    @contextmanager
-    def _moved(self, share: float) -> Iterator[None]:
-        """The weights a share of the way from old to new; afterwards the new ones, to the bit.
-
-        Meanwhile the copies hold the new weights, so that there is one copy only.
-        """
-        if share == 1:
-            yield
-            return
-        changed = 0
-        try:
-            for weight, copy in zip(self._weights, self._old, strict=True):
-                between = copy.to(weight.device).lerp(weight, share)
-                copy.copy_(weight)
-                changed += 1
-                weight.copy_(between)
-            yield
-        finally:
-            for weight, copy in zip(self._weights[:changed], self._old, strict=False):
-                weight.copy_(copy)
-
-    def _shorten(self, old: list[Tensor], scale: float) -> None:
-        """Takes only a share of the update. What the optimizer remembers stays as it is."""
-        if scale < 1:
-            for weight, start in zip(self._weights, old, strict=True):
-                weight.copy_(start.to(weight.device).lerp(weight, scale))
-        self._numbers["scale"] = min(scale, self._numbers.get("scale", 1.0))
 
     def _look(self, model: nn.Module) -> list[Tensor]:
         """(P, V) logits of each sequence of this process's share."""
@@ -213,13 +183,13 @@ class StepRadius(StepMonitor):
     def _radii(self, model: nn.Module, share: float) -> Tensor:
         """(N,) r of all positions of all processes, from the logits after this share of the update."""
 
-        def own(before: list[Tensor]) -> Tensor:
-            with self._moved(share):
+        def own() -> Tensor:
+            with nullcontext() if share == 1 or self._copies is None else self._copies.between(share):
                 after = self._look(model)
-            rows = [step_radius((new - old) / share).double() for new, old in zip(after, before, strict=True)]
-            return torch.stack([nn.functional.pad(row, (0, self.positions - len(row)), value=NONE) for row in rows])
+            rows = [step_radius((new - old) / share).double() for new, old in zip(after, self._logits, strict=True)]
+            return torch.stack([torch.cat([row, row.new_full((self.positions - len(row),), NONE)]) for row in rows])
 
-        rows = gather(on_all_processes(partial(own, self._logits)))
+        rows = gather(on_all_processes(own))
         rows = self.probe.in_order(rows, self.samples, PartialState().num_processes)
         return rows[rows != NONE]
 
