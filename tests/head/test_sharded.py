@@ -89,7 +89,11 @@ def found(request, tmp_path_factory):
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
 
 
-def compare(first, second, keys=("loss", "grad_norm", "entropy", "gradient_norms/l1", "gradient_norms/l2")):
+KEYS = ("loss", "grad_norm", "entropy", "gradient_norms/l1", "gradient_norms/l2", "weight_norms/ratio_max")
+KEYS += ("weight_norms/ratio_mean", "step_radius/full_max", "step_radius/r_99")
+
+
+def compare(first, second, keys=KEYS):
     for row, other in zip(first["rows"], second["rows"], strict=True):
         for key in (*keys, *(key for key in row if key.split("/")[0] in METHODS)):
             expected = None if other[key] is None else pytest.approx(other[key], rel=1e-3, abs=1e-5)

@@ -9,6 +9,7 @@ import pytest
 from trl_entropy.commands import monitors as command
 from trl_entropy.commands.main import main
 from trl_entropy.commands.methods import known_to_reports
+from trl_entropy.monitors import diffusion
 from trl_entropy.monitors.config import MONITORS, MonitorFields
 from trl_entropy.report.panels import build_panels
 from trl_entropy.report.runs import Run
@@ -28,10 +29,8 @@ def test_all_or_some(capsys):
     assert text.startswith("attention\n") and "geometry" not in text and "attention_queries: int = 64" in text
     with pytest.raises(SystemExit):
         main(["monitors", "geometri"])
-    assert (
-        "unknown monitor 'geometri'. Did you mean 'geometry'? Known: geometry, attention, gradient_norms."
-        in capsys.readouterr().err
-    )
+    known = ", ".join(MONITORS)
+    assert f"unknown monitor 'geometri'. Did you mean 'geometry'? Known: {known}." in capsys.readouterr().err
 
 
 def test_what_is_stored_is_what_there_is(monkeypatch):
@@ -56,6 +55,10 @@ def test_report_has_a_panel_for_each_number():
     run = Run("a", Path("a"), lines, {}, known_to_reports())
     (panel,) = [panel for panel in build_panels([run]) if panel.title == "geometry/rankme"]
     assert (panel.series[0].x, panel.series[0].y) == ([0, 2, 4], [9.0, 7.0, 5.0])
+    for name, monitor in MONITORS.items():
+        key = f"{name}/{monitor.headline}"
+        (panel,) = build_panels([Run("a", Path("a"), [{"step": 1, key: 2.0}], {}, known_to_reports())])[-1:]
+        assert panel.title == key and panel.series[0].y == [2.0]
 
 
 def test_card_cites_monitors_and_shows_first_and_last(make_trainer, tmp_path):
@@ -66,3 +69,8 @@ def test_card_cites_monitors_and_shows_first_and_last(make_trainer, tmp_path):
     values = [line["geometry/rankme"] for line in trainer.state.log_history if "geometry/rankme" in line]
     assert f"| geometry/rankme | {values[0]:.4g} | {values[-1]:.4g} |" in card and len(values) == 3
     assert MONITORS["geometry"].paper.bibtex in card and MONITORS["attention"].paper.title not in card
+    assert diffusion.PAPER.title not in card
+    trainer.args.monitors, trainer.args.geometry_dse = ["geometry", "step_radius"], True
+    trainer.create_model_card()
+    card = (tmp_path / "README.md").read_text()
+    assert diffusion.PAPER.bibtex in card and MONITORS["step_radius"].paper.bibtex in card

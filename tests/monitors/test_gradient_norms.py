@@ -153,11 +153,12 @@ def test_parts_that_several_processes_hold_count_once():
 
     from torch.distributed.tensor import Replicate, Shard
 
-    from trl_entropy.monitors.gradient_norms import _copies, _sums
+    from trl_entropy.monitors.gradient_norms import _sums
+    from trl_entropy.monitors.sharded import copies_of
 
     mesh = SimpleNamespace(size=lambda dim: (2, 3)[dim])
-    assert _copies(SimpleNamespace(device_mesh=mesh, placements=(Replicate(), Shard(0)))) == 2
-    assert _copies(SimpleNamespace(device_mesh=mesh, placements=(Shard(0), Shard(1)))) == 1
+    assert copies_of(SimpleNamespace(device_mesh=mesh, placements=(Replicate(), Shard(0)))) == 2
+    assert copies_of(SimpleNamespace(device_mesh=mesh, placements=(Shard(0), Shard(1)))) == 1
     assert _sums([torch.tensor([3.0, 4.0]), torch.tensor([2.0])], [0.5, 1]).tolist() == [5.5, 16.5]
 
 

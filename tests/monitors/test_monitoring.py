@@ -15,9 +15,9 @@ from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
 from trl_entropy import EntropyDistillationConfig, EntropyDistillationTrainer, MonitorCallback
-from trl_entropy.monitors import callback as callbacks
 from trl_entropy.monitors.attention import Attention
 from trl_entropy.monitors.geometry import effective_rank, spectrum
+from trl_entropy.monitors.looking import evaluated
 from trl_entropy.monitors.probe import FILE, Probe
 
 
@@ -237,6 +237,6 @@ def test_modes_of_modules_come_back():
     model = build_model().train()
     model.get_decoder().layers[0].eval()
     before = [module.training for module in model.modules()]
-    with callbacks.evaluated(model):
+    with evaluated(model):
         assert not any(module.training for module in model.modules()) and not torch.is_grad_enabled()
     assert [module.training for module in model.modules()] == before and len(set(before)) == 2

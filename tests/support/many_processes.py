@@ -139,19 +139,30 @@ def controlled(output_dir, rank, processes, controller):
 
 
 def monitored(output_dir, rank, processes):
-    """What monitors measure on the sequences that the processes share: six, so that some of four have one less."""
+    """What monitors measure on the sequences that the processes share: six, so that some of four have one less.
+
+    And of a first step in which each weight grows by a tenth.
+    """
     trainer = build_trainer(
         EntropyGRPOTrainer,
         EntropyGRPOConfig,
         output_dir / "monitored",
         per_device_train_batch_size=8 // processes,
-        monitors=["geometry", "attention"],
+        monitors=["geometry", "attention", "step_radius", "weight_norms"],
         geometry_samples=6,
         attention_samples=5,
+        step_radius_samples=5,
+        weight_norms_reference="cpu",
     )
     callback = next(found for found in trainer.callback_handler.callbacks if isinstance(found, MonitorCallback))
     kept = {"model": trainer.model, "processing_class": trainer.processing_class}
     callback.on_train_begin(trainer.args, trainer.state, trainer.control, **kept)
+    callback.on_pre_optimizer_step(trainer.args, trainer.state, trainer.control, **kept)
+    with torch.no_grad():
+        for weight in trainer.model.parameters():
+            weight.mul_(1.1)
+    callback.on_optimizer_step(trainer.args, trainer.state, trainer.control, **kept)
+    callback.on_log(trainer.args, trainer.state, trainer.control, logs={"loss": 0.0})
     return trainer.state.log_history[-1]
 
 
@@ -304,7 +315,9 @@ if __name__ == "__main__":
         max_steps=4,
         steps_per_generation=2,
         mask_truncated_completions=True,
-        monitors=["gradient_norms"],
+        monitors=["gradient_norms", "step_radius", "weight_norms"],
+        monitor_steps=2,
+        step_radius_control=True,
         max_grad_norm=0.01,
         ddp_backend="gloo",
     )

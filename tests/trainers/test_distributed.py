@@ -121,6 +121,8 @@ def test_controllers_of_the_entropy_bonus_see_all_processes(many, tmp_path, cont
 def test_monitors_see_the_sequences_of_all_processes(many, tmp_path):
     one = monitored(tmp_path, 0, 1)
     assert one["geometry/samples"] == 6 and len(one) > 10
+    assert one["step_radius/r_max"] > 1 and one["weight_norms/ratio_mean"] == pytest.approx(1.1)
+    assert one["weight_norms/change_mean"] == pytest.approx(0.1, rel=1e-4)
     for found in (found["monitors"] for found in of_each(many, "rank")):
         assert found == pytest.approx(one, rel=1e-5, nan_ok=True)
 
@@ -173,7 +175,10 @@ def test_run_of_many_processes_stays_in_step(many):
             assert row["aepo/temperature"] == other["aepo/temperature"]
             assert row["gradient_norms/l1"] == other["gradient_norms/l1"] > row["gradient_norms/l2"]
             assert row["gradient_norms/l2"] == pytest.approx(other["grad_norm"], rel=1e-6) and row["grad_norm"] > 0.01
+            assert row["step_radius/scale"] == other["step_radius/scale"] <= 1
+            assert ("weight_norms/ratio_max" in row) is (row["step"] != 3)
             assert 0 <= row["aepo/auxiliary_positive_fraction"] == other["aepo/auxiliary_positive_fraction"] <= 1
+    assert min(row["step_radius/scale"] for row in first["rows"]) < 1
     assert len((many[0] / "run" / "gradient_norms.csv").read_text().splitlines()) == 5  # of one process
 
 

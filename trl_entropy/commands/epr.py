@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .epr_files import write_files
-from .parser import CommandParser, whole_number
+from .parser import CommandParser, positive, whole_number
+from .rows import read_rows
 
 
 if TYPE_CHECKING:
@@ -35,13 +36,6 @@ def share(text: str) -> float:
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"must be a number in (0, 1), got {text!r}")
     return value
-
-
-def positive(text: str) -> int:
-    """Type of an argument that is a whole number >= 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got {text!r}")
-    return int(text)
 
 
 def build_parser() -> CommandParser:
@@ -105,24 +99,6 @@ def ranks(asked: int | None, given: "Calibration | None") -> int:
     if asked is not None and fixed is not None and asked != fixed:
         raise ValueError(f"`--k` must be {fixed}, as in the weights, got {asked}.")
     return fixed or asked or RANKS
-
-
-def read_rows(path: str) -> list[dict[str, Any]]:
-    """The rows of a data file. Raises `ValueError` if it has none, or cannot be read."""
-    if Path(path).suffix == ".jsonl":  # not by `datasets`: log-probabilities by token would be columns of all tokens
-        rows = []
-        for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
-            try:
-                rows += [json.loads(line)] if line.strip() else []
-            except ValueError as error:
-                raise ValueError(f"`--data` must have one JSON object a line, got another line {number}.") from error
-    else:
-        from .data import load_problems
-
-        rows = next(iter(load_problems(path).values())).to_list()
-    if not rows:
-        raise ValueError(f"`--data` must have rows, got none in {path!r}.")
-    return rows
 
 
 def wrong_of(row: dict[str, Any], label: str | None) -> float:

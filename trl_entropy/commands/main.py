@@ -36,6 +36,7 @@ COMMANDS = {
     "diagnose": Command("Say what is wrong with a run, and which field to change."),
     "methods": Command("List the methods with their papers and fields."),
     "monitors": Command("List the monitors with their papers and fields."),
+    "geometry": Command("Measure how many directions a model's representations of texts use."),
     "epr": Command("Score answers by the entropies of their tokens, and say how well that finds wrong ones."),
     "env": Command("Print versions and hardware, for bug reports."),
     "quickstart": Command("Compare stock GRPO with entropy methods on a toy task, on a CPU."),

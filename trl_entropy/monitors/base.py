@@ -5,11 +5,15 @@
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
 from ..paper import Paper
+
+
+if TYPE_CHECKING:
+    from .probe import Probe
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,23 @@ class ProbeBatch:
     lengths: Tensor
 
 
+@dataclass(frozen=True)
+class Run:
+    """What monitors of steps are told before the first step.
+
+    Attributes:
+        folder: of the run.
+        step: optimizer steps of a resumed run, else 0.
+        writes: whether this process writes the run's files.
+        probe: the sequences, if a monitor looks at any.
+    """
+
+    folder: Path
+    step: int
+    writes: bool
+    probe: "Probe | None" = None
+
+
 class Monitor:
     """One paper's measurement of a model: a [`ProbeMonitor`] or a [`StepMonitor`].
 
@@ -34,6 +55,10 @@ class Monitor:
         summary: what the numbers tell, in a few words.
         cost: of a measurement, in a few words.
         headline: the key of its logs that says most.
+        shared: the fields of all monitors that matter to this one.
+
+    Attributes:
+        samples: how many sequences of the probe it looks at.
 
     Args:
         config: object with the monitor's fields.
@@ -44,6 +69,9 @@ class Monitor:
     summary: ClassVar[str]
     cost: ClassVar[str]
     headline: ClassVar[str]
+    shared: ClassVar[tuple[str, ...]] = ("monitor_steps", "monitor_max_length")
+
+    samples: int = 0
 
     def __init__(self, config: Any):
         raise NotImplementedError
@@ -59,8 +87,6 @@ class ProbeMonitor(Monitor):
     `collecting`. Then `collected` returns what was kept, one row per sequence, and `measure` gets the rows of all
     processes.
     """
-
-    samples: int
 
     def collecting(self, model: nn.Module, batch: ProbeBatch) -> AbstractContextManager[None]:
         """Around one forward of the probe."""
@@ -85,14 +111,8 @@ class ProbeMonitor(Monitor):
 class StepMonitor(Monitor):
     """A monitor that looks at every optimizer step. All processes call its hooks alike."""
 
-    def begin(self, folder: Path, step: int, writes: bool) -> None:
-        """Before the first step.
-
-        Args:
-            folder: of the run.
-            step: optimizer steps of a resumed run, else 0.
-            writes: whether this process writes the run's files.
-        """
+    def begin(self, model: nn.Module, run: Run) -> None:
+        """Before the first step."""
 
     def before_gradients(self) -> None:
         """Before the forward and backward passes of a step."""
@@ -100,8 +120,14 @@ class StepMonitor(Monitor):
     def before_step(self, model: nn.Module, step: int) -> None:
         """With the gradients of a step, clipped, before the optimizer uses them. `step` counts from 1."""
 
+    def after_step(self, model: nn.Module, step: int) -> None:
+        """With the new weights, before gradients are zeroed."""
+
     def numbers(self) -> dict[str, float]:
-        """The numbers to log, of the last step. Called for each log line of training."""
+        """The numbers to log: of the last step, or of a measurement since the last log line.
+
+        Called for each log line of training.
+        """
         raise NotImplementedError
 
     def save(self) -> None:

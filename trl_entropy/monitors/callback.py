@@ -2,51 +2,36 @@
 # SPDX-License-Identifier: Apache-2.0
 """A callback that runs monitors in any trainer of transformers or TRL."""
 
-import inspect
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from accelerate.logging import get_logger
-from accelerate.utils import gather, gather_object
+from accelerate.utils import gather
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import TrainerCallback
 
 from ..settings import default_of, did_you_mean
-from .base import Monitor, ProbeMonitor, StepMonitor
+from .base import Monitor, ProbeMonitor, Run, StepMonitor
 from .config import MonitorFields, build_monitors
-from .layers import language_model
+from .looking import look, on_all_processes
 from .probe import FILE, Probe
 
 
 logger = get_logger(__name__)
 
-BATCH = 8  # sequences per forward
 RATIO = "geometry/rankme"  # also logged relative to its first value
-
-
-@contextmanager
-def evaluated(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, without gradients; afterwards each module is in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 class MonitorCallback(TrainerCallback):
     r"""
-    Looks at the model before the first step and every few steps, on a fixed set of sequences, or at each step's
-    gradients. Changes nothing: losses are those of a run without it, to the bit.
+    Looks at the model before the first step and every few steps, on a fixed set of sequences, or at the gradients and
+    updates of steps. Changes nothing: losses are those of a run without it, to the bit. Exceptions are
+    `step_radius_control` and `weight_norms_project`, which are off by default.
 
     The numbers are added to the next log line as `<monitor>/<key>`; those before the first step are a line of their
     own in `state.log_history`. The sequences are kept in `output_dir/monitors`, so that a resumed run compares like
@@ -105,10 +90,12 @@ class MonitorCallback(TrainerCallback):
         for monitor in self.monitors:
             monitor.check_model(model)
         self.folder, self._pending = Path(args.output_dir), {}
+        probe = None
+        if any(monitor.samples for monitor in self.monitors):
+            probe = self.probe = self._make_probe(state, processing_class, kwargs)
+        run = Run(self.folder, state.global_step, state.is_world_process_zero, probe)
         for monitor in self._stepwise:
-            monitor.begin(self.folder, state.global_step, state.is_world_process_zero)
-        if self._probing:
-            self._make_probe(state, processing_class, kwargs)
+            monitor.begin(model, run)
         if self._probing and state.global_step == 0:
             numbers = self._look(model, 0, state.is_world_process_zero, careful=False)
             state.log_history.append({"step": 0, "epoch": 0.0, **numbers})
@@ -118,6 +105,9 @@ class MonitorCallback(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         self._each_step(state, lambda monitor: monitor.before_step(model, state.global_step + 1))
+
+    def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self._each_step(state, lambda monitor: monitor.after_step(model, state.global_step + 1))
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if self._probing and state.global_step % self.every == 0:
@@ -158,22 +148,22 @@ class MonitorCallback(TrainerCallback):
                 hook(monitor)
             except Exception as error:
                 monitor.end()
-                self._leave_out(monitor, state.global_step, f"{type(error).__name__}: {error}")
+                self._leave_out(monitor, state.global_step, error)
 
     def _keep(self, name: str, numbers: dict[str, float]) -> None:
         self._pending |= {f"{name}/{key}": value for key, value in numbers.items()}
 
-    def _make_probe(self, state: Any, processing_class: Any, given: dict[str, Any]) -> None:
+    def _make_probe(self, state: Any, processing_class: Any, given: dict[str, Any]) -> Probe:
         """The probe of this run, or the one that a resumed run goes on with."""
         self._first = next((line[RATIO] for line in state.log_history if RATIO in line), None)
         path = self.folder / FILE
         if state.global_step > 0 and path.exists():
-            self.probe = Probe.load(path)
-            return
-        samples = max(monitor.samples for monitor in self._probing)
-        self.probe = Probe.of(self._dataset(given), processing_class, samples, self.max_length)
+            return Probe.load(path)
+        samples = max(monitor.samples for monitor in self.monitors)
+        probe = Probe.of(self._dataset(given), processing_class, samples, self.max_length)
         if state.is_world_process_zero:
-            self.probe.save(path)
+            probe.save(path)
+        return probe
 
     def _dataset(self, given: dict[str, Any]) -> Iterable[dict[str, Any]]:
         if self.dataset is not None:
@@ -192,15 +182,14 @@ class MonitorCallback(TrainerCallback):
         """What all monitors of the probe measure. With `careful`, one that fails is left out from then on."""
         world, found = PartialState(), dict[str, float]()
         for monitor in self._probing:
-            reason = ""
             try:
-                own = self._rows(model, monitor, world)
+                own = on_all_processes(
+                    partial(look, model, monitor, self.probe, world.process_index, world.num_processes)
+                )
             except Exception as error:
                 if not careful:
                     raise
-                reason = f"{type(error).__name__}: {error}"
-            if any(gather_object([reason])):
-                self._leave_out(monitor, step, reason or "it failed in another process")
+                self._leave_out(monitor, step, error)
                 continue
             rows = {
                 key: self.probe.in_order(gather(values.contiguous()), monitor.samples, world.num_processes)
@@ -214,20 +203,8 @@ class MonitorCallback(TrainerCallback):
             found[f"{RATIO}_ratio"] = found[RATIO] / self._first
         return found
 
-    def _rows(self, model: nn.Module, monitor: ProbeMonitor, world: PartialState) -> dict[str, Tensor]:
-        """What a monitor keeps of this process's share of the probe."""
-        device = next(model.parameters()).device
-        options: dict[str, Any] = {"use_cache": False}
-        if "logits_to_keep" in inspect.signature(type(language_model(model)).forward).parameters:
-            options["logits_to_keep"] = 1
-        with evaluated(model):
-            for batch in self.probe.batches(monitor.samples, world.process_index, world.num_processes, BATCH, device):
-                mask = torch.arange(batch.input_ids.size(1), device=device) < batch.lengths[:, None]
-                with monitor.collecting(model, batch):
-                    model(input_ids=batch.input_ids, attention_mask=mask.long(), **options)
-        return monitor.collected()
-
-    def _leave_out(self, monitor: Monitor, step: int, reason: str) -> None:
+    def _leave_out(self, monitor: Monitor, step: int, error: Exception) -> None:
+        reason = f"{type(error).__name__}: {error}"
         logger.warning(f"Monitor {monitor.name!r} is off from step {step} on. {reason}")
         self.monitors.remove(monitor)
 

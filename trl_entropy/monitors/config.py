@@ -5,18 +5,24 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from ..paper import Paper
 from ..settings import checked, default_of, did_you_mean
+from . import diffusion
 from .attention import Attention, AttentionConfig
-from .base import Monitor, ProbeMonitor
+from .base import Monitor
 from .geometry import Geometry, GeometryConfig
 from .gradient_norms import GradientNorms
+from .step_radius import StepRadius, StepRadiusConfig
+from .weight_norms import WeightNorms, WeightNormsConfig
 
 
-MONITORS: dict[str, type[Monitor]] = {monitor.name: monitor for monitor in (Geometry, Attention, GradientNorms)}
+MONITORS: dict[str, type[Monitor]] = {
+    monitor.name: monitor for monitor in (Geometry, Attention, GradientNorms, StepRadius, WeightNorms)
+}
 
 
 @dataclass
-class MonitorFields(GeometryConfig, AttentionConfig):
+class MonitorFields(GeometryConfig, AttentionConfig, StepRadiusConfig, WeightNormsConfig):
     """The fields of every monitor."""
 
 
@@ -35,7 +41,7 @@ class MonitorsConfig(MonitorFields):
     monitor_steps: int = field(
         default=50,
         metadata={
-            "help": "Optimizer steps between two measurements of the probe. One more is made before the first step."
+            "help": "Optimizer steps between two measurements. One more is made before the first step, or of it."
         },
     )
     monitor_max_length: int = field(
@@ -46,6 +52,11 @@ class MonitorsConfig(MonitorFields):
     def watching(self) -> list[type[Monitor]]:
         """The listed monitors, which a model card cites."""
         return [MONITORS[name] for name in self.monitors]
+
+    @property
+    def watching_papers(self) -> list[Paper]:
+        """Papers of what their fields ask for."""
+        return [diffusion.PAPER] if Geometry.name in self.monitors and self.geometry_dse else []
 
 
 def build_monitors(config: Any) -> list[Monitor]:
@@ -77,7 +88,7 @@ def check_monitors(config: MonitorsConfig) -> list[str]:
     build_monitors(config)
     for monitor in MONITORS.values():  # also of monitors that are not listed
         monitor(config)
-    probing = any(issubclass(MONITORS[name], ProbeMonitor) for name in config.monitors)
+    used = {name for monitor in config.monitors for name in MONITORS[monitor].shared}
     changed = [item.name for item in fields(MonitorsConfig) if getattr(config, item.name) != default_of(item)]
     idle = {name: next((monitor for monitor in MONITORS if name.startswith(f"{monitor}_")), "") for name in changed}
     idle.pop("monitors", None)
@@ -85,5 +96,5 @@ def check_monitors(config: MonitorsConfig) -> list[str]:
         f"`{name}` is set to {getattr(config, name)!r}, but its monitor is not in `monitors` ({config.monitors}): it "
         "does nothing."
         for name, monitor in idle.items()
-        if (monitor not in config.monitors if monitor else not probing)
+        if (monitor not in config.monitors if monitor else name not in used)
     ]

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from ..paper import Paper
 from ..settings import checked, flag
 from .base import ProbeBatch, ProbeMonitor
+from .diffusion import diffusion_entropy
 from .layers import decoder_of, layers_of
 
 
@@ -81,24 +82,21 @@ def power_law(eigenvalues: Tensor, first: int = 11, last: int = 100) -> tuple[fl
     return float(-slope), float(1 - left / total) if total > 0 else math.nan
 
 
-def diffusion_entropy(features: Tensor, width: float | None = None, time: int = 1) -> float:
-    """Diffusion spectral entropy in bits.
+def geometry_numbers(features: Tensor, ranks: list[int], dse: bool) -> dict[str, float]:
+    """What is known of (n, d) features by name. NaN if it is not defined.
 
     Args:
         features: (n, d).
-        width: σ of the Gaussian kernel; the median of all pairwise distances by default, and for equal points any.
-        time: power t of the diffusion.
+        ranks: first and last rank of the power law's fit.
+        dse: whether to add the diffusion spectral entropy, in bits.
     """
-    points = features.double()
-    if not points.isfinite().all() or len(points) < 2:
-        return math.nan
-    distances = torch.pdist(points)
-    sigma = float(distances.median()) if width is None else width
-    square = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist").square()
-    kernel = (-square / (2 * sigma * sigma)).exp() if sigma > 0 else (square == 0).double()
-    degree = kernel.sum(1).rsqrt()
-    values = torch.linalg.eigvalsh(degree[:, None] * kernel * degree).abs().pow(time)
-    return float(torch.special.entr(values / values.sum()).sum()) / math.log(2)
+    values = spectrum(features)
+    alpha, r2 = power_law(values, *ranks)
+    numbers = {"rankme": effective_rank(values), "alpha": alpha, "alpha_r2": r2}
+    defined = len(values) > 0
+    numbers["participation"] = float(values.sum() ** 2 / values.square().sum()) if defined else math.nan
+    numbers["top_share"] = float(values[0] / values.sum()) if defined else math.nan
+    return numbers | ({"dse": diffusion_entropy(features)} if dse else {})
 
 
 @dataclass
@@ -187,13 +185,6 @@ class Geometry(ProbeMonitor):
         found: dict[str, float] = {"samples": len(rows[LAST])}
         for name, features in rows.items():
             end = "" if name == LAST else f"_{name}"
-            values = spectrum(features)
-            alpha, r2 = power_law(values, *self.ranks)
-            numbers = {"rankme": effective_rank(values), "alpha": alpha, "alpha_r2": r2}
-            defined = len(values) > 0
-            numbers["participation"] = float(values.sum() ** 2 / values.square().sum()) if defined else math.nan
-            numbers["top_share"] = float(values[0] / values.sum()) if defined else math.nan
-            if self.dse:
-                numbers["dse"] = diffusion_entropy(features)
+            numbers = geometry_numbers(features, self.ranks, self.dse)
             found |= {f"{key}{end}": value for key, value in numbers.items()}
         return found

@@ -10,7 +10,6 @@ ratio of the L2 norm that remains to the one that `Accelerator.clip_grad_norm_` 
 """
 
 import csv
-import math
 from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,7 +21,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ..paper import Paper
-from .base import StepMonitor
+from .base import Run, StepMonitor
+from .sharded import copies_of
 
 
 FILE = "gradient_norms.csv"  # in the folder of a run
@@ -36,7 +36,7 @@ def norm_sums(gradients: list[Tensor]) -> Tensor:
     sharded = [gradient for gradient in gradients if isinstance(gradient, DTensor)]
     plain = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
     flat = not sharded and PartialState().distributed_type == DistributedType.FSDP  # FSDP1: shards without a type
-    local = _sums([gradient.to_local() for gradient in sharded], [1 / _copies(gradient) for gradient in sharded])
+    local = _sums([gradient.to_local() for gradient in sharded], [1 / copies_of(gradient) for gradient in sharded])
     total = _sums(plain)
     if sharded or flat:
         local = local + total if flat else local
@@ -58,12 +58,6 @@ def _sums(gradients: list[Tensor], shares: list[float] | None = None) -> Tensor:
     ]
     weights = torch.tensor(shares, dtype=torch.float64, device=device)
     return torch.stack([(weights * norms[0]).sum(), (weights * norms[1].square()).sum()])
-
-
-def _copies(gradient: DTensor) -> int:
-    """On how many processes each part of a gradient is."""
-    mesh = gradient.device_mesh
-    return math.prod(mesh.size(dim) for dim, place in enumerate(gradient.placements) if place.is_replicate())
 
 
 class ClippingWatch:
@@ -109,6 +103,7 @@ class GradientNorms(StepMonitor):
     summary = "gradient norms of every step before clipping, for a refined schedule of the learning rate"
     headline = "l1"
     cost = "two sweeps over the gradients at each optimizer step"
+    shared = ()
     paper = Paper(
         arxiv="2310.07831",
         title="Optimal Linear Decay Learning Rate Schedules and Further Refinements",
@@ -132,12 +127,12 @@ class GradientNorms(StepMonitor):
                 "`monitors` must leave out 'gradient_norms' with DeepSpeed, which keeps gradients itself."
             )
 
-    def begin(self, folder: Path, step: int, writes: bool) -> None:
+    def begin(self, model: nn.Module, run: Run) -> None:
         self._rows, self._last = [], None
-        self._path = folder / FILE if writes else None
+        self._path = run.folder / FILE if run.writes else None
         if self._path is not None:
-            kept = _rows_until(self._path, step)
-            folder.mkdir(parents=True, exist_ok=True)
+            kept = _rows_until(self._path, run.step)
+            run.folder.mkdir(parents=True, exist_ok=True)
             with self._path.open("w", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows([COLUMNS, *kept])
 

@@ -137,9 +137,9 @@ def described(method: Method, config: Any) -> dict[str, Any]:
     return {"name": method.name, "title": paper.title, "url": paper.url, "changed": changed_fields(method, config)}
 
 
-def papers_of(trainer_paper: dict[str, str], methods: list[Method]) -> list[Paper]:
-    """The papers of the trainer (if it has one) and of the methods, each once."""
-    papers = [method.paper for method in methods]
+def papers_of(trainer_paper: dict[str, str], methods: list[Method], others: Iterable[Paper] = ()) -> list[Paper]:
+    """The papers of the trainer (if it has one), of the methods, and others, each once."""
+    papers = [*(method.paper for method in methods), *others]
     if trainer_paper:
         papers.insert(0, Paper(trainer_paper["id"], trainer_paper["title"], trainer_paper["citation"].strip()))
     return list({paper.arxiv: paper for paper in papers}.values())

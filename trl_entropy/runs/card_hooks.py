@@ -30,7 +30,8 @@ class CardHooks(MixinBase):
     """The part of a trainer that writes model cards. A mixin: it comes before TRL's trainer.
 
     Reads from `args`: the fields of the methods, `given_settings` (the settings that were given), `tunings` (what
-    chose the weights to train) and `watching` (monitors). The last two are cited besides the methods.
+    chose the weights to train), `watching` (monitors) and `watching_papers` (what else they compute). The last
+    three are cited besides the methods.
 
     Attributes:
         methods: methods to cite.
@@ -108,7 +109,9 @@ class CardHooks(MixinBase):
             | facts.get("recipe", {})
             | self.args.given_settings,
             trainer_name=self._name,
-            papers=papers_of(self._paper, [*self.methods, *self.args.tunings, *self.args.watching]),
+            papers=papers_of(
+                self._paper, [*self.methods, *self.args.tunings, *self.args.watching], self.args.watching_papers
+            ),
             methods=[described(method, self.args) for method in self.methods],
             tuning=[described(method, self.args) for method in self.args.tunings],
             conversational=getattr(tokenizer, "chat_template", None) is not None,
