@@ -29,7 +29,7 @@ def test_all_or_some(capsys):
     with pytest.raises(SystemExit):
         main(["monitors", "geometri"])
     assert (
-        "unknown monitor 'geometri'. Did you mean 'geometry'? Known: geometry, attention, gradient_norms."
+        f"unknown monitor 'geometri'. Did you mean 'geometry'? Known: {', '.join(MONITORS)}."
         in capsys.readouterr().err
     )
 

@@ -8,15 +8,18 @@ from typing import Any
 from ..settings import checked, default_of, did_you_mean
 from .attention import Attention, AttentionConfig
 from .base import Monitor, ProbeMonitor
+from .effective_features import EffectiveFeatures, EffectiveFeaturesConfig
 from .geometry import Geometry, GeometryConfig
 from .gradient_norms import GradientNorms
 
 
-MONITORS: dict[str, type[Monitor]] = {monitor.name: monitor for monitor in (Geometry, Attention, GradientNorms)}
+MONITORS: dict[str, type[Monitor]] = {
+    monitor.name: monitor for monitor in (Geometry, Attention, GradientNorms, EffectiveFeatures)
+}
 
 
 @dataclass
-class MonitorFields(GeometryConfig, AttentionConfig):
+class MonitorFields(GeometryConfig, AttentionConfig, EffectiveFeaturesConfig):
     """The fields of every monitor."""
 
 
