@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -76,27 +76,27 @@ class FileEncoder:
 
     def __init__(self, path: Path):
         try:
-            weights = load_file(path)
-            self.weight, self.bias = weights["W_enc"].float(), weights["b_enc"].float()
+            with safe_open(path, "pt") as file:
+                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+            weight, bias = shapes["W_enc"], shapes["b_enc"]
         except (OSError, SafetensorError, KeyError) as error:
             raise ValueError(f"`{FIELD}` must hold `W_enc` and `b_enc`, got {str(path)!r}: {error}.") from error
-        threshold, offset = weights.get("threshold"), weights.get("b_dec")
-        self.threshold = None if threshold is None else threshold.float()
-        self.offset = offset.float() if offset is not None and _subtracts(path) else None
-        if self.weight.dim() != 2 or self.bias.shape != self.weight.shape[1:]:
-            raise ValueError(
-                f"`{FIELD}` must have `W_enc` (d, F) and `b_enc` (F,), got {tuple(self.weight.shape)} and "
-                f"{tuple(self.bias.shape)}."
-            )
+        if len(weight) != 2 or bias != weight[1:]:
+            raise ValueError(f"`{FIELD}` must have `W_enc` (d, F) and `b_enc` (F,), got {weight} and {bias}.")
+        self.path = path
+        self.names = [name for name in ("W_enc", "b_enc", "threshold") if name in shapes]
+        self.names += ["b_dec"] if "b_dec" in shapes and _subtracts(path) else []
+        self.weights: dict[str, Tensor] = {}  # read with the first hidden states
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """(n, d) -> (n, F) codes in float32."""
-        self.weight, self.bias = self.weight.to(hidden.device), self.bias.to(hidden.device)
-        centered = hidden.float() if self.offset is None else hidden.float() - self.offset.to(hidden.device)
-        codes = centered @ self.weight + self.bias
-        if self.threshold is None:
-            return codes.relu()
-        return codes.relu() * (codes > self.threshold.to(hidden.device))
+        if not self.weights:
+            found = load_file(self.path, device=str(hidden.device))
+            self.weights = {name: found[name].float() for name in self.names}
+        w = self.weights
+        centered = hidden.float() - w["b_dec"] if "b_dec" in w else hidden.float()
+        codes = centered @ w["W_enc"] + w["b_enc"]
+        return codes.relu() * (codes > w["threshold"]) if "threshold" in w else codes.relu()
 
 
 def _subtracts(path: Path) -> bool:
