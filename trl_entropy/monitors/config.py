@@ -10,6 +10,7 @@ from ..settings import checked, default_of, did_you_mean
 from . import diffusion
 from .attention import Attention, AttentionConfig
 from .base import Monitor
+from .effective_features import EffectiveFeatures, EffectiveFeaturesConfig
 from .geometry import Geometry, GeometryConfig
 from .gradient_norms import GradientNorms
 from .step_radius import StepRadius, StepRadiusConfig
@@ -17,12 +18,13 @@ from .weight_norms import WeightNorms, WeightNormsConfig
 
 
 MONITORS: dict[str, type[Monitor]] = {
-    monitor.name: monitor for monitor in (Geometry, Attention, GradientNorms, StepRadius, WeightNorms)
+    monitor.name: monitor
+    for monitor in (Geometry, Attention, GradientNorms, StepRadius, WeightNorms, EffectiveFeatures)
 }
 
 
 @dataclass
-class MonitorFields(GeometryConfig, AttentionConfig, StepRadiusConfig, WeightNormsConfig):
+class MonitorFields(GeometryConfig, AttentionConfig, StepRadiusConfig, WeightNormsConfig, EffectiveFeaturesConfig):
     """The fields of every monitor."""
 
 
