@@ -14,6 +14,7 @@ from torch import nn
 from trl_entropy import EntropyGRPOConfig, MonitorCallback
 from trl_entropy.monitors.effective_features import effective_features
 from trl_entropy.monitors.encoders import encoded, encoder_of
+from trl_entropy.monitors.looking import look
 from trl_entropy.monitors.probe import FILE, Probe
 
 
@@ -184,12 +185,8 @@ def test_padding_does_not_count():
         ["effective_features"], effective_features_encoder=AUTOENCODER.encode, effective_features_layer=0
     )
     (monitor,) = callback.monitors
-    from accelerate import PartialState
-
-    model = build_model()
-    callback.probe = Probe([[3, 4, 5, 6, 7], [8], [9, 10]])
-    together = callback._rows(model, monitor, PartialState())["activity"]
-    for n, ids in enumerate(list(callback.probe.sequences)):
-        callback.probe = Probe([ids])
-        alone = callback._rows(model, monitor, PartialState())["activity"]
+    model, sequences = build_model(), [[3, 4, 5, 6, 7], [8], [9, 10]]
+    together = look(model, monitor, Probe(sequences))["activity"]
+    for n, ids in enumerate(sequences):
+        alone = look(model, monitor, Probe([ids]))["activity"]
         torch.testing.assert_close(together[n : n + 1], alone, rtol=1e-5, atol=1e-5)
