@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ..paper import Paper
 from ..settings import checked
 from .base import ProbeBatch, ProbeMonitor
-from .encoders import FIELD, encoded, encoder_of
+from .encoders import ACCEPTED, FIELD, encoded, encoder_of
 from .layers import layers_of
 
 
@@ -93,6 +93,12 @@ class EffectiveFeatures(ProbeMonitor):
             "effective_features_layer",
             lambda value: value is None or (type(value) is int and value >= 0),
             "a whole number >= 0, or none",
+        )
+        checked(
+            config,
+            FIELD,
+            lambda value: value is None or isinstance(value, str) or callable(value),
+            f"{ACCEPTED}, or none",
         )
         self.encode: Any = None
         if self.name in config.monitors:
