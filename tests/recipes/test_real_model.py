@@ -64,7 +64,7 @@ def probabilities_of_reward(addition, model, answers, temperature):
         # What is drawn after the end belongs to the same completion.
         text = "".join(TEXTS[token] for token in tokens).partition("<end>")[0]
         if text[:1] == " ":
-            rewards = addition.addition_reward([text] * len(answers), answers)
+            rewards = addition.number_reward([text] * len(answers), answers)
             totals = [total + math.exp(logp) * reward for total, reward in zip(totals, rewards, strict=True)]
     return totals
 
@@ -90,7 +90,7 @@ def test_a_tokenizer_that_cannot_write_the_answer(addition):
 
 def test_reward_takes_the_whole_number(addition):
     completions = [" 109", " 109\n", " 109.", " 1090", "109", "  109", " 19", ""]
-    assert addition.addition_reward(completions, [" 109"] * 8) == [1, 1, 1, 0, 0, 0, 0, 0]
+    assert addition.number_reward(completions, [" 109"] * 8) == [1, 1, 1, 0, 0, 0, 0, 0]
 
 
 def test_held_out_pairs_are_not_trained_on_in_either_order(addition):
