@@ -3,9 +3,13 @@
 """Tasks of reasoning-gym: settings, splits, answers in completions, and the score that the task gives."""
 
 import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 from reasoning_gym import create_dataset
 
 from trl_entropy.gym import (
@@ -25,6 +29,7 @@ from trl_entropy.gym import (
 )
 
 
+SUPPORT = Path(__file__).parent / "support"
 SMALL = "min_terms=2,max_terms=3,min_digits=2,max_digits=2,size=6,test_size=4"
 # Answers: a number, several lines, words in any order, an expression (which has no unique answer)
 TASKS = ["chain_sum", "spell_backward", "mini_sudoku", "letter_counting", "countdown"]
@@ -59,19 +64,19 @@ def test_settings_that_are_no_yaml_are_refused():
 @pytest.mark.parametrize(
     ("name", "config", "message"),
     [
-        ("chain_sun", None, "`dataset_name` has the unknown task 'chain_sun' of reasoning-gym. Did you mean 'chain_sum'?"),
+        ("chain_sun", None, "has the unknown task 'chain_sun' of reasoning-gym. Did you mean 'chain_sum'?"),
         ("composite", None, "`dataset_name` has the unknown task 'composite'"),
         ("", None, "unknown task '' of reasoning-gym. Known: ab, acre,"),
-        ("chain_sum", "max_term=3", "unknown setting 'max_term' of reasoning_gym:chain_sum. Did you mean 'max_terms'?"),
-        ("chain_sum", "zzz=3", "Known: min_terms, max_terms, min_digits, max_digits, allow_negation, seed, size, test_size."),
+        ("chain_sum", "max_term=3", "setting 'max_term' of reasoning_gym:chain_sum. Did you mean 'max_terms'?"),
+        ("chain_sum", "zzz=3", "Known: min_terms, max_terms, min_digits, max_digits, allow_negation, seed, size, "),
         ("chain_sum", "max_terms=three", "`max_terms` must be like its default 6, got 'three'"),
         ("chain_sum", "allow_negation=1", "`allow_negation` must be like its default False, got 1"),
         ("chain_sum", "size=0", "`size` must be an integer >= 1, got 0"),
         ("chain_sum", "test_size=2.5", "`test_size` must be an integer >= 1, got 2.5"),
         ("chain_sum", "seed=-1", "`seed` must be an integer >= 0, got -1"),
-        ("chain_sum", "min_terms=4,max_terms=3", "reasoning_gym:chain_sum accepts, got seed=0, size=500, min_terms=4, max_terms=3: max_terms must be >= min_terms."),
+        ("chain_sum", "min_terms=9", "accepts, got seed=0, size=500, min_terms=9: max_terms must be >= min_terms."),
     ],
-)  # fmt: skip
+)
 def test_wrong_tasks_and_settings_are_named(name, config, message):
     with pytest.raises(ValueError) as error:
         check_task(f"reasoning_gym:{name}", config)
@@ -119,6 +124,45 @@ def test_held_out_questions_are_not_trained_on():
     assert len(train) == sum(question not in drawn["test"] for question in drawn["train"]) < 300
 
 
+def test_processes_take_the_rows_of_the_first(monkeypatch):
+    first = load_task("reasoning_gym:chain_sum", f"{SMALL},seed=50")
+    drawn = [split.to_list() for split in first.values()]
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+
+    def broadcast(rows, src):
+        assert src == 0
+        rows[:] = drawn
+
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", broadcast)
+    second = load_task("reasoning_gym:chain_sum", SMALL)
+    assert [split.to_list() for split in second.values()] == drawn
+
+
+@pytest.mark.slow
+def test_processes_with_other_hash_seeds_have_the_same_rows(tmp_path):
+    """The task draws from a set, whose order depends on the hash seed."""
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    found = {}
+    for folder, count in ((alone, 1), (together, 2)):
+        folder.mkdir()
+        processes = []
+        for rank in range(2):
+            place = folder / str(rank) if count == 1 else folder
+            place.mkdir(exist_ok=True)
+            words = [str(rank if count == 2 else 0), str(count), str(place), "isomorphic_strings"]
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, str(SUPPORT / "gym_process.py"), *words],
+                    env={**os.environ, "PYTHONHASHSEED": str(rank + 1), "PYTHONPATH": str(SUPPORT.parents[1])},
+                )
+            )
+        assert [process.wait(300) for process in processes] == [0, 0]
+        files = [folder / "0" / "0.json", folder / "1" / "0.json"] if count == 1 else sorted(folder.glob("*.json"))
+        found[count] = [json.loads(file.read_text()) for file in files]
+    assert found[1][0] != found[1][1]
+    assert found[2][0] == found[2][1]
+
+
 def test_a_task_that_is_held_out_entirely_is_refused():
     with pytest.raises(ValueError, match=r"all 2 of reasoning_gym:chain_sum are among the 5000 held out"):
         load_task("reasoning_gym:chain_sum", "min_terms=1,max_terms=1,max_digits=1,size=2,test_size=5000")
@@ -163,8 +207,8 @@ def test_right_answers_score_one(task):
     assert reasoning_gym_reward([[{"role": "assistant", "content": text}] for text in tagged], **given) == [1.0] * len(
         train
     )
-    assert reasoning_gym_reward(right, **given) == reasoning_gym_reward([""] * len(train), **given) == [0.0] * len(
-        train
+    assert (
+        reasoning_gym_reward(right, **given) == reasoning_gym_reward([""] * len(train), **given) == [0.0] * len(train)
     )
 
 

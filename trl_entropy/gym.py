@@ -12,7 +12,7 @@ Each task generates questions from a seed and scores answers itself. Needs `pip 
 import json
 import re
 import warnings
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from functools import lru_cache
 from importlib import import_module
 from typing import Any
@@ -100,19 +100,18 @@ def check_task(name: str, config: str | None) -> tuple[str, dict[str, Any]]:
     """
     task, tasks = name.removeprefix(PREFIX), registry()
     if task not in tasks:
-        known = did_you_mean(task, tasks) or f" Known: {', '.join(sorted(tasks))}."
-        raise ValueError(f"`dataset_name` has the unknown task {task!r} of reasoning-gym.{known}")
+        hint = did_you_mean(task, tasks) or f" Known: {', '.join(sorted(tasks))}."
+        raise ValueError(f"`dataset_name` has the unknown task {task!r} of reasoning-gym.{hint}")
     settings = {**DEFAULTS, **read_settings(config)}
-    known = {field.name: field for field in fields(tasks[task][1])}
+    known = {**{field.name: field.default for field in fields(tasks[task][1])}, **DEFAULTS}
     for key, value in settings.items():
-        if key not in {*known, *DEFAULTS}:
-            hint = did_you_mean(key, {*known, *DEFAULTS}) or f" Known: {', '.join({**known, **DEFAULTS})}."
+        if key not in known:
+            hint = did_you_mean(key, known) or f" Known: {', '.join(known)}."
             raise ValueError(f"`dataset_config` has the unknown setting {key!r} of {PREFIX}{task}.{hint}")
         if key in LEAST and not (type(value) is int and value >= LEAST[key]):
             raise ValueError(f"`dataset_config`: `{key}` must be an integer >= {LEAST[key]}, got {value!r}.")
-        default = known[key].default if key in known else MISSING
-        if type(default) in (bool, int, str) and type(value) is not type(default):
-            raise ValueError(f"`dataset_config`: `{key}` must be like its default {default!r}, got {value!r}.")
+        if type(known[key]) in (bool, int, str) and type(value) is not type(known[key]):
+            raise ValueError(f"`dataset_config`: `{key}` must be like its default {known[key]!r}, got {value!r}.")
     build(task, {key: value for key, value in settings.items() if key != "test_size"})
     return task, settings
 

@@ -3,8 +3,8 @@
 """Exact pass@k of a policy on prompts whose only right answer is a number.
 
 A completion is right if it starts with the answer, ` 109` or ` -5`, and no further digit. Its probability p is that of
-the answer's tokens, times that of no digit after them, summed over all ways to split it into tokens. So pass@k needs no
-samples:
+the answer's tokens, times that of no digit after them, summed over all ways to split it into tokens. So pass@k needs
+no samples:
 
     pass@k = 1 - (1 - p)^k
 """

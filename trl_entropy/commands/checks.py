@@ -53,7 +53,7 @@ def check_generated(given: Namespace) -> None:
 
 
 def check_dataset_name(name: str) -> None:
-    """Raises `ValueError` or `FileNotFoundError` for the name of a dataset that cannot exist, or in a mixture that of a task."""
+    """Raises `ValueError` or `FileNotFoundError` for a dataset that cannot exist, or a task in a mixture."""
     if is_task(name):
         raise ValueError(f"`datasets` cannot mix in {name!r}: tasks of reasoning-gym are given as `dataset_name`.")
     if data_file(name) is None and "://" not in name and name.count("/") < 2:
