@@ -7,9 +7,9 @@
     python recipes/real_model/chain_sum.py          # the runs of chain_sum.yaml; repeat to continue
     python recipes/real_model/chain_sum.py --report # tables and plot of the finished runs
 
-The task is `chain_sum`: sums and differences of two or three numbers of one or two digits. The prompt is few-shot:
-three solved ones, then `27 + 82 - 45 =`, all after the opening of an assistant's turn if the tokenizer has one. A
-completion is right if it starts with ` 64` and no further digit, so `exact.py` computes pass@k without samples.
+The task is `chain_sum`: sums and differences of two or three numbers of one or two digits. The prompt is a solved
+one, `4 + 7 = 11`, and `27 + 82 - 45 =` in the next line, after the opening of an assistant's turn if the tokenizer has
+one. A completion is right if it starts with ` 64` and no further digit, so `exact.py` computes pass@k without samples.
 
 Options, order of runs and the comparison are those of `recipes/benchmarks/trajectories.py`.
 """
@@ -36,7 +36,7 @@ from trl_entropy.gym import generate, load_task, read_entry  # noqa: E402
 
 
 TASK, SETTINGS = "chain_sum", {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2}
-SIZE, HELD_OUT, SHOTS = 4096, 128, 3
+SIZE, HELD_OUT, SHOTS = 4096, 128, 1
 SHOTS_SEED = 2_000_000_000  # far from those of both splits
 COMPLETION_LENGTH = 6  # tokens: a space, a sign, three digits, and one to see that no further digit follows
 
@@ -66,10 +66,10 @@ def problems(split: str) -> list[Problem]:
 
 
 def prompts(rows: list[Problem], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The texts before the answers: the opening, the solved examples, and the expression."""
+    """The texts before the answers: the opening, the solved example, and the expression."""
     solved = [problem(row) for row in generate(TASK, SETTINGS, SHOTS_SEED, SHOTS)]
-    shots = "".join(f"{row.expression} ={row.answer}\n" for row in solved)
-    return [f"{opening_of(tokenizer)}{shots}{row.expression} =" for row in rows]
+    before = opening_of(tokenizer) + "".join(f"{row.expression} ={row.answer}\n" for row in solved)
+    return [f"{before}{row.expression} =" for row in rows]
 
 
 def training_data(model_path: str | Path) -> Dataset:
