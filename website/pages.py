@@ -68,7 +68,11 @@ REFERENCE = {
     ),
     "tensors": ("Tensors of methods", "What the hooks of a method get.", ["trl_entropy.tokens"]),
     "functional": ("Functions", "Functions of tensors, which know nothing of TRL.", ["trl_entropy.functional"]),
-    "rewards": ("Rewards and tools", "By name in recipes.", ["trl_entropy.rewards", "trl_entropy.tools"]),
+    "rewards": (
+        "Rewards and tools",
+        "By name in recipes.",
+        ["trl_entropy.rewards", "trl_entropy.tools", "trl_entropy.gym"],
+    ),
     "experimental": (
         "Experimental",
         "May change or go in any version. See [Experimental](../experimental.md).",
