@@ -42,7 +42,7 @@ test-engines: test-deepspeed test-vllm test-qlora
 test-contracts: $(CONTRACTS)/.installed
 	$(if $(TRL),,$(error TRL must be a checkout of TRL or a version as pip takes it))
 	$(CONTRACTS)/bin/pip install --quiet --disable-pip-version-check '$(TRL)'
-	TRL_ENTROPY_ANY_TRL=1 $(CONTRACTS)/bin/python -m pytest tests/trainers/test_contracts.py
+	PYTHONPATH=tests $(CONTRACTS)/bin/python -m pytest -p support.any_trl tests/trainers/test_contracts.py
 
 compatibility: $(VENV)/.installed
 	$(BIN)/python -m tests.support.compatibility $(if $(ONLY),--only $(ONLY))

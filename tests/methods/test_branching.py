@@ -127,6 +127,7 @@ def build_config(folder, **settings):
     [
         (dict(use_transformers_continuous_batching=True), "`use_transformers_continuous_batching` must be false with"),
         (dict(use_vllm=True, vllm_tensor_parallel_size=2), "`vllm_tensor_parallel_size` must be 1 with method"),
+        (dict(use_vllm=True, branching_logprobs=21), "`branching_logprobs` must be at most 20 with `vllm_mode` 'col"),
         (dict(generation_kwargs={"do_sample": False}), "`generation_kwargs` must sample with method 'branching'"),
         (dict(generation_kwargs={"num_beams": 2}), "`generation_kwargs` must not have 'num_beams' with method 'bran"),
     ],
@@ -138,7 +139,7 @@ def test_what_cannot_branch_is_refused(tmp_path, settings, message):
 
 
 def test_what_cannot_branch_on_two_processes_is_refused(tmp_path, monkeypatch):
-    config = build_config(tmp_path, use_vllm=True, vllm_mode="server")
+    config = build_config(tmp_path, use_vllm=True, vllm_mode="server", branching_logprobs=30)
     monkeypatch.setattr(EntropyGRPOConfig, "world_size", 2)
     (method,) = build_methods(config)
     for rows, steps, fits in ((4, 1, False), (12, 1, False), (4, 2, True), (16, 1, True)):

@@ -7,15 +7,23 @@ into the engine before it generates.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
+from unittest.mock import patch
 
+import pytest
+import torch
 from datasets import Dataset
 from support.agents import TOKENIZER
-from support.tiny import build_model, build_trainer
+from support.tiny import TRAINING, build_model, build_trainer
 from transformers import Qwen2ForCausalLM
 
 
-HAS_VLLM = find_spec("vllm") is not None
+NEEDS_VLLM = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM, which `make test-vllm` installs"),
+]
 # 1 GB for keys and values instead of most of the memory, and no threads bound to cores.
 ENVIRONMENT = dict(VLLM_CPU_KVCACHE_SPACE="1", VLLM_CPU_CI_ENV="1", VLLM_LOGGING_LEVEL="ERROR")
 # Heads of 32, the smallest that vLLM's attention takes on a CPU.
@@ -37,10 +45,23 @@ class SharedEngine:
         assert settings == self.settings, "an engine that is shared cannot have other settings"
         return self.engine
 
+    def close(self) -> None:
+        if self.engine is not None:
+            self.engine.llm_engine.engine_core.shutdown()
+
+
+@contextmanager
+def sharing(engine: SharedEngine) -> Iterator[None]:
+    """Within the context, trainers of TRL get the shared engine. Nothing is compiled, which takes half a minute."""
+    with pytest.MonkeyPatch.context() as change, torch.compiler.set_stance("force_eager"):
+        change.setattr("trl.generation.vllm_generation.LLM", engine)
+        for name, value in ENVIRONMENT.items():
+            change.setenv(name, value)
+        yield
+
 
 def build_engine(**settings):
-    """`vllm.LLM` on a CPU. Sets the environment that it reads."""
-    os.environ.update(ENVIRONMENT)
+    """`vllm.LLM` on a CPU, in `ENVIRONMENT`."""
     import vllm._custom_ops
     from vllm import LLM
 
@@ -61,13 +82,28 @@ def load_model(folder) -> Qwen2ForCausalLM:
 
 
 def dataset(rows: int = 16) -> Dataset:
-    return Dataset.from_dict({"prompt": [f"n {index % 7} {index % 5 + 7} t {index % 3 + 12} :" for index in range(rows)]})
+    texts = [f"n {index % 7} {index % 5 + 7} t {index % 3 + 12} :" for index in range(rows)]
+    return Dataset.from_dict({"prompt": texts})
 
 
 def build_vllm_trainer(trainer_class, config_class, output_dir, folder, **settings):
     """A trainer of the model in `folder`, which generates with the shared engine."""
     defaults = dict(train_dataset=dataset(), processing_class=TOKENIZER, learning_rate=0.01, **SETTINGS)
     settings = {**defaults, **settings}
-    if "model" not in settings:
+    if "model" not in settings:  # its name, by which TRL builds the engine, is the folder
         settings["model"] = load_model(folder)
-    return build_trainer(trainer_class, config_class, output_dir, **settings)
+    with patch.dict(os.environ):  # TRL writes a rank into it, for which the next trainer would take DDP
+        return build_trainer(trainer_class, config_class, output_dir, **settings)
+
+
+def build_vllm_distiller(trainer_class, config_class, output_dir, folder, **settings):
+    """A distillation of another tiny model into the one in `folder`, on what the shared engine generates."""
+    defaults = dict(per_device_train_batch_size=4, max_completion_length=8, learning_rate=0.01, max_steps=3, seed=7)
+    with patch.dict(os.environ):
+        return trainer_class(
+            model=load_model(folder),
+            teacher_model=build_model(seed=5, **SIZES),
+            args=config_class(str(output_dir), **{**TRAINING, **defaults, **SETTINGS, **settings}),
+            train_dataset=dataset(),
+            processing_class=TOKENIZER,
+        )
