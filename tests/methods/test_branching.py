@@ -138,8 +138,14 @@ def test_what_cannot_branch_is_refused(tmp_path, settings, message):
         build_config(tmp_path, **settings)
 
 
-def test_what_cannot_branch_on_two_processes_is_refused(tmp_path, monkeypatch):
+def test_a_server_may_give_more_log_probabilities(tmp_path):
+    """As many as it is started with, which the trainer does not know."""
     config = build_config(tmp_path, use_vllm=True, vllm_mode="server", branching_logprobs=30)
+    assert build_methods(config)[0].plan.top_logprobs == 30
+
+
+def test_what_cannot_branch_on_two_processes_is_refused(tmp_path, monkeypatch):
+    config = build_config(tmp_path, use_vllm=True, vllm_mode="server")
     monkeypatch.setattr(EntropyGRPOConfig, "world_size", 2)
     (method,) = build_methods(config)
     for rows, steps, fits in ((4, 1, False), (12, 1, False), (4, 2, True), (16, 1, True)):

@@ -52,13 +52,13 @@ several machines, and the trainers for GKD, SDFT and SDPO under DeepSpeed.
 
 vLLM is not among the dependencies either. `make test-vllm` makes an environment with vLLM 0.31 for CPUs and
 transformers 5.17, and generates with a real engine in the training process (`vllm_mode: colocate`). The engine
-computes in bfloat16 and the trainer in float32, so their log-probabilities differ by a few hundredths and the
-correction for it acts. With no method and `fused_head: false`, logs and weights are those of stock TRL to the bit, also with tools, in
-distillation, and on two processes with an engine each. With vLLM, each method runs for three steps or more, stays
-finite, and differs from the run without it. `branching` runs there in TRL's loop of tools, the others without tools;
+computes in bfloat16 and the trainer in float32, so their log-probabilities differ by a few hundredths, and TRL's
+correction for that acts. With no method and `fused_head: false`, logs and weights are those of stock TRL to the bit,
+also with tools, in distillation, and on two processes with an engine each. Each method runs for three steps or more,
+stays finite, and differs from the run without it. `branching` runs in TRL's loop of tools, the others without tools;
 `spear`, `agentic_aepo`, `empg` and `epo` also with them. Further tests: entropies and corrections in all four modes
 against the model's logits, combinations of methods, the thermostat, KappaTune, LoRA, and distillation with TIP. Not
-run: `vllm_mode: server`, whose weights TRL sends over NCCL, which needs GPUs; GPUs; sleep mode; tensor parallelism;
+run: `vllm_mode: server`, because TRL sends weights to a server from GPUs only; GPUs; sleep mode; tensor parallelism;
 images.
 
 *QLoRA* is LoRA on a model that bitsandbytes has quantized to 4 bits (nf4, double quantization), on a CPU: `make

@@ -52,7 +52,10 @@ PARITY = [
 
 @pytest.mark.parametrize("settings", PARITY, ids=str)
 def test_no_method_is_stock_trl(make_vllm_trainer, settings):
-    """Without the fused head logs and weights are equal to the bit. With it they differ by rounding."""
+    """Without the fused head logs and weights are equal to the bit. With it the first step differs by rounding.
+
+    After an update other rounding may lead the engine to sample another token.
+    """
     stock = trained(make_vllm_trainer, stock=True, max_steps=3, **settings)
     plain = trained(make_vllm_trainer, fused_head=False, max_steps=3, **settings)
     for row, other in zip(lines(plain), lines(stock), strict=True):
@@ -60,9 +63,8 @@ def test_no_method_is_stock_trl(make_vllm_trainer, settings):
     assert len(lines(stock)) == 3
     torch.testing.assert_close(plain.model.state_dict(), stock.model.state_dict(), **EXACT)
     fused = trained(make_vllm_trainer, max_steps=3, **settings)
-    for row, other in zip(lines(fused), lines(stock), strict=True):
-        known = {key: value for key, value in other.items() if value is not None}
-        assert {key: row[key] for key in known} == pytest.approx(known, rel=1e-3, abs=1e-4, nan_ok=True)
+    row, other = lines(fused)[0], lines(stock)[0]
+    assert {key: row[key] for key in other} == pytest.approx(other, rel=1e-4, abs=1e-5, nan_ok=True)
     assert any(row["grad_norm"] > 0 for row in lines(stock))
 
 
