@@ -203,7 +203,7 @@ def test_packages_that_are_built_under_another_name(capsys, monkeypatch):
         return version(name)
 
     before = stock.version
-    monkeypatch.setattr(stock, "is_vllm_available", lambda: True)
+    monkeypatch.setattr(import_module("trl.import_utils"), "is_vllm_available", lambda: True)
     monkeypatch.setattr("trl_entropy.commands.env.packages_distributions", lambda: {"vllm": ["rich"]})
     monkeypatch.setattr("trl_entropy.commands.env.version", missing)
     assert cli.main(["env"]) == 0
