@@ -49,5 +49,4 @@ if __name__ == "__main__":
             found[name], kind = run(trainer)
             kinds.add(kind)
     torch.save({**found, "kinds": kinds}, folder / f"rank{rank}.pt")
-    engine.close()
-    torch.distributed.destroy_process_group()
+    engine.close()  # which closes the process group too

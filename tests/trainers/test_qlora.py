@@ -51,7 +51,8 @@ def run(make_trainer, folder):
 def test_log_probabilities_are_those_of_the_dequantized_model(make_trainer, folder):
     """Through the fused head, before the adapter has learned anything.
 
-    In training: on some CPUs bitsandbytes evaluates in bfloat16, whatever the compute type.
+    In training: on some CPUs bitsandbytes evaluates in bfloat16, whatever the compute type. Weights that were
+    evaluated once have other scales, so the comparison of the head with the plain logits must not evaluate them.
     """
     trainer, batch = make_trainer(model=load_quantized(folder), peft_config=adapter()), make_loss_batch()
     trainer.model.train()
