@@ -123,7 +123,7 @@ CASES: dict[str, Case] = {
                 why="Entropy jumps after tool results. It scales advantages by the entropy of the tokens. With "
                 "several updates per generation batch it also keeps the gradient of clipped tokens with a positive "
                 "advantage.",
-                evidence="A+. Not measured here on agents.",
+                evidence="A+. On a small task with a tool here, three seeds cannot tell it from plain GRPO.",
                 methods=("agentic_aepo",),
                 cost="one forward without gradient per generation batch, free if TRL scores its rollouts",
             ),
