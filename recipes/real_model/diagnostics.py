@@ -50,7 +50,6 @@ SHOWN = {  # column of the table: key of a row, digits
     "α": ("geometry/alpha", 2),
     "attention entropy": ("attention/entropy_mean", 3),
     "collapsed heads": ("attention/collapsed_heads", 3),
-    "weight change": ("weight_norms/ratio_mean", 5),
     "r_99": ("step_radius/r_99", 2),
 }
 
@@ -137,7 +136,7 @@ def draw(rows: list[dict[str, float]], path: Path) -> None:
         ("attention entropy (nats)", ["attention/entropy_mean"]),
         ("RankMe of 256 prompts", ["geometry/rankme"]),
         ("α of the spectrum", ["geometry/alpha"]),
-        ("size of the step, r_99", ["step_radius/r_99"]),
+        ("size of single steps, r_99", ["step_radius/r_99"]),
     ]
     for panel, (title, keys) in zip(panels, lines, strict=True):
         for key in keys:
