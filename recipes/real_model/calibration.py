@@ -120,7 +120,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
     for panel, (name, row) in zip(others, found.items(), strict=True):
         for label, counts in zip(("right", "wrong"), row["number"]["histograms"], strict=True):
             panel.bar(centers, counts, width=0.2, alpha=0.5, label=label)
-        panel.set(title=f"EPR of the number, {name}", xlabel="nats", ylabel="answers")
+        panel.set(title=f"EPR of the number, {name}", xlabel="nats", ylabel="answers", xlim=(0, 2))
         panel.legend(fontsize="small")
     figure.savefig(path, dpi=100)
 
