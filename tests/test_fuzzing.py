@@ -180,6 +180,18 @@ def fields_are_read_or_refused(draw):
             assert str(error).startswith("`field` must be") and repr(value) in str(error)
 
 
+@covers(settings.names_of)
+def lists_of_names_are_read_or_refused(draw):
+    """A list of different known names is returned. Anything else is refused in one line that names the field."""
+    value = draw(st.none() | st.text("ab", max_size=2) | st.lists(st.sampled_from("abcd") | st.integers(), max_size=3))
+    config = type("Config", (), {"field": value})
+    good = isinstance(value, list) and set(value) <= set("abc") and len(set(value)) == len(value)
+    try:
+        assert settings.names_of(config, "field", ("a", "b", "c")) is value and good
+    except ValueError as error:
+        assert not good and str(error).startswith("`field` ") and "\n" not in str(error)
+
+
 @covers(settings.nearest_name, settings.did_you_mean)
 def near_names(draw):
     """A hint is a known name, and a known name is its own nearest."""

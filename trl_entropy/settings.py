@@ -3,7 +3,7 @@
 """Reading config fields: a valid value, or one error that names the field, the value and what is accepted."""
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import MISSING, Field, fields
 from difflib import get_close_matches
 from typing import Any
@@ -47,6 +47,20 @@ def one_of(config: Any, name: str, *choices: str, renamed: dict[str, str] | None
         setattr(config, name, renamed[old])
         warnings.warn(f"`{name}: {old}` is deprecated: use `{name}: {renamed[old]}`.", FutureWarning, stacklevel=3)
     return checked(config, name, lambda value: value in choices, "one of " + ", ".join(map(repr, choices)))
+
+
+def names_of(config: Any, name: str, known: Collection[str]) -> list[str]:
+    """The value of a field that lists names, each of them one of `known`, and once."""
+    listed = getattr(config, name)
+    if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
+        raise ValueError(f"`{name}` must be a list of names, got {listed!r}.")
+    for position, item in enumerate(listed):
+        if item not in known:
+            hint = did_you_mean(item, known)
+            raise ValueError(f"`{name}` has the unknown name {item!r}.{hint} Known: {', '.join(known)}.")
+        if item in listed[:position]:
+            raise ValueError(f"`{name}` must list each name once, got {item!r} twice.")
+    return listed
 
 
 def ratio(config: Any, name: str, was: str | None = None) -> float:

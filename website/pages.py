@@ -68,7 +68,22 @@ REFERENCE = {
     ),
     "tensors": ("Tensors of methods", "What the hooks of a method get.", ["trl_entropy.tokens"]),
     "functional": ("Functions", "Functions of tensors, which know nothing of TRL.", ["trl_entropy.functional"]),
-    "rewards": ("Rewards and tools", "By name in recipes.", ["trl_entropy.rewards", "trl_entropy.tools"]),
+    "rewards": (
+        "Rewards and tools",
+        "By name in recipes.",
+        ["trl_entropy.rewards", "trl_entropy.tools", "trl_entropy.gym"],
+    ),
+    "experimental": (
+        "Experimental",
+        "May change or go in any version. See [Experimental](../experimental.md).",
+        [
+            "trl_entropy.experimental.sigma_reparam.apply_sigma_reparam",
+            "trl_entropy.experimental.sigma_reparam.remove_sigma_reparam",
+            "trl_entropy.experimental.attention_penalty.AttentionPenalty",
+            "trl_entropy.experimental.ldr.ldr_kl_loss",
+            "trl_entropy.experimental.warning.ExperimentalWarning",
+        ],
+    ),
 }
 # Public names that pages describe under another name or not at all
 ELSEWHERE = {"METHODS": "reference/fields.md", "register": "trl_entropy.methods.registry.Registry.register"}

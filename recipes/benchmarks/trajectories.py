@@ -33,6 +33,7 @@ import yaml
 from countdown_scores import CountdownScores
 from datasets import Dataset
 from methods_report import fingerprint, run_file
+from peft import LoraConfig
 from trajectories_report import DIGITS, TEMPERATURE, Trajectories, read_scores, report, write_scores
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 
@@ -44,7 +45,7 @@ from trl_entropy.countdown.task import countdown_dataset, countdown_reward
 
 
 HERE = Path(__file__).parent
-OURS = ("evaluate_every", "evaluate_at", "then", "after")  # settings of an arm that the trainer's config does not have
+OURS = ("evaluate_every", "evaluate_at", "then", "after", "lora")  # settings that the trainer's config does not have
 KEPT = ("reward", "entropy", "completions/mean_length", "branching/shared_fraction", "tools/call_frequency")  # logs
 SECOND_PHASE = 1000  # added to the seed, or a second phase would see the first one's prompts again
 Evaluation = Callable[[PreTrainedModel, tuple[float, ...]], list[dict[str, float]]]
@@ -173,6 +174,9 @@ class Recorder(TrainerCallback):
 
 def train_arm(settings: dict[str, Any], seed: int, task: Task, model_path: str | Path, folder: Path) -> dict[str, Any]:
     """One run: its settings, evaluations, logs, and CPU seconds of training and of evaluation."""
+    if "lora" in settings and "then" in settings:
+        raise ValueError(f"lora={settings['lora']!r} must not be set with `then`: a phase starts from whole weights")
+    peft_config = LoraConfig(**settings["lora"]) if "lora" in settings else None
     result = {"settings": settings, "points": [], "history": [], "seconds": {"training": 0.0, "evaluation": 0.0}}
     start = model_path
     for number, (first, own) in enumerate(phases(settings)):
@@ -187,6 +191,7 @@ def train_arm(settings: dict[str, Any], seed: int, task: Task, model_path: str |
             train_dataset=task.dataset(model_path),
             processing_class=tokenizer,
             tools=list(task.tools) or None,
+            peft_config=peft_config,
             callbacks=[recorder],
         )
         trainer.remove_callback(PrinterCallback)

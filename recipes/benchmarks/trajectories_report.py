@@ -203,13 +203,16 @@ def plot(found: Trajectories, arms: dict[str, dict[str, Any]], path: Path) -> No
         draw(panel, curves["stock"], at, "black", "stock")
         own = [arm for arm in curves if arm.startswith(f"{entry}/")]
         for number, arm in enumerate(own):
-            setting = arm.partition("/")[2] if entry == TEMPERATURE else varied(arm, arms)
+            setting = arm.partition("/")[2] if entry == TEMPERATURE else varied(arm, arms) or entry
             draw(panel, curves[arm], at, colormaps["plasma"](0.15 + 0.6 * number / max(1, len(own) - 1)), setting)
         panel.set_title(entry, fontsize="medium")
         panel.grid(alpha=0.3)
         panel.legend(fontsize="x-small")
     for panel in panels[len(entries) :]:
         panel.remove()
+    low, high = everything[:, 1].min(), everything[:, 1].max()
+    margin = 0.1 * (high - low)  # of the points: with two seeds, a band may be many times as high
+    panels[0].set_ylim(low - margin, high + margin)
     figure.supxlabel("pass@1")
     figure.supylabel(PLOTTED)
     figure.savefig(path, dpi=110)

@@ -8,25 +8,19 @@
     python recipes/real_model/addition.py --model Qwen/Qwen2.5-0.5B   # another model, a folder or a name on the Hub
 
 The prompt is `27 + 82 =`, after the opening of an assistant's turn if the tokenizer has one. A completion is right if
-it starts with ` 109` and no further digit. The only right answer is known, so pass@k needs no samples: p is the
-probability of its tokens, times that of no digit after them, summed over all ways to split it into tokens, and
-
-    pass@k = 1 - (1 - p)^k
+it starts with ` 109` and no further digit. The only right answer is known, so `exact.py` computes pass@k without
+samples.
 
 Options, order of runs and the comparison are those of `recipes/benchmarks/trajectories.py`.
 """
 
-import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
 
 import torch
 from datasets import Dataset
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -34,14 +28,13 @@ HERE = Path(__file__).parent
 for folder in (HERE, HERE.parent / "benchmarks"):
     sys.path.insert(0, str(folder))
 
+from exact import ExactAnswers, number_reward, opening_of  # noqa: E402
 from make_model import CACHE, make_model  # noqa: E402
 from trajectories import Task, main  # noqa: E402
 
 
-PASSES = (1, 4, 8, 16, 64)
 COMPLETION_LENGTH = 5  # tokens: a space, three digits, and one to see that no further digit follows
 HELD_OUT, HELD_OUT_ONE_IN = 128, 8
-OPENING = "<|im_start|>assistant\n"
 
 
 class Sum(NamedTuple):
@@ -72,15 +65,8 @@ def sums(held_out: bool, count: int = HELD_OUT) -> list[Sum]:
 
 def prompts(rows: list[Sum], tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """The texts before the answers."""
-    opening = OPENING if "<|im_start|>" in tokenizer.get_vocab() else ""
+    opening = opening_of(tokenizer)
     return [f"{opening}{row.first} + {row.second} =" for row in rows]
-
-
-def addition_reward(completions: list[str], answer: list[str], **kwargs) -> list[float]:
-    """TRL reward function: 1.0 if a completion starts with the answer, and no digit follows."""
-    return [
-        float(re.match(rf"{right}(?!\d)", text) is not None) for text, right in zip(completions, answer, strict=True)
-    ]
 
 
 def training_data(model_path: str | Path) -> Dataset:
@@ -89,14 +75,7 @@ def training_data(model_path: str | Path) -> Dataset:
     return Dataset.from_dict({"prompt": prompts(rows, tokenizer), "answer": [row.answer for row in rows]})
 
 
-class Split(NamedTuple):
-    """Tokens of a right completion; `open` if the next token must not begin with a digit."""
-
-    tokens: list[int]
-    open: bool
-
-
-class ExactAddition:
+class ExactAddition(ExactAnswers):
     """Evaluates a policy on the held-out prompts.
 
     Args:
@@ -107,63 +86,8 @@ class ExactAddition:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, rows: list[Sum] | None = None, batch_size: int = 32):
         rows = sums(held_out=True) if rows is None else rows
-        texts = [tokenizer.decode([token]) for token in range(len(tokenizer))]
-        self.batch_size = batch_size
-        self.digits = torch.tensor([bool(re.match(r"\d", text)) for text in texts])  # (V,)
-        self.parts = {token: text for token, text in enumerate(texts) if re.match(r" ?\d| $", text)}
-        found = [(index, split) for index, row in enumerate(rows) for split in self.splits(row.answer)]
-        missing = set(range(len(rows))) - {index for index, _ in found}
-        if missing:
-            raise ValueError(f"tokenizer: no {COMPLETION_LENGTH} tokens of it write {rows[min(missing)].answer!r}")
-        self.owner = torch.tensor([index for index, _ in found])
-        starts = [torch.tensor(tokenizer(text).input_ids) for text in prompts(rows, tokenizer)]
-        self.sequences = [(starts[index], split) for index, split in found]
-
-    def splits(self, text: str, before: tuple[int, ...] = ()) -> Iterator[Split]:
-        """All ways to write `text` in tokens, of which the last may go on with something that is no digit."""
-        for token, part in self.parts.items():
-            tokens = [*before, token]
-            if len(tokens) > COMPLETION_LENGTH:
-                return
-            if part == text:
-                yield Split(tokens, open=len(tokens) < COMPLETION_LENGTH)
-            elif text.startswith(part):
-                yield from self.splits(text[len(part) :], tuple(tokens))
-            elif part.startswith(text) and not part[len(text)].isdigit():
-                yield Split(tokens, open=False)
-
-    def read(self, logits: Tensor, start: int, split: Split, temperature: float) -> tuple[Tensor, Tensor]:
-        """Probability of a right completion, and the mean entropy at its tokens and after them, in nats.
-
-        `logits` (T, V) are those of one sequence, whose prompt has `start` tokens.
-        """
-        places = len(split.tokens) + split.open
-        logps = (logits[start - 1 : start - 1 + places].float() / temperature).log_softmax(-1)
-        logp = sum(logps[place, token].double() for place, token in enumerate(split.tokens))
-        end = 1 - logps[-1, self.digits].double().exp().sum() if split.open else 1.0
-        return torch.as_tensor(logp).exp() * end, -(logps.exp() * logps).sum(-1).mean()
-
-    @torch.no_grad()
-    def __call__(self, model: PreTrainedModel, temperatures: tuple[float, ...] = (1.0,)) -> list[dict[str, float]]:
-        """One row of scores per temperature."""
-        found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in temperatures]
-        for place in range(0, len(self.sequences), self.batch_size):
-            chunk = self.sequences[place : place + self.batch_size]
-            tokens = [torch.cat([start, torch.tensor(split.tokens)]) for start, split in chunk]
-            # Padded on the right: no attention mask is needed, as tokens do not attend to what follows.
-            logits = model(pad_sequence(tokens, batch_first=True).to(model.device)).logits.cpu()
-            for rows, temperature in zip(found, temperatures, strict=True):
-                rows += [
-                    self.read(logits[row], len(start), split, temperature) for row, (start, split) in enumerate(chunk)
-                ]
-        return [{"temperature": t, **self.scores(rows)} for t, rows in zip(temperatures, found, strict=True)]
-
-    def scores(self, rows: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
-        """Means over prompts, from probability and entropy of each sequence."""
-        chance = torch.stack([probability for probability, _ in rows])
-        right = torch.zeros(int(self.owner.max()) + 1, dtype=chance.dtype).index_add(0, self.owner, chance)
-        passes = {f"pass@{k}": (1 - (1 - right) ** k).mean().item() for k in PASSES}
-        return passes | {"entropy": torch.stack([entropy for _, entropy in rows]).mean().item()}
+        answers = [row.answer for row in rows]
+        super().__init__(tokenizer, prompts(rows, tokenizer), answers, COMPLETION_LENGTH, batch_size)
 
 
 def load(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -174,7 +98,7 @@ def load(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 ADDITION = Task(
     plan=HERE / "addition.yaml",
     recipe=HERE / "addition_stock.yaml",
-    reward=addition_reward,
+    reward=number_reward,
     load=load,
     dataset=training_data,
     evaluation=lambda path, tokenizer: ExactAddition(tokenizer),

@@ -14,7 +14,8 @@ from torch import Tensor
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from addition import COMPLETION_LENGTH, Sum, addition_reward, prompts  # noqa: E402
+from addition import COMPLETION_LENGTH, Sum, prompts  # noqa: E402
+from exact import number_reward  # noqa: E402
 
 from trl_entropy.uncertainty.completions import Scored  # noqa: E402
 
@@ -93,7 +94,7 @@ def answers_to(model: Any, tokenizer: Any, rows: list[Sum], samples: int, seed: 
         pieces = [vocabulary[token] for token in tokens[:end]]
         text = tokenizer.decode(tokens[:end], skip_special_tokens=True)
         row, count = rows[place // samples], digits_in(pieces)
-        right = addition_reward([text], [row.answer])[0] > 0
+        right = number_reward([text], [row.answer])[0] > 0
         prompt = {"prompt": texts[place // samples], "prompt_ids": ids[place // samples].tolist()}
         found.rows.append(prompt | {"completion": text, "completion_ids": tokens[:end], "correct": right})
         mask = torch.ones(end, dtype=torch.bool)

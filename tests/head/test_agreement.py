@@ -183,10 +183,10 @@ def test_sharded_models_are_compared_at_their_first_forward(tmp_path, monkeypatc
     trainers = f"trl_entropy.trainers.{kind}"
     monkeypatch.setattr(f"{trainers}.is_sharded", lambda *_: True)
     if kind == "grpo":
-        trainer = build_trainer(EntropyGRPOTrainer, EntropyGRPOConfig, tmp_path, model=modern())
+        trainer = build_trainer(EntropyGRPOTrainer, EntropyGRPOConfig, tmp_path, model=recurrent())
     else:
-        trainer = build_distiller(EntropyDistillationTrainer, EntropyDistillationConfig, tmp_path, model=modern())
-    with pytest.raises(ValueError, match=REFUSED.format("model", "ModernBertDecoderForCausalLM")):
+        trainer = build_distiller(EntropyDistillationTrainer, EntropyDistillationConfig, tmp_path, model=recurrent())
+    with pytest.raises(ValueError, match=REFUSED.format("model", "RecurrentGemmaForCausalLM")):
         trainer.train()
 
 

@@ -127,6 +127,7 @@ def build_config(folder, **settings):
     [
         (dict(use_transformers_continuous_batching=True), "`use_transformers_continuous_batching` must be false with"),
         (dict(use_vllm=True, vllm_tensor_parallel_size=2), "`vllm_tensor_parallel_size` must be 1 with method"),
+        (dict(use_vllm=True, branching_logprobs=21), "`branching_logprobs` must be at most 20 with `vllm_mode` 'col"),
         (dict(generation_kwargs={"do_sample": False}), "`generation_kwargs` must sample with method 'branching'"),
         (dict(generation_kwargs={"num_beams": 2}), "`generation_kwargs` must not have 'num_beams' with method 'bran"),
     ],
@@ -135,6 +136,12 @@ def build_config(folder, **settings):
 def test_what_cannot_branch_is_refused(tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
         build_config(tmp_path, **settings)
+
+
+def test_a_server_may_give_more_log_probabilities(tmp_path):
+    """As many as it is started with, which the trainer does not know."""
+    config = build_config(tmp_path, use_vllm=True, vllm_mode="server", branching_logprobs=30)
+    assert build_methods(config)[0].plan.top_logprobs == 30
 
 
 def test_what_cannot_branch_on_two_processes_is_refused(tmp_path, monkeypatch):

@@ -54,7 +54,9 @@ CASES = {
 def run(build, folder, lora, checkpointing, monitors):
     set_seed(0)
     peft_config = LoraConfig(r=2, target_modules="all-linear", lora_dropout=0.1) if lora else None
-    callbacks = [MonitorCallback(monitors, every=1, geometry_dse=True, step_radius_samples=3)] if monitors else []
+    features = dict(effective_features_encoder="torch.relu", effective_features_layer=0)
+    settings = dict(every=1, geometry_dse=True, step_radius_samples=3, **features)
+    callbacks = [MonitorCallback(monitors, **settings)] if monitors else []
     trainer = build(folder, callbacks, peft_config, gradient_checkpointing=checkpointing)
     trainer.train()
     lines = [line for line in trainer.state.log_history if "train_runtime" not in line]

@@ -186,6 +186,25 @@ def test_a_second_phase_starts_from_the_first_ones_model(tiny):
     assert start != first != switch and rest == [switch, switch]
 
 
+def test_lora_trains_adapters_only(tiny, monkeypatch, modules):
+    seen = []
+    trainer = modules["trajectories"].EntropyGRPOTrainer
+
+    class Watched(trainer):
+        def train(self, *args, **kwargs):
+            before = {name: weight.clone() for name, weight in self.model.named_parameters()}
+            found = super().train(*args, **kwargs)
+            seen.append({name for name, weight in self.model.named_parameters() if not weight.equal(before[name])})
+            return found
+
+    monkeypatch.setattr(modules["trajectories"], "EntropyGRPOTrainer", Watched)
+    points = tiny(evaluate_every=8, lora={"r": 2, "target_modules": "all-linear"})["points"][::2]
+    assert [point["step"] for point in points] == [0, 8] and points[0] != {**points[1], "step": 0}
+    assert seen[0] and all("lora_" in name for name in seen[0])
+    with pytest.raises(ValueError, match="must not be set with `then`"):
+        tiny(lora={"r": 2}, then={}, after=4)
+
+
 def rows(script, settings, shift=0.0):
     """A trajectory from (0.2, 0.8) down to (0.4, 0.6 + `shift`)."""
     points = [

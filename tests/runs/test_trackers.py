@@ -51,7 +51,7 @@ def tracked(tmp_path_factory):
         )
         trainer.train()
         trainer.create_model_card()
-        trainer.end()
+        trainer.accelerator.end_training()  # as `Trainer.end` of newer transformers
         wandb.finish()
     (path,) = folder.glob("wandb/offline-run-*/*.wandb")
     deadline = time.monotonic() + 120

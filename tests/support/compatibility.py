@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs the tests marked `compatibility`, and writes their outcomes to docs/compatibility.md.
 
-`python -m tests.support.compatibility` from the root of the repository, or `make compatibility`. With
+`python -m tests.support.compatibility` from the root of the repository, or `make compatibility`, and for columns of
+other environments `make compatibility-deepspeed`, `make compatibility-vllm` and `make compatibility-qlora`. With
 `--only NAME ...` only the rows of these methods are run, and with `--features FEATURE ...` only these columns. The
 others keep their outcomes, as do those whose tests are skipped, because they need another environment.
 """
@@ -22,7 +23,7 @@ TABLE = ROOT / "docs" / "compatibility.md"
 OUTCOMES = ROOT / "docs" / "compatibility.json"
 
 LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
-TRAINING = ("LoRA", "bf16", "gradient checkpointing", "torch.compile", "num_iterations: 2", "kill and resume")
+TRAINING = ("LoRA", "QLoRA", "bf16", "gradient checkpointing", "torch.compile", "num_iterations: 2", "kill and resume")
 PROCESSES = ("2 processes (DDP)", "2 processes (FSDP2)", "2 processes (ZeRO-3)", "vLLM")
 SECTIONS = {"Loss types": LOSSES, "Training": TRAINING, "Processes and engines": PROCESSES}
 WORDS = {"passed": "yes", "failed": "**no**", "refused": "refused", None: "not tested"}
@@ -47,8 +48,22 @@ no method, `clip_cov`, `kl_cov`, `siren`, `epo`, `aepo` with `aepo_mode: reweigh
 entropy bonus, the thermostat `entropy_keep`, and distillation with TIP. Under ZeRO-3, these also work: a model loaded
 in parts, with a reference model; `ds3_gather_for_generation: false`; resuming, which reproduces the uninterrupted run;
 and the comparison of the fused head with the plain logits, made in the first forward. Not run: offloading, bf16, GPUs,
-several machines, and the trainers for GKD, SDFT and SDPO under DeepSpeed. vLLM has not been run yet, except as a
-simulation.
+several machines, and the trainers for GKD, SDFT and SDPO under DeepSpeed.
+
+vLLM is not among the dependencies either. `make test-vllm` makes an environment with vLLM 0.31 for CPUs and
+transformers 5.17, and generates with a real engine in the training process (`vllm_mode: colocate`). The engine
+computes in bfloat16 and the trainer in float32, so their log-probabilities differ by a few hundredths, and TRL's
+correction for that acts. With no method and `fused_head: false`, logs and weights are those of stock TRL to the bit,
+also with tools, in distillation, and on two processes with an engine each. Each method runs for three steps or more,
+stays finite, and differs from the run without it. `branching` runs in TRL's loop of tools, the others without tools;
+`spear`, `agentic_aepo`, `empg` and `epo` also with them. Further tests: entropies and corrections in all four modes
+against the model's logits, combinations of methods, the thermostat, KappaTune, LoRA, and distillation with TIP. Not
+run: `vllm_mode: server`, because TRL sends weights to a server from GPUs only; GPUs; sleep mode; tensor parallelism;
+images.
+
+*QLoRA* is LoRA on a model that bitsandbytes has quantized to 4 bits (nf4, double quantization), on a CPU: `make
+test-qlora`, in the environment of vLLM. The base stays as it is to the bit and the adapter moves, otherwise than
+without the method. With no method and `fused_head: false` the run is stock TRL's to the bit.
 """
 
 

@@ -148,11 +148,14 @@ def monitored(output_dir, rank, processes):
         EntropyGRPOConfig,
         output_dir / "monitored",
         per_device_train_batch_size=8 // processes,
-        monitors=["geometry", "attention", "step_radius", "weight_norms"],
+        monitors=["geometry", "attention", "step_radius", "weight_norms", "effective_features"],
         geometry_samples=6,
         attention_samples=5,
         step_radius_samples=5,
         weight_norms_reference="cpu",
+        effective_features_encoder="torch.relu",
+        effective_features_layer=0,
+        effective_features_samples=5,
     )
     callback = next(found for found in trainer.callback_handler.callbacks if isinstance(found, MonitorCallback))
     kept = {"model": trainer.model, "processing_class": trainer.processing_class}

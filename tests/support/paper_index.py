@@ -96,11 +96,20 @@ def of_methods(methods: dict[str, Any]) -> list[str]:
     return blocks
 
 
+# Settings without which a monitor cannot be listed
+NEEDED = {
+    "effective_features": [
+        '    effective_features_encoder="torch.relu",  # in its place, your autoencoder\'s, by dotted path',
+        "    effective_features_layer=12,",
+    ]
+}
+
+
 def of_monitors() -> list[str]:
     blocks = []
     for name, monitor in MONITORS.items():
         text = f"`{name}`: {monitor.summary}. It changes nothing in the training."
-        listed = snippet(EntropyGRPOConfig, [f'    monitors=["{name}"],'])
+        listed = snippet(EntropyGRPOConfig, [f'    monitors=["{name}"],', *NEEDED.get(name, ())])
         blocks.append(block(monitor.paper, [fill(text, 119)], "See [monitors](monitors.md).", [listed]))
     return blocks
 

@@ -32,7 +32,7 @@ def make_config(tmp_path, **fields):
         (dict(methods=["clipcov"]), "unknown name 'clipcov'. Did you mean 'clip_cov'?"),
         (dict(methods=["Clip-Cov"]), "unknown name 'Clip-Cov'. Did you mean 'clip_cov'?"),
         (dict(methods=["zzz"]), "unknown name 'zzz'. Known: clip_cov, kl_cov, steer, clip_b, clip_v"),
-        (dict(methods=["steer", "steer"]), "`methods` must list each method once, got 'steer' twice."),
+        (dict(methods=["steer", "steer"]), "`methods` must list each name once, got 'steer' twice."),
         (dict(methods="clip_cov"), "`methods` must be a list of names, got 'clip_cov'."),
         (dict(methods=[1]), "`methods` must be a list of names, got [1]."),
         (dict(methods=None), "`methods` must be a list of names, got None."),

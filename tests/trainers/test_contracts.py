@@ -438,6 +438,11 @@ def test_the_first_log_probability_of_the_engine_is_taken():
     ]
 
 
+def test_the_engine_gives_as_many_log_probabilities_as_vllm_does_by_default():
+    """20, which `branching_logprobs` must not exceed. TRL lets no one raise it."""
+    assert "max_logprobs" not in inspect.getsource(VLLMGeneration)
+
+
 def test_environments_are_pooled_and_their_tools_bound(tmp_path):
     """The pool has one that is not used yet. A row's tools are methods of its environment."""
     trainer = agents.build_agent_trainer(tmp_path, stock=True, environment=agents.Notebook)

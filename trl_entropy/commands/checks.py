@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from huggingface_hub.utils import validate_repo_id
 
+from ..gym import check_task, is_task
 from ..kappa.config import KappaConfig, kappa_selection
 from ..methods import METHODS, build_methods
 from ..settings import one_of
@@ -27,7 +28,10 @@ def model_checks(given: Namespace, *names: str) -> Iterator[Check]:
 def dataset_checks(given: Namespace) -> Iterator[Check]:
     """That one dataset or a mixture is given, by names of files that exist or ids of the Hub."""
     yield Check(("dataset_name", "datasets"), partial(check_one_dataset, given))
-    if given.dataset_name:
+    if given.dataset_name and is_task(given.dataset_name):
+        names = ("dataset_name", "dataset_config", "dataset_streaming")
+        yield Check(names, partial(check_generated, given))
+    elif given.dataset_name:
         yield Check(("dataset_name",), partial(check_dataset_name, given.dataset_name))
     for entry in given.datasets or []:
         entry = entry if isinstance(entry, dict) else vars(entry)
@@ -41,8 +45,17 @@ def check_one_dataset(given: Namespace) -> None:
         raise ValueError("Either `dataset_name` or `datasets` must be given, and not both.")
 
 
+def check_generated(given: Namespace) -> None:
+    """Raises `ValueError` or `ImportError` if the task of reasoning-gym cannot be generated as asked."""
+    check_task(given.dataset_name, given.dataset_config)
+    if given.dataset_streaming:
+        raise ValueError(f"`dataset_streaming` must be false with {given.dataset_name!r}, got true.")
+
+
 def check_dataset_name(name: str) -> None:
-    """Raises `ValueError` or `FileNotFoundError` for the name of a dataset that cannot exist."""
+    """Raises `ValueError` or `FileNotFoundError` for a dataset that cannot exist, or a task in a mixture."""
+    if is_task(name):
+        raise ValueError(f"`datasets` cannot mix in {name!r}: tasks of reasoning-gym are given as `dataset_name`.")
     if data_file(name) is None and "://" not in name and name.count("/") < 2:
         validate_repo_id(name)
 

@@ -4,6 +4,7 @@
 
 In verl's layout `prompt` is a list of messages, which TRL reads directly, and `reward_model` holds the answer as
 `ground_truth`. TRL's math rewards read the answer from a column `solution`.
+Tasks of reasoning-gym are generated, see `trl_entropy.gym`.
 """
 
 import os
@@ -11,6 +12,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, Value, load_dataset
 
+from ..gym import is_task, load_task
 from ..rewards import solution_of
 
 
@@ -65,13 +67,16 @@ def load_problems(path: str, config: str | None = None, streaming: bool = False)
     """Loads a dataset with TRL's columns.
 
     Args:
-        path: a data file, a folder or an id on the Hub.
-        config: configuration of a dataset on the Hub.
+        path: a data file, a folder, an id on the Hub, or `reasoning_gym:TASK`.
+        config: configuration of a dataset on the Hub, or settings of the task.
         streaming: whether to stream it.
 
     Raises:
         `FileNotFoundError`, `ValueError`: see [`data_file`].
+        `ImportError`, `ValueError`: see [`~trl_entropy.gym.load_task`].
     """
+    if is_task(path):
+        return load_task(path, config)
     builder = data_file(path)
     if builder is not None:
         dataset = load_dataset(builder, data_files=path, streaming=streaming)

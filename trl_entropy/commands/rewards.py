@@ -14,6 +14,7 @@ from trl.rewards import (
     think_format_reward,
 )
 
+from ..gym import REWARD, reasoning_gym_reward
 from ..rewards import answer_line_accuracy_reward
 from ..settings import did_you_mean
 
@@ -22,6 +23,7 @@ REWARDS: dict[str, Callable] = {
     "accuracy_reward": accuracy_reward,
     "answer_line_accuracy_reward": answer_line_accuracy_reward,
     "reasoning_accuracy_reward": reasoning_accuracy_reward,
+    REWARD: reasoning_gym_reward,
     "think_format_reward": think_format_reward,
     # The same values as in TRL's script.
     "get_soft_overlong_punishment": get_soft_overlong_punishment(max_completion_len=1280, soft_punish_cache=256),

@@ -137,14 +137,15 @@ def _probe_ids(model: PreTrainedModel) -> Tensor:
 
 @contextmanager
 def _unchanged(model: nn.Module) -> Iterator[None]:
-    """Within the context all modules are in evaluation mode; mode and random state are restored after it."""
+    """Within the context modules are in evaluation mode; mode and random state are restored after it."""
     modes = {module: module.training for module in model.modules()}
     devices = {parameter.device for parameter in model.parameters() if parameter.device.type not in ("cpu", "meta")}
     kind = next((device.type for device in devices), "cuda")
     with torch.random.fork_rng(devices=sorted(device.index or 0 for device in devices), device_type=kind):
         try:
+            # Evaluated on a CPU, bitsandbytes packs its weights and rounds their scales for good
             for module in modes:
-                module.training = False
+                module.training = type(module).__module__.startswith("bitsandbytes.")
             yield
         finally:
             for module, mode in modes.items():

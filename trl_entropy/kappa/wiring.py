@@ -10,6 +10,12 @@ from .config import kappa_selection
 from .targets import with_targets
 
 
+def is_frozen_by_quantization(model: Any) -> bool:
+    """Whether a model is quantized in a way that adapters alone can be trained. Unknown of one given by name."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    return getattr(model, "is_quantized", False) and not getattr(quantizer, "is_qat_trainable", False)
+
+
 def with_kappa(trainer_class: type, *positional: Any, **keywords: Any) -> dict[str, Any]:
     """The arguments of TRL's trainer by name, changed as `args.kappa_mode` says.
 
@@ -17,7 +23,8 @@ def with_kappa(trainer_class: type, *positional: Any, **keywords: Any) -> dict[s
     model given by name is analyzed from its checkpoint, a model in memory as it is.
 
     Raises:
-        `ValueError`: `peft_config` is missing with `lora`, or given with `freeze`.
+        `ValueError`: `peft_config` is missing with `lora` or given with `freeze`, or the model is quantized with
+            `freeze`.
     """
     arguments = inspect.signature(trainer_class).bind(*positional, **keywords).arguments
     args, model, peft_config = arguments["args"], arguments["model"], arguments.get("peft_config")
@@ -29,6 +36,10 @@ def with_kappa(trainer_class: type, *positional: Any, **keywords: Any) -> dict[s
             f"`peft_config` must be {needed}, with `kappa_mode` {args.kappa_mode!r}, got {peft_config!r}."
         )
     options = args.model_init_kwargs or {}
+    if args.kappa_mode == "freeze" and (is_frozen_by_quantization(model) or options.get("quantization_config")):
+        raise ValueError(
+            "`kappa_mode` must be 'lora' for a quantized model, whose weights cannot be trained, got 'freeze'."
+        )
     checkpoint = None
     if isinstance(model, str):
         trust = options.get("trust_remote_code", getattr(args, "trust_remote_code", False))

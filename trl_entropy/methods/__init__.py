@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 
 from ..knob import Knob
 from ..paper import Paper
-from ..settings import did_you_mean
+from ..settings import names_of
 from .aepo import Aepo, AepoConfig
 from .agentic_aepo import AgenticAepo, AgenticAepoConfig
 from .base import Method
@@ -125,16 +125,9 @@ register = REGISTRY.register
 
 def build_methods(config: MethodsConfig) -> list[Method]:
     """The methods that `config.methods` lists. Raises `ValueError` for an unknown or repeated name or a bad field."""
-    if not isinstance(config.methods, list) or not all(isinstance(name, str) for name in config.methods):
-        raise ValueError(f"`methods` must be a list of names, got {config.methods!r}.")
-    for position, name in enumerate(config.methods):
-        if name not in METHODS:
-            hint = did_you_mean(name, METHODS)
-            raise ValueError(f"`methods` has the unknown name {name!r}.{hint} Known: {', '.join(METHODS)}.")
-        if name in config.methods[:position]:
-            raise ValueError(f"`methods` must list each method once, got {name!r} twice.")
-    check_together(config.methods)
-    return [METHODS[name](config) for name in config.methods]
+    names = names_of(config, "methods", METHODS)
+    check_together(names)
+    return [METHODS[name](config) for name in names]
 
 
 def check_together(names: list[str]) -> None:

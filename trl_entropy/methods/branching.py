@@ -25,6 +25,9 @@ from ..turns import BranchPlan, Turn
 from .base import Method
 
 
+ENGINE_LOGPROBS = 20  # of a token: vLLM's `max_logprobs`, which TRL leaves at its default
+
+
 @dataclass
 class BranchingConfig:
     branching_rule: Literal["aepo", "arpo"] = field(
@@ -205,6 +208,11 @@ class Branching(Method):
             raise ValueError(
                 f"`vllm_tensor_parallel_size` must be 1 with method 'branching', {together}, got "
                 f"{config.vllm_tensor_parallel_size}."
+            )
+        if config.vllm_mode == "colocate" and self.plan.top_logprobs > ENGINE_LOGPROBS:
+            raise ValueError(
+                f"`branching_logprobs` must be at most {ENGINE_LOGPROBS} with `vllm_mode` 'colocate', whose engine "
+                f"gives no more, got {self.plan.top_logprobs}."
             )
 
     def _warnings(self, config) -> list[str]:

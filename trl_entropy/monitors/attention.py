@@ -15,7 +15,6 @@ keys: probabilities are over keys.
 """
 
 import math
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,17 +22,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..paper import Paper
 from ..settings import checked
+from .attention_scores import chosen_scores, query_positions, watched_attention
 from .base import ProbeBatch, ProbeMonitor
 from .layers import language_model
 
 
 FEWEST_KEYS = 8  # of a query that counts in relative entropies
 COLLAPSED = 0.05  # relative entropy of a head, below which it has collapsed
-EAGER = "eager"
 
 
 def attention_entropy(scores: Tensor, allowed: Tensor) -> Tensor:
@@ -41,48 +39,6 @@ def attention_entropy(scores: Tensor, allowed: Tensor) -> Tensor:
     scores = scores.float().masked_fill(~allowed, -torch.inf)
     logps = scores - scores.logsumexp(-1, keepdim=True)
     return -(logps.exp() * logps).masked_fill(~allowed | logps.isneginf(), 0.0).sum(-1)
-
-
-def query_positions(lengths: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Evenly spaced queries of each sequence.
-
-    Args:
-        lengths: (B,) tokens of each sequence.
-        count: queries per sequence. A shorter sequence has all of its own.
-
-    Returns:
-        (B, count) positions, and (B, count) whether a place holds a query.
-    """
-    place = torch.arange(count, device=lengths.device)
-    last = (lengths - 1)[:, None]
-    spread = (place * last / max(count - 1, 1)).round().long()
-    short = lengths[:, None] <= count
-    positions = torch.where(short, place.expand_as(spread), spread)
-    return positions.clamp(max=last), ~short | (place <= last)
-
-
-def allowed_keys(mask: Any, positions: Tensor, keys: int, lengths: Tensor, window: int | None) -> Tensor:
-    """(B, 1, Q, K): whether a query may attend to a key.
-
-    Args:
-        mask: the attention function's mask. One of (B, 1, T, K), boolean or additive, says it all. Otherwise attention
-            is causal, within `window` keys if it is given.
-        positions: (B, Q) of the queries.
-        keys: K.
-        lengths: (B,) tokens of each sequence.
-        window: keys of sliding-window attention.
-    """
-    if isinstance(mask, Tensor) and mask.dim() == 4:
-        rows = mask.expand(len(positions), *mask.shape[1:])
-        index = positions[:, None, :, None].expand(-1, rows.size(1), -1, rows.size(-1))
-        rows = rows.gather(2, index)[..., :keys]
-        return rows if rows.dtype == torch.bool else rows > torch.finfo(rows.dtype).min / 2
-    key = torch.arange(keys, device=positions.device)
-    query = positions[:, :, None]
-    allowed = (key <= query) & (key < lengths[:, None, None])
-    if window is not None:
-        allowed &= key > query - window
-    return allowed[:, None]
 
 
 @dataclass
@@ -138,26 +94,16 @@ class Attention(ProbeMonitor):
 
     @contextmanager
     def collecting(self, model: nn.Module, batch: ProbeBatch) -> Iterator[None]:
-        name = language_model(model).config.get_text_config()._attn_implementation
-        had = name in ALL_ATTENTION_FUNCTIONS
-        own = ALL_ATTENTION_FUNCTIONS[name] if had else None
         found: dict[int, dict[str, Tensor]] = {}
 
-        def attend(module, query, key, value, attention_mask, *args, **kwargs):
+        def look(module, query, key, mask, options):
             layer = getattr(module, "layer_idx", None)
             if query.size(2) == batch.input_ids.size(1) and layer not in found:
                 layer = len(found) if layer is None else layer
-                found[layer] = self._entropies(module, query, key, attention_mask, batch, kwargs)
-            function = own if own is not None else sys.modules[type(module).__module__].eager_attention_forward
-            return function(module, query, key, value, attention_mask, *args, **kwargs)
+                found[layer] = self._entropies(module, query, key, mask, batch, options)
 
-        ALL_ATTENTION_FUNCTIONS[name] = attend
-        try:
+        with watched_attention(model, look):
             yield
-        finally:
-            del ALL_ATTENTION_FUNCTIONS[name]
-            if had and ALL_ATTENTION_FUNCTIONS.get(name) is not own:  # which was there for this process only
-                ALL_ATTENTION_FUNCTIONS[name] = own
         if not found:
             raise ValueError("`monitors` must leave out 'attention': no layer of the model attends to tokens.")
         layers = [found[layer] for layer in sorted(found)]
@@ -170,15 +116,7 @@ class Attention(ProbeMonitor):
         """Sums over queries of each sequence (B, heads), and the numbers of queries, repeated for each head."""
         lengths = batch.lengths.to(query.device)
         positions, valid = query_positions(lengths, self.queries)
-        rows = positions[:, None, :, None].expand(-1, query.size(1), -1, query.size(-1))
-        chosen, keys = query.gather(2, rows).float(), key.float()
-        keys = keys.repeat_interleave(query.size(1) // key.size(1), dim=1)
-        scaling = options.get("scaling")
-        scores = chosen @ keys.transpose(-1, -2) * (query.size(-1) ** -0.5 if scaling is None else scaling)
-        if options.get("softcap") is not None:
-            scores = options["softcap"] * (scores / options["softcap"]).tanh()
-        window = options.get("sliding_window", getattr(module, "sliding_window", None))
-        allowed = allowed_keys(mask, positions, key.size(2), lengths, window)
+        scores, allowed = chosen_scores(module, query, key, mask, positions, lengths, options)
         allowed = (allowed & (torch.arange(key.size(2), device=query.device) >= self.skip)).expand_as(scores)
         entropy, count = attention_entropy(scores, allowed), allowed.sum(-1)
         counts = valid[:, None] & (count > 0)

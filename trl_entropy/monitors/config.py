@@ -6,10 +6,11 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ..paper import Paper
-from ..settings import checked, default_of, did_you_mean
+from ..settings import checked, default_of, names_of
 from . import diffusion
 from .attention import Attention, AttentionConfig
 from .base import Monitor
+from .effective_features import EffectiveFeatures, EffectiveFeaturesConfig
 from .geometry import Geometry, GeometryConfig
 from .gradient_norms import GradientNorms
 from .step_radius import StepRadius, StepRadiusConfig
@@ -17,12 +18,13 @@ from .weight_norms import WeightNorms, WeightNormsConfig
 
 
 MONITORS: dict[str, type[Monitor]] = {
-    monitor.name: monitor for monitor in (Geometry, Attention, GradientNorms, StepRadius, WeightNorms)
+    monitor.name: monitor
+    for monitor in (Geometry, Attention, GradientNorms, StepRadius, WeightNorms, EffectiveFeatures)
 }
 
 
 @dataclass
-class MonitorFields(GeometryConfig, AttentionConfig, StepRadiusConfig, WeightNormsConfig):
+class MonitorFields(GeometryConfig, AttentionConfig, StepRadiusConfig, WeightNormsConfig, EffectiveFeaturesConfig):
     """The fields of every monitor."""
 
 
@@ -65,15 +67,7 @@ def build_monitors(config: Any) -> list[Monitor]:
     Raises:
         `ValueError`: a name is unknown or repeated, or a field is out of range.
     """
-    names = config.monitors
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"`monitors` must be a list of names, got {names!r}.")
-    for position, name in enumerate(names):
-        if name not in MONITORS:
-            hint = did_you_mean(name, MONITORS)
-            raise ValueError(f"`monitors` has the unknown name {name!r}.{hint} Known: {', '.join(MONITORS)}.")
-        if name in names[:position]:
-            raise ValueError(f"`monitors` must list each monitor once, got {name!r} twice.")
+    names = names_of(config, "monitors", MONITORS)
     for name in ("monitor_steps", "monitor_max_length"):
         checked(config, name, lambda value: type(value) is int and value >= 1, "a whole number >= 1")
     return [MONITORS[name](config) for name in names]
@@ -86,8 +80,8 @@ def check_monitors(config: MonitorsConfig) -> list[str]:
         `ValueError`: as [`build_monitors`].
     """
     build_monitors(config)
-    for monitor in MONITORS.values():  # also of monitors that are not listed
-        monitor(config)
+    for name in MONITORS.keys() - config.monitors:  # fields of the others too
+        MONITORS[name](config)
     used = {name for monitor in config.monitors for name in MONITORS[monitor].shared}
     changed = [item.name for item in fields(MonitorsConfig) if getattr(config, item.name) != default_of(item)]
     idle = {name: next((monitor for monitor in MONITORS if name.startswith(f"{monitor}_")), "") for name in changed}

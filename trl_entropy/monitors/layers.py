@@ -36,5 +36,5 @@ def layers_of(model: nn.Module) -> nn.ModuleList:
     if not isinstance(layers, nn.ModuleList):
         layers = next((child for child in decoder.children() if isinstance(child, nn.ModuleList)), None)
     if layers is None:
-        raise ValueError(f"`geometry_layers` must be empty: {type(decoder).__name__} has no list of layers.")
+        raise ValueError(f"`model` must have a list of decoder layers, got {type(decoder).__name__}, which has none.")
     return layers

@@ -11,6 +11,7 @@ from .panel import Panel, Series, both_splits, metric_panel
 from .passes import all_passes, front_panel, pass_at_k_panel
 from .runs import Run
 from .samples import tip_scatter
+from .u_curve import u_curve_panel
 
 
 LAW = "reward against entropy"
@@ -35,6 +36,7 @@ def build_panels(runs: list[Run], evaluations: Sequence[Evaluation] = ()) -> lis
         front_panel(passes, [*evaluations]),
         metric_panel(runs, "mean completion length (tokens)", "completions/mean_length"),
         law_panel(runs),
+        u_curve_panel(runs),
         forecast_panel(runs),
         advantage_panel(runs),
         tip_panel(runs),

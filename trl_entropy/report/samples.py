@@ -11,7 +11,11 @@ import pandas as pd
 
 from ..estimates import accuracy_first, pass_at_k
 from ..runs.files import COMPLETIONS, TOKEN_FILE, number_of
+from ..uncertainty.u_curve import Question, questions_of
 from .runs import Run, read_json
+
+
+ENTROPY = "token_entropy_mean"  # the column of our trainers
 
 
 def files_of(run: Run, pattern: str) -> list[Path]:
@@ -28,14 +32,10 @@ def pass_at_k_points(run: Run) -> tuple[str, list[dict[str, float]]] | None:
     ever returned 0 and 1 returned 1 (those with "accuracy" in their names come first); k is the most common number
     of completions per prompt. The estimate is unbiased and a mean over prompts with at least k completions.
     """
-    if run.settings and not run.settings.get("log_completions"):  # tables in the folder come from an earlier run
+    found = scored_tables(run)
+    if found is None:
         return None
-    tables = [table for table in map(read_table, files_of(run, "completions_*.parquet")) if len(table)]
-    names = dict.fromkeys(key.split("/")[1] for line in run.lines for key in line if key.startswith("rewards/"))
-    binary = (name for name in accuracy_first(names) if tables and all(gives_0_and_1(table, name) for table in tables))
-    name = next(binary, None)
-    if name is None:
-        return None
+    name, tables = found
     counts = {int(table["step"].iloc[0]): right_by_prompt(table, name) for table in tables}
     sizes = Counter(samples for groups in counts.values() for samples, _ in groups)
     k = sizes.most_common(1)[0][0] if sizes else 0
@@ -49,6 +49,35 @@ def pass_at_k_points(run: Run) -> tuple[str, list[dict[str, float]]] | None:
     ]
 
 
+def scored_tables(run: Run) -> tuple[str, list[pd.DataFrame]] | None:
+    """The reward function that tells right completions, and the tables of `log_completions`; `None` without either."""
+    if run.settings and not run.settings.get("log_completions"):  # tables in the folder come from an earlier run
+        return None
+    tables = [table for table in map(read_table, files_of(run, "completions_*.parquet")) if len(table)]
+    names = dict.fromkeys(key.split("/")[1] for line in run.lines for key in line if key.startswith("rewards/"))
+    binary = (name for name in accuracy_first(names) if tables and all(gives_0_and_1(table, name) for table in tables))
+    name = next(binary, None)
+    return None if name is None else (name, tables)
+
+
+def questions_asked(run: Run) -> list[Question]:
+    """The prompts of each logged batch, with accuracy and entropy of their completions; empty without these."""
+    found = scored_tables(run)
+    if found is None or not all(ENTROPY in table for table in found[1]):
+        return []
+    name, questions = found[0], list[Question]()
+    for table in found[1]:
+        known = table[table[name].notna() & table[ENTROPY].notna()]
+        keys, right, entropy = prompt_texts(known), known[name].astype(float), known[ENTROPY].astype(float)
+        questions += questions_of(keys.tolist(), right.tolist(), entropy.tolist())
+    return [question for question in questions if question.samples > 1]
+
+
+def prompt_texts(table: pd.DataFrame) -> pd.Series:
+    """What completions of the same prompt share."""
+    return table["prompt"].map(lambda prompt: prompt if isinstance(prompt, str) else repr(list(prompt)))  # messages
+
+
 def gives_0_and_1(table: pd.DataFrame, name: str) -> bool:
     """Whether a reward function returned nothing but 0 and 1."""
     return name in table and bool(table[name].dropna().isin((0, 1)).all())
@@ -57,8 +86,7 @@ def gives_0_and_1(table: pd.DataFrame, name: str) -> bool:
 def right_by_prompt(table: pd.DataFrame, name: str) -> list[tuple[int, int]]:
     """(scored completions, right completions) of each prompt."""
     scored = table[table[name].notna()]
-    texts = scored["prompt"].map(lambda prompt: prompt if isinstance(prompt, str) else repr(list(prompt)))  # messages
-    return [(len(values), int(values.sum())) for _, values in scored.groupby(texts)[name]]
+    return [(len(values), int(values.sum())) for _, values in scored.groupby(prompt_texts(scored))[name]]
 
 
 def read_table(path: Path) -> pd.DataFrame:

@@ -21,6 +21,24 @@ class Answer:
     mask: list[bool]
 
 
+def prompt_ids_of(prompt: str | list[dict[str, Any]], tokenizer: Any) -> list[int]:
+    """The token ids of a prompt: a text as it is, a conversation up to the point where the assistant writes.
+
+    Raises:
+        `ValueError`: it is neither, or it is empty.
+    """
+    if isinstance(prompt, str):
+        ids = list(tokenizer(prompt)["input_ids"])
+    elif isinstance(prompt, list) and prompt:
+        text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    else:
+        raise ValueError(f"`prompt` must be a text or a conversation, got {prompt!r:.80}.")
+    if not ids:
+        raise ValueError("`prompt` must not be empty.")
+    return ids
+
+
 def answer_of(row: Mapping[str, Any], tokenizer: Any) -> Answer:
     """The token ids of a row: as they are, or of its prompt and completion, both texts or both conversations.
 

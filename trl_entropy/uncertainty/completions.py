@@ -55,22 +55,15 @@ class Scored:
         return float(beyond[self.mask].mean()) if self.length else 0.0
 
 
-def score_rows(
-    model: Any,
-    prompts: Sequence[Tensor],
-    completions: Sequence[Tensor],
-    k: int,
-) -> tuple[list[Tensor], int]:
-    """One forward of a batch, teacher-forced at temperature 1.
+def completion_logits(model: Any, prompts: Sequence[Tensor], completions: Sequence[Tensor]) -> list[Tensor]:
+    """One forward of a batch -> the logits that predict the tokens of each completion, at temperature 1.
 
     Args:
         model: causal language model, in evaluation mode.
-        prompts, completions: (P,) and (T,) token ids of each row. A row without a prompt gives no value for its first
-            token: log-probabilities of `-inf`.
-        k: ranks.
+        prompts, completions: (P,) and (T,) token ids of each row.
 
     Returns:
-        (T, min(k, V)) log-probabilities of each row, on the CPU, and V.
+        (T, V) of each row, on the model's device. Without a prompt nothing predicts the first token: (T - 1, V).
     """
     device = next(model.parameters()).device
     rows = [torch.cat([p, c]).to(device) for p, c in zip(prompts, completions, strict=True)]
@@ -90,10 +83,44 @@ def score_rows(
     for row, prompt, completion in zip(logits, prompts, completions, strict=True):
         start = max(len(prompt), 1)
         end = max(len(prompt) + len(completion), start)
-        top = top_log_probs(row[start - 1 - offset : end - 1 - offset], k).cpu()
+        found.append(row[start - 1 - offset : end - 1 - offset])
+    return found
+
+
+def score_rows(
+    model: Any,
+    prompts: Sequence[Tensor],
+    completions: Sequence[Tensor],
+    k: int,
+) -> tuple[list[Tensor], int]:
+    """One forward of a batch, teacher-forced at temperature 1.
+
+    Args:
+        model, prompts, completions: as in [`completion_logits`]. A row without a prompt gives no value for its first
+            token: log-probabilities of `-inf`.
+        k: ranks.
+
+    Returns:
+        (T, min(k, V)) log-probabilities of each row, on the CPU, and V.
+    """
+    found, vocabulary = [], 0
+    for logits, completion in zip(completion_logits(model, prompts, completions), completions, strict=True):
+        top, vocabulary = top_log_probs(logits, k).cpu(), logits.size(-1)
         unknown = top.new_full((len(completion) - len(top), top.size(-1)), -torch.inf)
         found.append(torch.cat([unknown, top]))
-    return found, logits.size(-1)
+    return found, vocabulary
+
+
+def batches_of(answers: Sequence[Answer], batch: int) -> Iterator[tuple[list[int], list[Tensor], list[Tensor]]]:
+    """Answers of similar length together: their places, and the token ids of their prompts and completions."""
+    order = sorted(range(len(answers)), key=lambda n: len(answers[n].prompt_ids) + len(answers[n].completion_ids))
+    for start in range(0, len(order), batch):
+        places = order[start : start + batch]
+        prompts, completions = (
+            [torch.tensor(getattr(answers[n], name), dtype=torch.long) for n in places]
+            for name in ("prompt_ids", "completion_ids")
+        )
+        yield places, prompts, completions
 
 
 def score_answers(
@@ -109,14 +136,8 @@ def score_answers(
         batch: sequences per forward.
     """
     model.eval()
-    order = sorted(range(len(answers)), key=lambda n: len(answers[n].prompt_ids) + len(answers[n].completion_ids))
     scored: dict[int, Scored] = {}
-    for start in range(0, len(order), batch):
-        places = order[start : start + batch]
-        prompts, completions = (
-            [torch.tensor(getattr(answers[n], name), dtype=torch.long) for n in places]
-            for name in ("prompt_ids", "completion_ids")
-        )
+    for places, prompts, completions in batches_of(answers, batch):
         found, vocabulary = score_rows(model, prompts, completions, k)
         for n, log_probs in zip(places, found, strict=True):
             answer = answers[n]
