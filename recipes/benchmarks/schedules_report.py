@@ -82,9 +82,9 @@ def draw(runs: Runs, path: Path) -> None:
             law = fit_annealing_law([curve], draws=0)
             loss.plot(curve.end, law.predict(curve.rates)[curve.end.astype(int) - 1], color=color, linewidth=0.8)
     rate.set(title="learning rate", xlabel="step")
-    loss.set(title="loss on held-out prompts; lines: law", xlabel="step", yscale="log")
+    loss.set(title="loss on held-out prompts; lines: law", xlabel="step")
     last = [end_of(lines) for lines in next(iter(runs.values())).values()]
-    loss.set_ylim(min(last) * 0.97, max(last) * 1.8)
+    loss.set_ylim(min(last) * 0.97, max(last) * 1.8)  # the beginning is far above
     for panel in (rate, loss):
         panel.grid(alpha=0.3)
         panel.legend(fontsize="small")
