@@ -53,11 +53,14 @@ class Sum(NamedTuple):
         return crc32(f"{min(self)} {max(self)}".encode())
 
 
-def sums(held_out: bool) -> list[Sum]:
-    """The prompts to train on, or the 128 to evaluate: no pair of them is trained on in either order."""
+def sums(held_out: bool, count: int = HELD_OUT) -> list[Sum]:
+    """The prompts to train on, or the first held-out ones: no pair of them is trained on in either order.
+
+    Evaluations take 128 of about 1000. `count` asks for more or fewer.
+    """
     every = [Sum(first, second) for first in range(10, 100) for second in range(10, 100)]
     chosen = [row for row in every if (row.code % HELD_OUT_ONE_IN == 0) is held_out]
-    return sorted(chosen, key=lambda row: (row.code, row))[:HELD_OUT] if held_out else chosen
+    return sorted(chosen, key=lambda row: (row.code, row))[:count] if held_out else chosen
 
 
 def prompts(rows: list[Sum], tokenizer: PreTrainedTokenizerBase) -> list[str]:
