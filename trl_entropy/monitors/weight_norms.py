@@ -141,7 +141,9 @@ class WeightNorms(StepMonitor):
         if run.step > 0:
             if path.exists() and (kept := load_file(path)).keys() == found.keys():
                 return kept
-            logger.warning(f"{path} does not hold the weights of this run: 'weight_norms' compares with the weights of this step.")
+            logger.warning(
+                f"{path} does not hold the weights of this run: 'weight_norms' compares with the weights of this step."
+            )
         elif run.writes:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file({name: value.contiguous() for name, value in found.items()}, path)
