@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-entropy Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""`recipes/real_model/diagnostics.py` and `calibration.py`: the monitored run, and answers with their scores."""
+"""`recipes/real_model`: `diagnostics.py`, `calibration.py`, `difficulty.py`: a run, and answers with their scores."""
 
 import importlib
 import math
@@ -23,7 +23,8 @@ def modules():
     before = list(sys.path)
     sys.path.insert(0, str(REAL_MODEL))
     found = {
-        name: importlib.import_module(name) for name in ("addition", "calibration", "diagnostics", "sampled_sums")
+        name: importlib.import_module(name)
+        for name in ("addition", "calibration", "diagnostics", "difficulty", "sampled_sums")
     }
     found["trajectories"] = importlib.import_module("trajectories")
     sys.path[:] = before
@@ -136,3 +137,26 @@ def test_quality_of_both_models(modules, tmp_path):
     text = calibration.tables({"before": found, "after": found})
     assert "| before | EPR, number | 1.000 [1.000, 1.000] |" in text
     calibration.draw({"before": found, "after": found}, tmp_path / "picture.png")
+
+
+def test_difficulty_of_sampled_sums(modules, tmp_path, monkeypatch, capsys):
+    difficulty, (model, tokenizer) = modules["difficulty"], (tiny(), characters())
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(difficulty, "load", lambda path: (model, tokenizer))
+    answered = difficulty.answers_to
+
+    def half_right(*arguments, **options):  # no answer of random weights is right
+        found = answered(*arguments, **options)
+        for place, row in enumerate(found.rows):
+            row["correct"] = place // 2 % 2 == 0
+        return found
+
+    monkeypatch.setattr(difficulty, "answers_to", half_right)
+    folders = ["--model", str(tmp_path / "model"), "--output", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["difficulty.py", *folders, "--prompts", "90", "--samples", "2"])
+    difficulty.main()
+    table, fitted = capsys.readouterr().out.split("Of 18 held-out questions")
+    assert "0.0 to 0.1         45" in table and "0.9 to 1.0         45" in table and "get the right label" in fitted
+    assert "90 questions with 180 answers" in table and "45 hard" in table
+    assert len((tmp_path / "out" / "labels.jsonl").read_text().splitlines()) == 90
