@@ -21,7 +21,7 @@ import torch
 import yaml
 from datasets import Dataset, DatasetDict
 
-from .rewards import said_last
+from .rewards import ANSWER_LINE, said_last
 from .settings import did_you_mean
 
 
@@ -33,9 +33,8 @@ LEAST = {"seed": 0, "size": 1, "test_size": 1}
 TUPLE, KEYS = "__tuple__", "__keys__"
 HELD_OUT_SEED = 1_000_000_000  # added to the seed for the held-out split: tasks add the index of a row to it
 INSTRUCTION = "Write the final answer, and nothing else, between <answer> and </answer>."
-# Tags as in reasoning-gym's own prompts, which take answers of several lines; else the line after `Answer:`.
+# As in reasoning-gym's own prompts, which take answers of several lines
 TAGS = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
-LINE = re.compile(r"answer[ \t*]*:[\s*]*([^\n]+)", re.IGNORECASE)
 
 
 def is_task(name: str) -> bool:
@@ -191,7 +190,7 @@ def final_answer(completion: str | list[dict[str, Any]]) -> str | None:
     text = completion if isinstance(completion, str) else said_last(completion)
     if tagged := TAGS.findall(text):
         return tagged[-1].strip() or None
-    lines = LINE.findall(text)
+    lines = ANSWER_LINE.findall(text)
     return (lines[-1].strip().strip("*").strip() or None) if lines else None
 
 
